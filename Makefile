@@ -1,0 +1,35 @@
+# The commands of this repository. `make run` and `make test` need nothing done before.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup run test check format clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## create .venv and install
+
+run: setup ## the demo on http://127.0.0.1:8000: simulated engine, no GPU, no Docker
+	$(BIN)/vllm-gateway serve --config config/demo.yaml
+
+test: setup ## all tests (the Docker ones start their own engine)
+	$(BIN)/python -m pytest
+
+check: setup ## lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src strategies tests
+	$(BIN)/python -m pytest -q tests/unit/test_import_directions.py
+
+format: setup ## apply the formatter
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what setup and the tools made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

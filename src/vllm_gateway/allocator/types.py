@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of the memory books: GPUs, residents, needs, and the two answers a plan can have."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as read. `foreign_mib`: memory held there by others than our instances, the driver included."""
+
+    gpu_id: str  # the UUID; what a device request names
+    index: int
+    name: str
+    total_mib: int
+    used_mib: int = 0
+    foreign_mib: int = 0
+    problem: str | None = None  # why nothing may be placed here
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An instance that holds a reservation. `leaving`: it is being drained or stopped, its memory will come back."""
+
+    instance_id: str
+    model: str
+    gpu_ids: tuple[str, ...]
+    mib: int  # on each of its GPUs
+    busy: bool = False
+    pinned: bool = False
+    evictable: bool = True  # ready, not starting
+    leaving: bool = False
+    ready_since: float = 0.0
+    last_used: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one new instance asks for: `mib` on each of `gpu_count` GPUs."""
+
+    model: str
+    mib: int
+    gpu_count: int = 1
+    may_evict: bool = True  # the model's first instance; extra ones take free room only
+    may_drain_busy: bool = True  # False in a discovery run
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    margin_mib: int = 512  # left free on every GPU
+    min_resident_s: float = 60.0  # younger residents are evicted last
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    gpu_ids: tuple[str, ...]
+    evict: tuple[str, ...] = ()  # instance ids, in order
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """`never`: it would not fit if every unpinned resident left. `reason` carries the numbers."""
+
+    never: bool
+    reason: str

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where instances run: the one interface that docker and process runtimes share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything one instance is started with."""
+
+    name: str  # vllm_server_gemma3-4B_instance_1
+    model: str
+    number: int
+    image: str  # docker only
+    arguments: tuple[str, ...]  # the engine's, without --host and --port: the runtime adds these
+    environment: Mapping[str, str]  # may hold secrets: never logged
+    gpu_ids: tuple[str, ...]
+    footprint_mib: int
+    spec_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started instance. `handle` is the container id or the process id as text."""
+
+    handle: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An instance of an earlier gateway that is still there."""
+
+    running: Running | None  # None: it does not run any more
+    handle: str
+    name: str
+    model: str
+    number: int
+    spec_hash: str
+    gpu_ids: tuple[str, ...]
+    footprint_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an instance ended: exit status (negative: signal), and its last lines of output."""
+
+    code: int
+    out_of_memory: bool = False
+    log_tail: tuple[str, ...] = field(default=())
+
+
+class StartError(Exception):
+    """The instance could not be started at all (no image, no GPU driver, name taken). The text says what to do."""
+
+
+class RuntimeDown(Exception):
+    """The runtime itself does not answer (the Docker engine is away)."""
+
+
+class Runtime(Protocol):
+    async def open(self) -> None:
+        """Connects. Raises RuntimeDown."""
+
+    async def close(self) -> None:
+        """Releases what the gateway holds; process runtime: ends every child. Containers stay."""
+
+    async def find(self) -> list[Found]:
+        """Every instance labelled as ours, running or not."""
+
+    async def start(self, launch: Launch) -> Running:
+        """Starts it; returns when it runs (not yet ready). Raises StartError, RuntimeDown. Leaves nothing if it fails."""
+
+    async def wait(self, handle: str) -> Exit:
+        """Returns when the instance has ended, at once if it already has. Survives a restart of the engine behind it."""
+
+    async def stop(self, handle: str, grace_s: float) -> None:
+        """SIGTERM, after `grace_s` SIGKILL, then removes it. No error if it is gone already."""
+
+    async def remove(self, handle: str) -> None:
+        """Removes what is left of an instance, killing it if it still runs. No error if it is gone already."""
+
+    async def pids(self, handle: str) -> frozenset[int]:
+        """Host process ids of the instance, for the memory that NVML shows per process; empty if unknown."""

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between requests and fleet: what the request side may know, and what it reports back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One ready instance as the request side sees it. `instance_id` is never used again, `name` may be."""
+
+    instance_id: str
+    name: str
+    model: str
+    host: str
+    port: int
+    max_in_flight: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """An immutable snapshot: model -> its ready instances, in a stable order."""
+
+    routes: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
+
+    def of(self, model: str) -> tuple[Route, ...]:
+        return self.routes.get(model, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the requests that wait for a model end now. `code` is one of the stable codes in `api.errors`."""
+
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class Demand(Protocol):
+    """What the request side tells the fleet. Every call is synchronous and cheap."""
+
+    def wanted(self, model: str) -> None:
+        """A request of `model` waits for an instance."""
+
+    def unwanted(self, model: str) -> None:
+        """The last waiting request of `model` has left."""
+
+    def drained(self, instance_id: str) -> None:
+        """The last request of an instance that left the table has ended."""
+
+    def suspect(self, instance_id: str, reason: str) -> None:
+        """An instance failed before the first byte of a reply: check it before it gets more."""
+
+
+class Activity(Protocol):
+    """What the fleet reads from the request side when it decides."""
+
+    def waiting(self, model: str) -> int: ...
+
+    def in_flight(self, instance_id: str) -> int: ...
+
+    def last_used(self, instance_id: str) -> float | None:
+        """Loop time of the last begin or end of a request there; None if never."""
+
+
+class Traffic(Protocol):
+    """What the fleet tells the request side."""
+
+    def publish(self, table: RoutingTable) -> None: ...
+
+    def refuse(self, model: str, refusal: Refusal) -> None:
+        """Ends every request that waits for `model`."""

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the configuration: every setting and every default stands here."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seconds = Annotated[float, Field(ge=0)]
+Mib = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(_Strict):
+    """Where clients reach the gateway."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_keys: tuple[str, ...] = Field((), description="Bearer tokens that clients must send; none: open to all.")
+    max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
+    drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long streams in flight may finish.")
+
+
+class Docker(_Strict):
+    """The `docker` runtime."""
+
+    image: str = "vllm/vllm-openai:latest"
+    container_prefix: str = Field("vllm_server", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+    network: str | None = Field(None, description="Reach containers by name on this Docker network, publish no ports.")
+    cache_dir: str | None = Field(None, description="Host folder mounted as the engine's Hugging Face cache.")
+    pull: Literal["missing", "never", "always"] = "missing"
+    ipc: Literal["host", "private"] = "host"
+    shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")
+
+
+class Process(_Strict):
+    """The `process` runtime: engines are child processes of the gateway."""
+
+    command: tuple[str, ...] = Field(
+        ("vllm", "serve"), min_length=1, description="`simulated` alone stands for the simulated engine."
+    )
+
+
+class Device(_Strict):
+    """A GPU that NVML cannot tell of, or a simulated one."""
+
+    name: str
+    memory_mib: Mib
+    id: str | None = None
+
+
+class Gpus(_Strict):
+    """The GPUs whose memory is shared out."""
+
+    source: Literal["nvml", "static", "simulated"] = "nvml"
+    devices: tuple[Device, ...] = ()
+    margin_mib: int = Field(512, ge=0, description="Left free on every GPU.")
+    min_resident_s: Seconds = Field(60, description="Younger instances are evicted last.")
+
+    @model_validator(mode="after")
+    def _devices_fit_the_source(self) -> "Gpus":
+        if (self.source == "nvml") == bool(self.devices):
+            raise ValueError("`devices` belongs to `source: static` and `source: simulated`, which need at least one")
+        return self
+
+
+class Log(_Strict):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
+
+
+class Model(_Strict):
+    """What one user-facing name means, and how to serve it."""
+
+    repository: str | None = Field(None, description="Hugging Face repository or a path the engine can read.")
+    endpoints: tuple[str, ...] = Field((), description="Engines that somebody else runs: http://host:port.")
+    instances: int = Field(1, ge=1, le=64)
+    aliases: tuple[str, ...] = ()
+    engine_arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    image: str | None = None
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    footprint_mib: Mib | None = Field(None, description="GPU memory of one instance on each of its GPUs.")
+    pinned: bool = Field(False, description="Never evicted, never stopped for idleness.")
+    idle_timeout_s: Seconds | None = Field(None, description="Overrides the default; 0: never.")
+    max_in_flight: int | None = Field(None, ge=1)
+    strategy: str | None = None
+
+    @model_validator(mode="after")
+    def _repository_or_endpoints(self) -> "Model":
+        if (self.repository is None) == (not self.endpoints):
+            raise ValueError("give either `repository` (the gateway starts engines) or `endpoints` (somebody else does)")
+        return self
+
+
+class Settings(_Strict):
+    """The whole configuration, validated and frozen."""
+
+    server: Server = Server()
+    runtime: Literal["docker", "process"] = "docker"
+    docker: Docker = Docker()
+    process: Process = Process()
+    gpus: Gpus = Gpus()
+    log: Log = Log()
+    models: dict[str, Model] = Field(default_factory=dict)
+    strategy: str = Field("round_robin", description="For every model that names none.")
+    strategies_dir: str | None = None
+    max_in_flight: int = Field(256, ge=1, description="Requests at once on one instance.")
+    queue_size: int = Field(1000, ge=1, description="Waiting requests of one model; beyond it: 429.")
+    queue_timeout_s: Seconds = Field(600, gt=0, description="Longest wait for an instance.")
+    idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
+    start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
+    stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
+    memory_footprint_file: str = "memory_footprints.json"
+    hf_token: str | None = Field(None, description="Passed to engines; never logged.")
