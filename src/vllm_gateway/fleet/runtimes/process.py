@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines as child processes: for a machine without Docker, for development, and for the simulated engine.
+
+Every engine leads a process group of its own, so that its workers end with it. If the gateway dies, however it dies,
+the kernel kills the engines and a small guard process kills their workers, which hold the GPU memory; so there is
+never an instance of an earlier gateway to adopt.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
+from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
+from vllm_gateway.settings import Process
+
+_HOST = "127.0.0.1"
+_CLOSE_GRACE_S = 3.0
+_LAST_OUTPUT_S = 1.0
+
+# Runs in the child, then becomes the engine: asks the kernel for SIGKILL when the gateway dies (prctl 1 is
+# PR_SET_PDEATHSIG), and gives up if it died before that. A `preexec_fn` would do this in a fork of a process with
+# threads, where anything but exec may deadlock. Python ignores SIGPIPE, and exec would hand that on.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+# Runs beside the engines and hears of every group as it comes (+) and goes (-). Its input ends with the gateway.
+_GUARD = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: asyncio.subprocess.Process
+    port: int
+    ended: asyncio.Task[Exit]
+
+
+class ProcessRuntime:
+    """Starts the engine's command on this machine. The handle is the process id, which is the group's id too."""
+
+    def __init__(self, settings: Process, simulated_gpu_dir: str | None) -> None:
+        simulated = settings.command == ("simulated",)
+        self._command = (sys.executable, "-m", "vllm_gateway.simulator") if simulated else settings.command
+        self._simulated_gpu_dir = simulated_gpu_dir
+        self._children: dict[str, _Child] = {}
+        self._guard: asyncio.subprocess.Process | None = None
+
+    async def open(self) -> None:
+        self._guard = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _GUARD),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    async def close(self) -> None:
+        await asyncio.gather(*(self.stop(handle, _CLOSE_GRACE_S) for handle in list(self._children)))
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            await self._guard.wait()
+
+    async def find(self) -> list[Found]:
+        """None: children do not outlive their gateway."""
+        return []
+
+    async def start(self, launch: Launch) -> Running:
+        environment = self._environment(launch)
+        program = shutil.which(self._command[0], path=environment.get("PATH"))
+        if program is None:
+            raise StartError(
+                f"The engine's command {self._command[0]!r} was not found. Install it where the gateway runs, "
+                "or name another in `process.command`."
+            )
+        port = _free_port(frozenset(child.port for child in self._children.values()))
+        engine = (program, *self._command[1:], *launch.arguments, "--host", _HOST, "--port", str(port))
+        reading, writing = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *engine),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                env=environment,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            os.close(reading)
+            raise StartError(f"The engine's command (`process.command`) could not be started: {error}") from error
+        finally:
+            os.close(writing)
+        self._tell_guard("+", process.pid)
+        ended = asyncio.create_task(self._follow(process, reading), name=f"follow {launch.name}")
+        self._children[str(process.pid)] = _Child(process, port, ended)
+        return Running(str(process.pid), _HOST, port)
+
+    async def wait(self, handle: str) -> Exit:
+        child = self._children.get(handle)
+        if child is None:
+            return Exit(-signal.SIGKILL)
+        return await asyncio.shield(child.ended)
+
+    async def stop(self, handle: str, grace_s: float) -> None:
+        child = self._children.get(handle)
+        if child is None:
+            return
+        if child.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.terminate()
+        await asyncio.wait({child.ended}, timeout=grace_s)
+        await self.remove(handle)
+
+    async def remove(self, handle: str) -> None:
+        child = self._children.get(handle)
+        if child is None:
+            return
+        if not child.ended.done():
+            _kill_group(child.process.pid)
+            await asyncio.wait({child.ended})
+        self._children.pop(handle, None)
+
+    async def pids(self, handle: str) -> frozenset[int]:
+        child = self._children.get(handle)
+        if child is None or child.ended.done():
+            return frozenset()
+        return await asyncio.to_thread(_pids_of_group, child.process.pid)
+
+    async def _follow(self, process: asyncio.subprocess.Process, output: int) -> Exit:
+        """Reads what the engine says until it ends; workers it leaves behind are killed, for they hold GPU memory.
+
+        The pipe is ours, not asyncio's, whose `wait()` may not return while a worker still holds the output open.
+        """
+        tail = OutputTail()
+        reading = asyncio.create_task(_read_into(tail, output))
+        code = await process.wait()
+        _kill_group(process.pid)
+        self._tell_guard("-", process.pid)
+        await asyncio.wait({reading}, timeout=_LAST_OUTPUT_S)
+        reading.cancel()
+        await asyncio.wait({reading})
+        return Exit(code, says_out_of_memory(tail.lines(200)), tail.lines())
+
+    def _tell_guard(self, sign: str, group: int) -> None:
+        if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():
+            self._guard.stdin.write(f"{sign}{group}\n".encode())
+
+    def _environment(self, launch: Launch) -> dict[str, str]:
+        environment = {**os.environ, **launch.environment, "SIM_NAME": launch.name}
+        if launch.gpu_ids:
+            environment["CUDA_VISIBLE_DEVICES"] = environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(launch.gpu_ids)
+        if self._simulated_gpu_dir is not None:
+            environment["SIMULATED_GPU_DIR"] = self._simulated_gpu_dir
+        return environment
+
+
+async def _read_into(tail: OutputTail, output: int) -> None:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", buffering=0)
+    )
+    try:
+        while data := await reader.read(65536):
+            tail.feed(data)
+    finally:
+        transport.close()
+
+
+def _free_port(taken: frozenset[int]) -> int:
+    """A port nobody listens on, nor an engine that has yet to bind the one it was given."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((_HOST, 0))
+            port: int = probe.getsockname()[1]
+        if port not in taken:
+            return port
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _pids_of_group(group: int) -> frozenset[int]:
+    pids = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The command stands in parentheses and may hold spaces; after it: state, parent, process group.
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[2]) == group:
+                pids.add(int(stat.parent.name))
+    return frozenset(pids)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process runtime with real children: they start, are heard, end, and leave nobody behind."""
+
+import asyncio
+import os
+import select
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_gateway.fleet.runtimes import Launch, Running, StartError
+from vllm_gateway.fleet.runtimes.process import ProcessRuntime
+from vllm_gateway.settings import Process
+
+Make = Callable[[str], Awaitable[ProcessRuntime]]
+
+HOLD = "\nimport time\nwhile True: time.sleep(60)"
+# Tells through a fifo, given as the first argument, that the script got as far as this.
+TELL = "\nimport sys, os\nopen(sys.argv[1], 'w').write(f'{os.getpid()} ')"
+
+
+def launch(*arguments: str, gpu_ids: tuple[str, ...] = ()) -> Launch:
+    return Launch("vllm_server_m_instance_1", "m", 1, "", arguments, {"FLAVOUR": "mint"}, gpu_ids, 100, "spec")
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    """Makes opened runtimes whose engine is a Python script."""
+    made: list[ProcessRuntime] = []
+
+    async def make(script: str) -> ProcessRuntime:
+        made.append(ProcessRuntime(Process(command=(sys.executable, "-u", "-c", script)), "/gpus"))
+        await made[-1].open()
+        return made[-1]
+
+    yield make
+    for runtime in made:
+        await runtime.close()
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    path = tmp_path / "told"
+    os.mkfifo(path)
+    return path
+
+
+async def told(fifo: Path) -> list[int]:
+    """The process ids that were written into the fifo, once all writers closed it."""
+    return [int(pid) for pid in (await asyncio.to_thread(fifo.read_text)).split()]
+
+
+async def gone(pid: int) -> bool:
+    """Whether the process ends within ten seconds."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool((await asyncio.to_thread(select.select, [process], [], [], 10))[0])
+    finally:
+        os.close(process)
+
+
+async def test_the_engine_gets_its_address_gpus_and_environment(make: Make) -> None:
+    names = "FLAVOUR CUDA_VISIBLE_DEVICES NVIDIA_VISIBLE_DEVICES SIM_NAME SIMULATED_GPU_DIR"
+    script = f"import os, sys; print(*sys.argv[1:]); print(*(os.environ[name] for name in '{names}'.split()))"
+    runtime = await make(script)
+    running = await runtime.start(launch("--model", "m", gpu_ids=("GPU-a", "GPU-b")))
+    ended = await runtime.wait(running.handle)
+    assert ended.code == 0
+    assert ended.log_tail == (
+        f"--model m --host 127.0.0.1 --port {running.port}",
+        "mint GPU-a,GPU-b GPU-a,GPU-b vllm_server_m_instance_1 /gpus",
+    )
+
+
+async def test_all_waiters_hear_how_it_ended(make: Make) -> None:
+    runtime = await make("print('torch.OutOfMemoryError: CUDA out of memory.'); raise SystemExit(3)")
+    running = await runtime.start(launch())
+    first, second = await asyncio.gather(runtime.wait(running.handle), runtime.wait(running.handle))
+    assert first == second == await runtime.wait(running.handle)
+    assert (first.code, first.out_of_memory) == (3, True)
+
+
+async def test_a_waiter_that_gives_up_does_not_disturb_the_others(make: Make, fifo: Path) -> None:
+    runtime = await make(TELL + HOLD)
+    running = await runtime.start(launch(str(fifo)))
+    await told(fifo)
+    impatient, patient = (asyncio.create_task(runtime.wait(running.handle)) for _ in range(2))
+    await asyncio.wait({impatient}, timeout=0)
+    impatient.cancel()
+    os.kill(int(running.handle), signal.SIGKILL)
+    assert (await patient).code == -signal.SIGKILL
+
+
+async def test_stop_lets_the_engine_say_goodbye(make: Make, fifo: Path) -> None:
+    goodbye = "import signal\ndef bye(*_): print('bye'); raise SystemExit(0)\nsignal.signal(signal.SIGTERM, bye)"
+    runtime = await make(goodbye + TELL + HOLD)
+    running = await runtime.start(launch(str(fifo)))
+    await told(fifo)
+    waiting = asyncio.create_task(runtime.wait(running.handle))
+    await asyncio.wait({waiting}, timeout=0)
+    await runtime.stop(running.handle, 30)
+    ended = await waiting
+    assert (ended.code, ended.log_tail) == (0, ("bye",))
+    await runtime.stop(running.handle, 30)
+    await runtime.remove(running.handle)
+
+
+async def test_stop_kills_an_engine_that_does_not_listen(make: Make, fifo: Path) -> None:
+    runtime = await make("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)" + TELL + HOLD)
+    running = await runtime.start(launch(str(fifo)))
+    await told(fifo)
+    waiting = asyncio.create_task(runtime.wait(running.handle))
+    await asyncio.wait({waiting}, timeout=0)
+    await runtime.stop(running.handle, 0.1)
+    assert (await waiting).code == -signal.SIGKILL
+
+
+async def start_with_worker(runtime: ProcessRuntime, fifo: Path) -> tuple[Running, int]:
+    running = await runtime.start(launch(str(fifo)))
+    pids = await told(fifo)
+    (worker,) = set(pids) - {int(running.handle)}
+    assert await runtime.pids(running.handle) == {int(running.handle), worker}
+    return running, worker
+
+
+async def test_remove_ends_the_workers_too(make: Make, fifo: Path) -> None:
+    runtime = await make(WORKER_BEHIND_A_PIPE)
+    running, worker = await start_with_worker(runtime, fifo)
+    await runtime.remove(running.handle)
+    assert await gone(worker)
+    assert await runtime.pids(running.handle) == frozenset()
+
+
+async def test_workers_do_not_outlive_an_engine_that_died(make: Make, fifo: Path) -> None:
+    runtime = await make(WORKER_BEHIND_A_PIPE)
+    running, worker = await start_with_worker(runtime, fifo)
+    os.kill(int(running.handle), signal.SIGKILL)
+    assert (await runtime.wait(running.handle)).code == -signal.SIGKILL
+    assert await gone(worker)
+
+
+# The engine names its worker and itself in one write, so that the fifo's reader sees both.
+WORKER_BEHIND_A_PIPE = (
+    "import os, sys, time\n"
+    "worker = os.fork()\n"
+    "if worker: open(sys.argv[1], 'w').write(f'{os.getpid()} {worker}')" + HOLD
+)
+
+GATEWAY = """
+import asyncio, sys
+from vllm_gateway.fleet.runtimes import Launch
+from vllm_gateway.fleet.runtimes.process import ProcessRuntime
+from vllm_gateway.settings import Process
+
+async def main():
+    runtime = ProcessRuntime(Process(command=(sys.executable, "-c", sys.argv[1])), None)
+    await runtime.open()
+    await runtime.wait((await runtime.start(Launch("n", "m", 1, "", (sys.argv[2],), {}, (), 1, "s"))).handle)
+
+asyncio.run(main())
+"""
+
+
+async def test_engines_die_with_a_gateway_that_was_killed(fifo: Path) -> None:
+    gateway = await asyncio.create_subprocess_exec(sys.executable, "-c", GATEWAY, WORKER_BEHIND_A_PIPE, str(fifo))
+    engine, worker = await told(fifo)
+    gateway.kill()
+    await gateway.wait()
+    assert await gone(engine)
+    assert await gone(worker)
+
+
+async def test_close_ends_every_engine(make: Make, fifo: Path) -> None:
+    runtime = await make(TELL + HOLD)
+    started = []
+    for _ in range(2):
+        started.append(await runtime.start(launch(str(fifo))))
+        await told(fifo)
+    assert started[0].port != started[1].port
+    await runtime.close()
+    assert [await gone(int(running.handle)) for running in started] == [True, True]
+    assert await runtime.find() == []
+
+
+async def test_a_missing_command_names_the_setting() -> None:
+    runtime = ProcessRuntime(Process(command=("no-such-engine", "serve")), None)
+    with pytest.raises(StartError, match=r"no-such-engine.*`process\.command`"):
+        await runtime.start(launch())
