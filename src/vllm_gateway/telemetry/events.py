@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of every event that the gateway logs: names and fields that log pipelines can rely on."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["debug", "info", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
+CONTEXT_FIELDS = ("request_id", "model", "instance")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of log line. `required` fields are always there, `optional` ones where they are known."""
+
+    name: str
+    level: Level
+    description: str
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def problems(self, fields: Mapping[str, object]) -> list[str]:
+        """What is wrong with these fields for this event; empty: nothing."""
+        known = {*self.required, *self.optional, *CONTEXT_FIELDS}
+        missing = [f"{self.name}: field '{name}' is missing" for name in self.required if name not in fields]
+        return missing + [f"{self.name}: unknown field '{name}'" for name in fields if name not in known]
+
+
+GATEWAY_STARTING = Event(
+    "gateway_starting", "info", "The process began.", (), ("version", "runtime", "models", "config_file", "pid")
+)
+GATEWAY_READY = Event("gateway_ready", "info", "Clients can connect.", ("address",), ("seconds", "models"))
+GATEWAY_STOPPING = Event(
+    "gateway_stopping", "info", "No new requests; streams may finish.", (), ("reason", "in_flight")
+)
+GATEWAY_STOPPED = Event("gateway_stopped", "info", "The last line of a process.", (), ("seconds", "reason"))
+PARALLEL_MODELS_CONFIG = Event(
+    "parallel_models_config", "info", "The number of instances wanted of each model.", ("models",), ("source",)
+)
+CONFIG_PROBLEM = Event("config_problem", "error", "A setting must be changed.", ("place", "problem"))
+
+REQUEST_FINISHED = Event(
+    "request_finished",
+    "info",
+    "The access line: one for each request. Times are in milliseconds.",
+    ("request_id", "method", "path", "status", "outcome", "duration_ms"),
+    ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "error"),
+)
+REQUEST_REFUSED = Event(
+    "request_refused",
+    "warning",
+    "The gateway answered with an error of its own.",
+    ("request_id", "code", "status"),
+    ("model", "message", "path"),
+)
+
+INSTANCE_PLANNED = Event(
+    "instance_planned",
+    "info",
+    "Room is reserved for a new instance.",
+    ("instance", "model", "gpus", "footprint_mib"),
+    ("evicts",),
+)
+INSTANCE_STARTING = Event(
+    "instance_starting",
+    "info",
+    "The runtime starts an instance.",
+    ("instance", "model"),
+    ("gpus", "runtime", "image", "container", "pid", "address"),
+)
+INSTANCE_READY = Event(
+    "instance_ready", "info", "An instance takes requests.", ("instance", "model"), ("seconds", "address", "gpus")
+)
+INSTANCE_FAILED = Event(
+    "instance_failed",
+    "error",
+    "An instance died or never became ready; `log_tail` holds the engine's last lines.",
+    ("instance", "model", "reason"),
+    ("exit_code", "log_tail", "seconds", "gpus"),
+)
+INSTANCE_DRAINING = Event(
+    "instance_draining",
+    "info",
+    "No new requests to this instance; the ones in flight finish.",
+    ("instance", "model"),
+    ("reason", "in_flight"),
+)
+INSTANCE_STOPPING = Event(
+    "instance_stopping", "info", "The runtime stops an instance.", ("instance", "model"), ("reason", "gpus")
+)
+INSTANCE_STOPPED = Event(
+    "instance_stopped", "info", "An instance is gone.", ("instance", "model"), ("reason", "seconds", "exit_code")
+)
+INSTANCE_ADOPTED = Event(
+    "instance_adopted",
+    "info",
+    "An instance of an earlier run was taken over.",
+    ("instance", "model"),
+    ("address", "gpus", "footprint_mib"),
+)
+INSTANCE_REMOVED_STALE = Event(
+    "instance_removed_stale",
+    "info",
+    "An instance of an earlier run did not match the configuration.",
+    ("instance",),
+    ("model", "reason"),
+)
+INSTANCE_SUSPECT = Event(
+    "instance_suspect",
+    "warning",
+    "Requests to an instance failed; it is asked for its health.",
+    ("instance", "model"),
+    ("reason", "failures"),
+)
+
+MODEL_NO_ROOM = Event(
+    "model_no_room",
+    "warning",
+    "An instance does not fit; `reason` holds the numbers.",
+    ("model", "reason"),
+    ("wanted", "running"),
+)
+MODEL_BACKOFF = Event(
+    "model_backoff", "warning", "Starts failed; the next waits so long.", ("model", "seconds", "failures"), ("reason",)
+)
+EVICTION = Event(
+    "eviction", "info", "A model makes room for another.", ("model", "instance", "for_model"), ("gpus", "footprint_mib")
+)
+IDLE_STOP = Event("idle_stop", "info", "A model was unused for so long and is stopped.", ("model", "seconds"))
+DISCOVERY_STARTED = Event(
+    "discovery_started", "info", "The footprint is unknown: this start measures it.", ("model",), ("instance", "gpus")
+)
+FOOTPRINT_MEASURED = Event(
+    "footprint_measured", "info", "A footprint was measured and kept.", ("model", "footprint_mib"), ("key", "instance")
+)
+FOOTPRINT_FILE_DAMAGED = Event(
+    "footprint_file_damaged",
+    "warning",
+    "The file of measured footprints could not be read and was put aside.",
+    ("file",),
+    ("problem", "kept_as"),
+)
+MEMORY_NOT_RETURNED = Event(
+    "memory_not_returned",
+    "warning",
+    "An instance is gone, its GPU memory is not free yet.",
+    ("instance", "gpus", "seconds"),
+    ("missing_mib",),
+)
+GPU_PROBLEM = Event("gpu_problem", "error", "A GPU cannot be used as configured.", ("gpu", "problem"))
+
+RUNTIME_DOWN = Event("runtime_down", "error", "The runtime does not answer.", ("runtime",), ("problem",))
+RUNTIME_BACK = Event("runtime_back", "info", "The runtime answers again.", ("runtime",), ("seconds",))
+IMAGE_PULL_STARTED = Event("image_pull_started", "info", "The engine's image is fetched.", ("image",))
+IMAGE_PULL_PROGRESS = Event(
+    "image_pull_progress", "info", "How far the image is.", ("image",), ("percent", "done_mib", "total_mib", "status")
+)
+IMAGE_PULLED = Event("image_pulled", "info", "The engine's image is here.", ("image",), ("seconds",))
+
+STRATEGY_LOADED = Event("strategy_loaded", "info", "A strategy was found.", ("strategy",), ("model", "source"))
+STRATEGY_FAILED = Event(
+    "strategy_failed",
+    "error",
+    "A strategy raised or chose a stranger; round robin took the request.",
+    ("strategy", "error"),
+    ("model", "suppressed"),
+)
+UNHANDLED_ERROR = Event(
+    "unhandled_error", "error", "A bug of the gateway.", ("error",), ("where", "traceback", "path", "method")
+)
+LOG_LINES_DROPPED = Event("log_lines_dropped", "warning", "The reader of the log was too slow.", ("count",))
+
+TABLE: Mapping[str, Event] = {event.name: event for event in tuple(globals().values()) if isinstance(event, Event)}
+
+
+def validate(line: Mapping[str, object]) -> list[str]:
+    """What is wrong with a decoded log line by this table; empty: nothing."""
+    name = line.get("event")
+    event = TABLE.get(name) if isinstance(name, str) else None
+    if event is None:
+        return [f"unknown event {name!r}"]
+    problems = []
+    if line.get("level") != event.level:
+        problems.append(f"{event.name}: level is {line.get('level')!r}, the table says {event.level!r}")
+    if not _STAMP.fullmatch(str(line.get("timestamp"))):
+        problems.append(f"{event.name}: timestamp {line.get('timestamp')!r} is not RFC 3339 in UTC with microseconds")
+    fields = {key: value for key, value in line.items() if key not in {"timestamp", "level", "event"}}
+    return problems + event.problems(fields)
+
+
+def document() -> str:
+    """The text of docs/logging.md."""
+    rows = [
+        f"| `{event.name}` | {event.level} | {event.description} | "
+        f"{', '.join(f'`{name}`' for name in event.required)} | {', '.join(f'`{name}`' for name in event.optional)} |"
+        for event in TABLE.values()
+    ]
+    return "\n".join([_INTRODUCTION, *rows, ""])
+
+
+_INTRODUCTION = """\
+# The log
+
+One JSON object a line on standard output, each with `timestamp` (RFC 3339, UTC, microseconds), `level` and `event`,
+and the fields of its event. Event names and fields are an interface: they are not changed without notice.
+
+```json
+{"timestamp":"2025-01-31T12:00:00.123456Z","level":"info","event":"gateway_ready","address":"http://127.0.0.1:8000"}
+```
+
+`log.format: console` writes the same lines for people (the default on a terminal); `log.level` (or `LOG_LEVEL`) says
+from which level on lines are written. Any line may also carry `request_id`, `model` and `instance`. Secrets are
+never logged. If the reader of the log is too slow, the gateway drops lines rather than wait, and says how many.
+
+This page is written by `python -m vllm_gateway.telemetry.events`.
+
+| event | level | meaning | fields | fields, where known |
+|---|---|---|---|---|"""
+
+if __name__ == "__main__":
+    print(document(), end="")
