@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that clients get from the gateway itself: OpenAI's error object with a stable code."""
+
+from dataclasses import dataclass
+
+import orjson
+from aiohttp import web
+
+from vllm_gateway.routing import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    status: int
+    type: str
+
+
+KINDS = {
+    "invalid_api_key": Kind(401, "authentication_error"),
+    "bad_request": Kind(400, "invalid_request_error"),
+    "model_missing": Kind(400, "invalid_request_error"),
+    "model_not_found": Kind(404, "model_not_found"),
+    "not_found": Kind(404, "invalid_request_error"),
+    "method_not_allowed": Kind(405, "invalid_request_error"),
+    "body_too_large": Kind(413, "invalid_request_error"),
+    "queue_full": Kind(429, "rate_limit_error"),
+    "queue_timeout": Kind(503, "service_unavailable"),
+    "no_room": Kind(503, "service_unavailable"),
+    "model_start_failed": Kind(503, "service_unavailable"),
+    "stopping": Kind(503, "service_unavailable"),
+    "instance_failed": Kind(502, "upstream_error"),
+    "internal_error": Kind(500, "internal_error"),
+}
+
+
+class ApiError(Exception):
+    """An answer to the client. `code` is one of KINDS."""
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> "ApiError":
+        return cls(refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
+
+    @property
+    def status(self) -> int:
+        return KINDS[self.code].status
+
+    def response(self, request_id: str) -> web.Response:
+        body = {
+            "error": {
+                "message": self.message,
+                "type": KINDS[self.code].type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+        headers = {"X-Request-Id": request_id}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return web.Response(
+            status=self.status, body=orjson.dumps(body), content_type="application/json", headers=headers
+        )

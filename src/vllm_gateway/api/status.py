@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of `GET /gateway/status`: what operators and the status command read."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """Memory in MiB. `used`: by everyone, as NVML shows it; `reserved`: promised to our instances."""
+
+    id: str
+    index: int
+    name: str
+    total_mib: int
+    reserved_mib: int
+    used_mib: int
+    foreign_mib: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """`last_used_s_ago`: seconds since its last request began or ended; null if it had none."""
+
+    name: str
+    model: str
+    number: int
+    state: str
+    why: str
+    since_s: float
+    address: str | None
+    gpus: list[str]
+    reserved_mib: int
+    in_flight: int
+    max_in_flight: int
+    total: int
+    last_used_s_ago: float | None
+    strategy: str
+    external: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """`why_fewer`: why fewer instances run than are wanted; null if all run or nobody asked yet."""
+
+    state: str
+    wanted: int
+    running: int
+    starting: int
+    queued: int
+    served: int
+    strategy: str
+    pinned: bool
+    aliases: list[str]
+    why_fewer: str | None
+    last_error: str | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole page."""
+
+    version: str
+    uptime_s: float
+    runtime: str
+    parallel_model_config: dict[str, int]
+    active_models_by_id: dict[str, list[str]]
+    active_containers_by_name: dict[str, InstanceStatus]
+    known_footprints_mib: dict[str, int]
+    gpus: list[GpuStatus]
+    models: dict[str, ModelStatus]

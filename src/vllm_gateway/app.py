@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root: the one place that builds everything and joins it together."""
+
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from vllm_gateway import __version__
+from vllm_gateway.allocator.footprints import FootprintStore
+from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, ProbeError, SimulatedProbe, StaticProbe
+from vllm_gateway.api.server import Api
+from vllm_gateway.api.status import GpuStatus, InstanceStatus, ModelStatus, Status
+from vllm_gateway.fleet.fleet import Fleet
+from vllm_gateway.fleet.instance import State
+from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
+from vllm_gateway.fleet.runtimes.docker import DockerRuntime
+from vllm_gateway.fleet.runtimes.process import ProcessRuntime
+from vllm_gateway.relay import Limits, Relay
+from vllm_gateway.scheduling import InstanceView, Queues, StrategyError, load_strategy
+from vllm_gateway.settings import Settings
+from vllm_gateway.simulator.gpu_memory import SimulatedGpus
+from vllm_gateway.telemetry import events, log
+
+
+class Gateway:
+    """Everything of one running gateway. Use `serving`."""
+
+    def __init__(self, settings: Settings, simulated_gpu_dir: Path | None, emit: Callable[..., None]) -> None:
+        self.settings = settings
+        self._emit: Callable[..., None] = emit
+        directory = Path(settings.strategies_dir) if settings.strategies_dir else None
+        self._strategy_names = {name: model.strategy or settings.strategy for name, model in settings.models.items()}
+        strategies = {name: load_strategy(chosen, directory)() for name, chosen in self._strategy_names.items()}
+        footprints = FootprintStore(Path(settings.memory_footprint_file))
+        for damage in filter(None, [footprints.load()]):
+            emit(events.FOOTPRINT_FILE_DAMAGED, path=settings.memory_footprint_file, problem=str(damage))
+        runtime = self._runtime(simulated_gpu_dir)
+        self.fleet = Fleet(settings, runtime, self._probe(simulated_gpu_dir), footprints, emit)
+        self.relay = Relay(Limits())
+        self.queues = Queues(
+            strategies,
+            self.fleet,
+            size=settings.queue_size,
+            timeout_s=settings.queue_timeout_s,
+            strategy_failed=self._strategy_failed,
+            departed=self._departed,
+        )
+        self.fleet.attach(self.queues, self.queues)
+        names = {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
+        self.api = Api(
+            names=names,
+            queues=self.queues,
+            relay=self.relay,
+            demand=self.fleet,
+            status=self.status,
+            api_keys=settings.server.api_keys,
+            max_body=settings.server.max_body_mib << 20,
+            emit=emit,
+        )
+        self._began = 0.0
+
+    def _runtime(self, simulated_gpu_dir: Path | None) -> Runtime:
+        if self.settings.runtime == "process":
+            return ProcessRuntime(self.settings.process, str(simulated_gpu_dir) if simulated_gpu_dir else None)
+        return DockerRuntime(self.settings.docker, owner=self.settings.docker.container_prefix)
+
+    def _probe(self, simulated_gpu_dir: Path | None) -> GpuProbe | None:
+        if all(model.endpoints for model in self.settings.models.values()):
+            return None
+        if simulated_gpu_dir is not None:
+            return SimulatedProbe(simulated_gpu_dir)
+        if self.settings.gpus.source == "static":
+            return StaticProbe(self.settings.gpus.devices)
+        return NvmlProbe()
+
+    async def open(self) -> None:
+        self._began = asyncio.get_running_loop().time()
+        await self.fleet.open()
+
+    async def close(self) -> None:
+        await self.fleet.close()
+        await self.relay.close()
+
+    def _strategy_failed(self, model: str, error: Exception) -> None:
+        self._emit(events.STRATEGY_FAILED, strategy=self._strategy_names[model], model=model, error=repr(error))
+
+    def _departed(self, view: InstanceView) -> None:
+        self.relay.forget(view.host, view.port)
+
+    def status(self) -> Status:
+        """A snapshot of everything, for people and for programs."""
+        now = asyncio.get_running_loop().time()
+        registry = self.fleet.registry
+        instances = {}
+        for one in sorted(registry, key=lambda one: (one.model, one.number)):
+            used = self.queues.last_used(one.instance_id)
+            view = self.queues.view(one.instance_id)
+            instances[one.name] = InstanceStatus(
+                name=one.name,
+                model=one.model,
+                number=one.number,
+                state=one.state.value,
+                why=one.why,
+                since_s=round(now - one.since, 1),
+                address=f"{one.running.host}:{one.running.port}" if one.running else None,
+                gpus=list(one.gpu_ids),
+                reserved_mib=one.reserved_mib,
+                in_flight=view.in_flight if view else 0,
+                max_in_flight=one.max_in_flight,
+                total=view.total if view else 0,
+                last_used_s_ago=None if used is None else round(now - used, 1),
+                strategy=self._strategy_names[one.model],
+                external=one.external,
+            )
+        gpus = [
+            GpuStatus(
+                gpu.gpu_id,
+                gpu.index,
+                gpu.name,
+                gpu.total_mib,
+                sum(one.reserved_mib for one in registry if gpu.gpu_id in one.gpu_ids),
+                gpu.used_mib,
+                gpu.foreign_mib,
+                gpu.problem,
+            )
+            for gpu in self.fleet.supervisor.gpus
+        ]
+        models = {name: self._model_status(name) for name in self.settings.models}
+        active: dict[str, list[str]] = {}
+        for one in instances.values():
+            active.setdefault(one.model, []).append(one.name)
+        return Status(
+            version=__version__,
+            uptime_s=round(now - self._began, 1),
+            runtime=self.settings.runtime,
+            parallel_model_config={name: model.instances for name, model in self.settings.models.items()},
+            active_models_by_id=active,
+            active_containers_by_name=instances,
+            known_footprints_mib=dict(self.fleet.footprints.all()),
+            gpus=gpus,
+            models=models,
+        )
+
+    def _model_status(self, name: str) -> ModelStatus:
+        state = self.fleet.supervisor.models[name]
+        of_model = self.fleet.registry.by_model(name)
+        ready = sum(one.state is State.READY for one in of_model)
+        starting = sum(one.state is State.STARTING for one in of_model)
+        word = "ready" if ready else "starting" if starting else "stopped"
+        queue = self.queues.of(name)
+        model = self.settings.models[name]
+        return ModelStatus(
+            state=word,
+            wanted=state.spec.instances,
+            running=ready,
+            starting=starting,
+            queued=queue.waiting,
+            served=queue.served,
+            strategy=self._strategy_names[name],
+            pinned=model.pinned,
+            aliases=list(model.aliases),
+            why_fewer=state.why_fewer if ready + starting < state.spec.instances else None,
+            last_error=state.last_error,
+            failures=state.failures,
+        )
+
+
+@asynccontextmanager
+async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterator[str]:
+    """A gateway that listens; yields its address. Raises OSError, ProbeError, RuntimeDown, StrategyError."""
+    simulated = None
+    if settings.gpus.source == "simulated":
+        simulated = Path(tempfile.mkdtemp(prefix="vllm-gateway-gpus-"))
+        SimulatedGpus(simulated).create([(device.name, device.memory_mib) for device in settings.gpus.devices])
+    try:
+        gateway = Gateway(settings, simulated, emit)
+        await gateway.open()
+        try:
+            server = web.Server(gateway.api.handle, access_log=None, handler_cancellation=True)
+            runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
+            await runner.setup()
+            site = web.TCPSite(runner, settings.server.host, settings.server.port, backlog=1024)
+            try:
+                await site.start()
+                host, port = runner.addresses[0][:2]
+                yield f"http://{host}:{port}"
+                gateway.api.stopping = True
+            finally:
+                await runner.cleanup()
+        finally:
+            await gateway.close()
+    finally:
+        if simulated is not None:
+            shutil.rmtree(simulated, ignore_errors=True)
+
+
+async def serve(settings: Settings) -> int:
+    """Serves until SIGTERM or Ctrl-C; returns the exit status."""
+    log.configure(settings.log)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        emit = log.get_logger().emit
+        emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
+        async with serving(settings, emit) as address:
+            emit(events.GATEWAY_READY, address=address)
+            if sys.stdout.isatty():
+                print(_hint(settings, address), flush=True)
+            await stop.wait()
+            emit(events.GATEWAY_STOPPING)
+        emit(events.GATEWAY_STOPPED)
+    except (OSError, ProbeError, RuntimeDown, StrategyError) as error:
+        print(f"vllm-gateway cannot start: {error}", file=sys.stderr)
+        return 1
+    finally:
+        log.shutdown()
+    return 0
+
+
+def _hint(settings: Settings, address: str) -> str:
+    model = next(iter(settings.models), "")
+    return (
+        f"\n  Try:     curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f'             -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
+        f"  Status:  {address}/gateway/status, or: vllm-gateway status --url {address}\n"
+        "  Stop:    Ctrl-C\n"
+    )

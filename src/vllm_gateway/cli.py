@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands: serve, check, status."""
+
+import argparse
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_gateway import __version__
+
+EXIT_BAD_CONFIG = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    commands = {"serve": _serve, "check": _check, "status": _status}
+    return commands[arguments.command](arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vllm-gateway", description="One OpenAI-compatible address in front of vLLM.")
+    parser.add_argument("--version", action="version", version=f"vllm-gateway {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the gateway")
+    serve.add_argument("--config", type=Path, metavar="FILE")
+    serve.add_argument("--host")
+    serve.add_argument("--port", type=int)
+    check = commands.add_parser("check", help="read the configuration, say what would run and every problem in it")
+    check.add_argument("--config", type=Path, metavar="FILE")
+    status = commands.add_parser("status", help="GPUs, models and instances of a running gateway")
+    status.add_argument("--url", default=os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000"))
+    status.add_argument("--api-key", default=os.environ.get("VLLM_GATEWAY_API_KEY"))
+    status.add_argument("--json", action="store_true", help="as the gateway answers it")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from vllm_gateway.cli_check import check
+
+    return check(arguments.config, os.environ, sys.stdout)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from vllm_gateway.configuration import ConfigError, load_settings
+
+    given = {"server.host": arguments.host, "server.port": arguments.port}
+    try:
+        settings = load_settings(
+            arguments.config, os.environ, {key: value for key, value in given.items() if value is not None}
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    import uvloop
+
+    from vllm_gateway.app import serve
+
+    return uvloop.run(serve(settings))
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from vllm_gateway.cli_status import table
+
+    request = urllib.request.Request(f"{arguments.url.rstrip('/')}/gateway/status")  # noqa: S310 - the operator's own
+    if arguments.api_key:
+        request.add_header("Authorization", f"Bearer {arguments.api_key}")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
+            page = json.load(reply)
+    except (urllib.error.URLError, ValueError, OSError) as error:
+        print(f"No gateway answers at {arguments.url}: {error}. Name another with --url.", file=sys.stderr)
+        return 1
+    print(json.dumps(page, indent=2) if arguments.json else table(page))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

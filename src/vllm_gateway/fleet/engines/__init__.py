@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to start an engine and talk to it."""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's command line: what an instance of a model is started with."""
+
+import hashlib
+import math
+
+import orjson
+
+from vllm_gateway.settings import Model, Settings
+
+_MEMORY_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes", "--kv-cache-memory")
+_READABLE_STEPS = 10_000  # vLLM takes the share as a decimal fraction; round down, never over the reservation
+
+
+def image_of(model: Model, settings: Settings) -> str:
+    """What the engine is: an image, or the command of the process runtime."""
+    if settings.runtime == "process":
+        return " ".join(settings.process.command)
+    return model.image or settings.docker.image
+
+
+def arguments(name: str, model: Model, *, share: float | None) -> tuple[str, ...]:
+    """`share`: of each GPU's memory (0..1); None without GPUs. Configured memory options win over it."""
+    found = ["--model", str(model.repository), "--served-model-name", name, *model.aliases]
+    if model.tensor_parallel_size > 1:
+        found += ["--tensor-parallel-size", str(model.tensor_parallel_size)]
+    own = {argument.split("=")[0] for argument in model.engine_arguments}
+    if share is not None and not own.intersection(_MEMORY_OPTIONS):
+        found += ["--gpu-memory-utilization", f"{math.floor(share * _READABLE_STEPS) / _READABLE_STEPS:g}"]
+    return (*found, *model.engine_arguments)
+
+
+def environment(model: Model, settings: Settings) -> dict[str, str]:
+    """Holds the token: never log it."""
+    token = {"HF_TOKEN": settings.hf_token, "HUGGING_FACE_HUB_TOKEN": settings.hf_token} if settings.hf_token else {}
+    return {**token, **model.environment}
+
+
+def spec_hash(name: str, model: Model, settings: Settings) -> str:
+    """Of everything an instance is started with but its place: equal hashes are interchangeable."""
+    parts = [
+        image_of(model, settings),
+        arguments(name, model, share=None),
+        sorted(environment(model, settings).items()),
+        settings.docker.cache_dir,
+        settings.docker.network,
+    ]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the supervisor hears (events) and what it asks for (effects)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_gateway.allocator.types import Gpu
+from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request of the model waits for an instance."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """The last waiting request of the model has left."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """A draining instance has no request left."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """The runtime has started it; it is not ready yet."""
+
+    instance_id: str
+    running: Running
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady:
+    """Its health check passed. `measured_mib`: what it took on its fullest GPU, if that could be seen."""
+
+    instance_id: str
+    measured_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """It ended, or could not be started. `log_tail`: the engine's last lines."""
+
+    instance_id: str
+    reason: str
+    log_tail: tuple[str, ...] = ()
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """It is removed and its memory has been seen to be free (or the limit for that has passed)."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """A request could not reach it."""
+
+    instance_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """A suspect answered its health check."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpusRead:
+    gpus: Sequence[Gpu]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Wanted | Unwanted | Drained | Launched | BecameReady | Died | Gone | Suspected | Cleared | GpusRead | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Clear away what is left of a failed instance."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckHealth:
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    model: str
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFootprint:
+    model: str
+    mib: int
+
+
+Effect = Start | Stop | Remove | CheckHealth | Refuse | KeepFootprint

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ContainerRegistry: every instance and its state; the only place where state changes."""
+
+from collections.abc import Iterator
+
+from vllm_gateway.fleet.instance import Instance, State, safe_name
+from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Route, RoutingTable
+
+
+class ContainerRegistry:
+    """Synchronous: a decision is made without an await in it. `version` grows with every change."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._instances: dict[str, Instance] = {}
+        self._serial = 0
+        self.version = 0
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self._instances.values())
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def get(self, instance_id: str) -> Instance | None:
+        return self._instances.get(instance_id)
+
+    def by_name(self, name: str) -> Instance | None:
+        return next((one for one in self if one.name == name), None)
+
+    def by_model(self, model: str) -> list[Instance]:
+        """In the order of their numbers."""
+        return sorted((one for one in self if one.model == model), key=lambda one: (one.number, one.instance_id))
+
+    def name_of(self, model: str, number: int) -> str:
+        return f"{self._prefix}_{safe_name(model)}_instance_{number}"
+
+    def free_number(self, model: str) -> int:
+        """The lowest number that no instance's name takes."""
+        taken = {one.name for one in self}
+        number = 1
+        while self.name_of(model, number) in taken:
+            number += 1
+        return number
+
+    def new_id(self) -> str:
+        self._serial += 1
+        return f"i{self._serial}"
+
+    def add(self, instance: Instance) -> Instance:
+        assert self.by_name(instance.name) is None, instance.name
+        self._instances[instance.instance_id] = instance
+        self.version += 1
+        return instance
+
+    def move(self, instance: Instance, to: State, why: str, now: float) -> None:
+        """Raises IllegalTransition."""
+        instance.move(to, why, now)
+        self.version += 1
+
+    def set_running(self, instance: Instance, running: Running) -> None:
+        instance.running = running
+        self.version += 1
+
+    def set_suspect(self, instance: Instance, suspect: bool) -> None:
+        instance.suspect = suspect
+        self.version += 1
+
+    def remove(self, instance: Instance) -> None:
+        self._instances.pop(instance.instance_id, None)
+        self.version += 1
+
+    def table(self) -> RoutingTable:
+        """The ready instances, as the request side may see them."""
+        routes: dict[str, tuple[Route, ...]] = {}
+        for one in sorted(self, key=lambda one: (one.model, one.number)):
+            if one.state is State.READY and not one.suspect and one.running is not None:
+                route = Route(
+                    one.instance_id, one.name, one.model, one.running.host, one.running.port, one.max_in_flight
+                )
+                routes[one.model] = (*routes.get(one.model, ()), route)
+        return RoutingTable(routes)

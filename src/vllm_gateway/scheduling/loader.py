@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds a strategy by its name: shipped, by entry point, or a file in `strategies_dir`."""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from vllm_gateway.scheduling.types import Scheduler
+
+GROUP = "vllm_gateway.strategies"
+SHIPPED = "vllm_gateway.strategies"
+
+Factory = Callable[[], Scheduler]
+
+
+class StrategyError(Exception):
+    """No such strategy, or its file cannot be loaded. The text names what there is."""
+
+
+def load_strategy(name: str, strategies_dir: Path | None = None) -> Factory:
+    """The class called `name`; one object of it is made for each model. Raises StrategyError."""
+    shipped = [module.name for module in pkgutil.iter_modules(importlib.import_module(SHIPPED).__path__)]
+    if name in shipped:
+        return _strategy_in(importlib.import_module(f"{SHIPPED}.{name}"), name)
+    plugins = {point.name: point for point in entry_points(group=GROUP)}
+    if name in plugins:
+        try:
+            return cast("Factory", plugins[name].load())
+        except Exception as error:
+            raise StrategyError(f"strategy {name!r}: its package cannot be loaded: {error}") from error
+    files = {path.stem: path for path in sorted(strategies_dir.glob("*.py"))} if strategies_dir else {}
+    if name in files:
+        return _strategy_in(_module_of(files[name]), name)
+    known = ", ".join(sorted({*shipped, *plugins, *files}))
+    raise StrategyError(f"no strategy {name!r}; there are: {known}")
+
+
+def _module_of(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"vllm_gateway_strategy_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise StrategyError(f"strategy file {path} cannot be loaded: {error!r}") from error
+    return module
+
+
+def _strategy_in(module: ModuleType, name: str) -> Factory:
+    """The class that says `name = "..."`, else the only class with a `choose` method."""
+    own = [one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__]
+    classes = [one for one in own if callable(getattr(one, "choose", None))]
+    named = [one for one in classes if getattr(one, "name", None) == name] or classes
+    if len(named) != 1:
+        raise StrategyError(f"{module.__file__} holds {len(named)} strategies called {name!r}; it needs exactly one")
+    return cast("Factory", named[0])

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of one model: its ready instances, who is where, and who waits."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from vllm_gateway.routing import Demand, Refusal, Route
+from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
+
+StrategyFailed = Callable[[str, Exception], None]
+
+
+class Refused(Exception):
+    """The request gets no instance. `refusal` says why and what to do."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class _Waiter:
+    __slots__ = ("place", "request")
+
+    def __init__(self, request: RequestInfo, place: "asyncio.Future[InstanceView]") -> None:
+        self.request = request
+        self.place = place
+
+
+class ModelQueue:
+    """Binds late: a request is given its instance when a place is free, not before. First come, first served."""
+
+    def __init__(
+        self,
+        model: str,
+        strategy: Scheduler,
+        demand: Demand,
+        *,
+        size: int,
+        timeout_s: float,
+        strategy_failed: StrategyFailed,
+        drained: Callable[[InstanceView], None],
+    ) -> None:
+        self.model = model
+        self.strategy = strategy
+        self.served = 0
+        self._finished = getattr(strategy, "finished", None)
+        self._demand = demand
+        self._size = size
+        self._timeout_s = timeout_s
+        self._strategy_failed = strategy_failed
+        self._drained = drained
+        self._views: list[InstanceView] = []
+        self._ids: frozenset[str] = frozenset()
+        self._waiters: deque[_Waiter] = deque()
+        self._turn = 0  # of the fallback, when the strategy fails
+
+    @property
+    def views(self) -> Sequence[InstanceView]:
+        return self._views
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    async def acquire(self, request: RequestInfo) -> InstanceView:
+        """The instance that takes `request`; give it back with `release`. Raises Refused."""
+        if not self._waiters and (chosen := self._choose(request)) is not None:
+            return chosen
+        if len(self._waiters) >= self._size:
+            text = f"{self._size} requests wait for {self.model} already. Try again later."
+            raise Refused(Refusal("queue_full", text, retry_after_s=1.0))
+        return await self._wait(request)
+
+    async def _wait(self, request: RequestInfo) -> InstanceView:
+        waiter = _Waiter(request, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        taken = False
+        try:
+            self._demand.wanted(self.model)
+            async with asyncio.timeout(self._timeout_s):
+                view = await waiter.place
+            taken = True
+            return view
+        except TimeoutError:
+            text = f"No instance of {self.model} was free within {self._timeout_s:g} s (queue_timeout_s)."
+            raise Refused(Refusal("queue_timeout", text, retry_after_s=10.0)) from None
+        finally:
+            if not taken:
+                self._give_up(waiter)
+            if not self._waiters:
+                self._demand.unwanted(self.model)
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        """The place may have come in the same moment in which its request was given up."""
+        place = waiter.place
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        if place.done() and not place.cancelled() and place.exception() is None:
+            self.release(place.result(), waiter.request, Outcome.CLIENT_GONE)
+
+    def release(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
+        """Gives a place back; the head of the queue takes it at once."""
+        view.in_flight -= 1
+        view.last_used = asyncio.get_running_loop().time()
+        assert view.in_flight >= 0, view
+        if outcome in (Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR):
+            view.failures += 1
+        if self._finished is not None:
+            try:
+                self._finished(request, view, outcome)
+            except Exception as error:
+                self._strategy_failed(self.model, error)
+        if view.instance_id in self._ids:
+            self._serve_waiters()
+        elif view.in_flight == 0:
+            self._drained(view)
+
+    def update(self, routes: Sequence[Route], view_of: Callable[[Route], InstanceView]) -> None:
+        """Takes the model's part of a new routing table."""
+        self._views = [view_of(route) for route in routes]
+        self._ids = frozenset(view.instance_id for view in self._views)
+        self._serve_waiters()
+
+    def refuse(self, refusal: Refusal) -> None:
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.place.done():
+                waiter.place.set_exception(Refused(refusal))
+
+    def _serve_waiters(self) -> None:
+        while self._waiters:
+            waiter = self._waiters[0]
+            if waiter.place.done():
+                self._waiters.popleft()
+            elif (chosen := self._choose(waiter.request)) is not None:
+                self._waiters.popleft()
+                waiter.place.set_result(chosen)
+            else:
+                return
+
+    def _choose(self, request: RequestInfo) -> InstanceView | None:
+        open_to_all = [view for view in self._views if view.in_flight < view.max_in_flight]
+        if not open_to_all:
+            return None
+        try:
+            chosen = self.strategy.choose(request, open_to_all)
+            if not any(chosen is view for view in open_to_all):
+                raise LookupError(f"chose {chosen!r}, which it was not given")
+        except Exception as error:
+            self._strategy_failed(self.model, error)
+            self._turn += 1
+            chosen = open_to_all[self._turn % len(open_to_all)]
+        chosen.in_flight += 1
+        chosen.total += 1
+        chosen.last_used = asyncio.get_running_loop().time()
+        self.served += 1
+        return chosen

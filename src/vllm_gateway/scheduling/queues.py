@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All queues together: takes the routing table, and tells the fleet how busy each instance is."""
+
+from collections.abc import Callable, Mapping
+
+from vllm_gateway.routing import Demand, Refusal, Route, RoutingTable
+from vllm_gateway.scheduling.queue import ModelQueue
+from vllm_gateway.scheduling.types import InstanceView, Scheduler
+
+
+class Queues:
+    """Implements `Traffic` and `Activity` of the routing seam."""
+
+    def __init__(
+        self,
+        strategies: Mapping[str, Scheduler],
+        demand: Demand,
+        *,
+        size: int,
+        timeout_s: float,
+        strategy_failed: Callable[[str, Exception], None],
+        departed: Callable[[InstanceView], None],
+    ) -> None:
+        self._demand = demand
+        self._departed = departed
+        self._views: dict[str, InstanceView] = {}
+        self._listed: frozenset[str] = frozenset()
+        self._queues = {
+            model: ModelQueue(
+                model,
+                strategy,
+                demand,
+                size=size,
+                timeout_s=timeout_s,
+                strategy_failed=strategy_failed,
+                drained=self._drained,
+            )
+            for model, strategy in strategies.items()
+        }
+
+    def of(self, model: str) -> ModelQueue:
+        return self._queues[model]
+
+    def publish(self, table: RoutingTable) -> None:
+        self._listed = frozenset(route.instance_id for routes in table.routes.values() for route in routes)
+        for model, queue in self._queues.items():
+            queue.update(table.of(model), self._view)
+        for view in [view for view in self._views.values() if view.instance_id not in self._listed]:
+            self._departed(view)
+            if not view.in_flight:
+                del self._views[view.instance_id]
+
+    def refuse(self, model: str, refusal: Refusal) -> None:
+        self._queues[model].refuse(refusal)
+
+    def waiting(self, model: str) -> int:
+        return self._queues[model].waiting
+
+    def in_flight(self, instance_id: str) -> int:
+        view = self._views.get(instance_id)
+        return view.in_flight if view else 0
+
+    def last_used(self, instance_id: str) -> float | None:
+        view = self._views.get(instance_id)
+        return view.last_used if view else None
+
+    def view(self, instance_id: str) -> InstanceView | None:
+        return self._views.get(instance_id)
+
+    def _view(self, route: Route) -> InstanceView:
+        view = self._views.get(route.instance_id)
+        if view is None:
+            view = self._views[route.instance_id] = InstanceView(
+                route.instance_id,
+                route.name,
+                route.model,
+                route.host,
+                route.port,
+                route.max_in_flight,
+                route.weight,
+            )
+        return view
+
+    def _drained(self, view: InstanceView) -> None:
+        self._views.pop(view.instance_id, None)
+        self._demand.drained(view.instance_id)
