@@ -40,7 +40,7 @@ class Gateway:
         strategies = {name: load_strategy(chosen, directory)() for name, chosen in self._strategy_names.items()}
         footprints = FootprintStore(Path(settings.memory_footprint_file))
         for damage in filter(None, [footprints.load()]):
-            emit(events.FOOTPRINT_FILE_DAMAGED, path=settings.memory_footprint_file, problem=str(damage))
+            emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))
         runtime = self._runtime(simulated_gpu_dir)
         self.fleet = Fleet(settings, runtime, self._probe(simulated_gpu_dir), footprints, emit)
         self.relay = Relay(Limits())
@@ -134,8 +134,8 @@ class Gateway:
         ]
         models = {name: self._model_status(name) for name in self.settings.models}
         active: dict[str, list[str]] = {}
-        for one in instances.values():
-            active.setdefault(one.model, []).append(one.name)
+        for shown in instances.values():
+            active.setdefault(shown.model, []).append(shown.name)
         return Status(
             version=__version__,
             uptime_s=round(now - self._began, 1),

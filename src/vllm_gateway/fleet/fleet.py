@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -202,7 +203,7 @@ class Fleet:
         try:
             await work
         except RuntimeDown as error:
-            self._emit(log_events.RUNTIME_DOWN, runtime=self._settings.runtime, error=str(error))
+            self._emit(log_events.RUNTIME_DOWN, runtime=self._settings.runtime, problem=str(error))
 
     def _forget(self, one: Instance) -> None:
         watch = self._watches.pop(one.instance_id, None)
@@ -328,8 +329,6 @@ class Fleet:
             return Footprint(known, known=True)
         smallest = min((gpu.total_mib for gpu in gpus), default=0)
         cache = self._settings.docker.cache_dir
-        from pathlib import Path
-
         guess = estimate_mib(
             str(model.repository), Path(cache) if cache else None, model.tensor_parallel_size, smallest
         )
