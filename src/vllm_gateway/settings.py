@@ -2,11 +2,25 @@
 """The shape of the configuration: every setting and every default stands here."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Seconds = Annotated[float, Field(ge=0)]
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        good = False
+    if not good or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("an endpoint must be of the form http://host:port")
+    return url.rstrip("/")
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mib = Annotated[int, Field(gt=0)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
 class _Strict(BaseModel):
@@ -32,7 +46,7 @@ class Docker(_Strict):
     cache_dir: str | None = Field(None, description="Host folder mounted as the engine's Hugging Face cache.")
     pull: Literal["missing", "never", "always"] = "missing"
     ipc: Literal["host", "private"] = "host"
-    shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")
+    shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")  # noqa: S108
 
 
 class Process(_Strict):
@@ -75,10 +89,10 @@ class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
     repository: str | None = Field(None, description="Hugging Face repository or a path the engine can read.")
-    endpoints: tuple[str, ...] = Field((), description="Engines that somebody else runs: http://host:port.")
-    instances: int = Field(1, ge=1, le=64)
-    aliases: tuple[str, ...] = ()
-    engine_arguments: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = Field((), description="Engines that somebody else runs: http://host:port.")
+    instances: int = Field(1, ge=1, le=64, strict=True, description="Wanted side by side.")
+    aliases: tuple[str, ...] = Field((), description="Other names that clients may use.")
+    engine_arguments: tuple[str, ...] = Field((), description="Added to the engine's command line.")
     environment: dict[str, str] = Field(default_factory=dict)
     image: str | None = None
     tensor_parallel_size: int = Field(1, ge=1, le=64)
@@ -91,7 +105,9 @@ class Model(_Strict):
     @model_validator(mode="after")
     def _repository_or_endpoints(self) -> "Model":
         if (self.repository is None) == (not self.endpoints):
-            raise ValueError("give either `repository` (the gateway starts engines) or `endpoints` (somebody else does)")
+            raise ValueError(
+                "give either `repository` (the gateway starts engines) or `endpoints` (somebody else does)"
+            )
         return self
 
 

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `check` command: says what a configuration would run, or everything that is wrong with it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from vllm_gateway.configuration import ConfigError, load_settings
+from vllm_gateway.settings import Settings
+
+
+def check(
+    config_file: Path | None, environ: Mapping[str, str], out: TextIO, overrides: Mapping[str, object] | None = None
+) -> int:
+    """Prints to `out`; 0: the configuration is good, 2: it is not."""
+    try:
+        settings = load_settings(config_file, environ, overrides)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=out)
+        count = len(error.problems)
+        print(f"{count} problem{'' if count == 1 else 's'}", file=out)
+        return 2
+    print("\n".join(_describe(settings)), file=out)
+    return 0
+
+
+def _describe(settings: Settings) -> list[str]:
+    server = settings.server
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    access = f"{len(server.api_keys)} API keys" if server.api_keys else "no API key: open to all who can reach it"
+    engine = settings.docker.image if settings.runtime == "docker" else " ".join(settings.process.command)
+    rows = [("MODEL", "INSTANCES", "SERVED FROM", "STRATEGY")]
+    for name, model in settings.models.items():
+        source = model.repository or ", ".join(model.endpoints)
+        instances = str(len(model.endpoints) or model.instances)
+        rows.append((name, instances, source, model.strategy or settings.strategy))
+    return [
+        f"address  http://{host}:{server.port} ({access})",
+        f"runtime  {settings.runtime} ({engine})",
+        f"gpus     {_describe_gpus(settings)}",
+        "",
+        *_table(rows),
+    ]
+
+
+def _describe_gpus(settings: Settings) -> str:
+    gpus = settings.gpus
+    devices = ", ".join(f"{device.name} {device.memory_mib} MiB" for device in gpus.devices)
+    return f"{gpus.source} ({devices})" if devices else gpus.source
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
