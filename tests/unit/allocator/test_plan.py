@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The promises of a plan, on fleets that nobody would think of, and its preferences on those that everybody has."""
+
+from dataclasses import replace
+from itertools import chain, combinations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_gateway.allocator.plan import plan
+from vllm_gateway.allocator.types import Gpu, Need, NoRoom, Placement, Policy, Resident
+
+POLICY = Policy(margin_mib=512, min_resident_s=60)
+NOW = 1000.0
+Fleet = tuple[list[Gpu], list[Resident]]
+
+
+def gpu(index: int = 0, total_mib: int = 24576, foreign_mib: int = 0, problem: str | None = None) -> Gpu:
+    return Gpu(f"g{index}", index, "NVIDIA L4", total_mib, foreign_mib=foreign_mib, problem=problem)
+
+
+def resident(name: str, mib: int = 10000, gpus: str = "g0", **more: object) -> Resident:
+    return replace(Resident(name, f"model-{name}", tuple(gpus.split()), mib), **more)  # type: ignore[arg-type]
+
+
+def rank(one: Resident) -> int:
+    return 2 * (NOW - one.ready_since < POLICY.min_resident_s) + one.busy
+
+
+def rooms(gpus: list[Gpu], residents: list[Resident], gone: set[str]) -> dict[str, int]:
+    return {
+        g.gpu_id: g.total_mib
+        - POLICY.margin_mib
+        - g.foreign_mib
+        - sum(r.mib for r in residents if g.gpu_id in r.gpu_ids and not r.leaving and r.instance_id not in gone)
+        for g in gpus
+        if g.problem is None
+    }
+
+
+def fits(need: Need, gpus: list[Gpu], residents: list[Resident], gone: set[str]) -> bool:
+    return sum(room >= need.mib for room in rooms(gpus, residents, gone).values()) >= need.gpu_count
+
+
+def may_go(need: Need, one: Resident) -> bool:
+    allowed = one.evictable and not one.leaving and not one.pinned and one.model != need.model
+    return need.may_evict and allowed and (need.may_drain_busy or not one.busy)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> Fleet:
+    """Up to 4 GPUs and 7 residents that fit them, some on several GPUs."""
+    gpus = [
+        Gpu(
+            f"g{index}",
+            index,
+            "card",
+            draw(st.sampled_from([8192, 16384, 24576])),
+            foreign_mib=draw(st.sampled_from([0, 0, 900])),
+            problem=draw(st.sampled_from([None, None, None, "fell off the bus"])),
+        )
+        for index in range(draw(st.integers(1, 4)))
+    ]
+    residents: list[Resident] = []
+    flag = st.booleans()
+    for number in range(draw(st.integers(0, 7))):
+        where = draw(st.sets(st.sampled_from([g.gpu_id for g in gpus]), min_size=1, max_size=2))
+        one = Resident(
+            f"i{number}",
+            draw(st.sampled_from("abcd")),
+            tuple(sorted(where)),
+            draw(st.sampled_from([1000, 2500, 4000, 7000, 12000])),
+            busy=draw(flag),
+            pinned=draw(st.sampled_from([False, False, True])),
+            evictable=draw(st.sampled_from([True, True, False])),
+            leaving=draw(st.sampled_from([False, False, True])),
+            ready_since=draw(st.sampled_from([100.0, 970.0])),
+            last_used=float(draw(st.integers(100, 110))),
+        )
+        if all(room >= 0 for room in rooms(gpus, [*residents, one], set()).values()):
+            residents.append(one)
+    return gpus, residents
+
+
+needs = st.builds(
+    Need,
+    model=st.sampled_from("abcd"),
+    mib=st.sampled_from([500, 3000, 7500, 12000, 20000, 30000]),
+    gpu_count=st.sampled_from([1, 1, 2, 3]),
+    may_evict=st.booleans() | st.just(True),
+    may_drain_busy=st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets(), needs)
+def test_a_placement_never_exceeds_what_the_gpus_have(fleet: Fleet, need: Need) -> None:
+    gpus, residents = fleet
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    if isinstance(answer, Placement):
+        after = rooms(gpus, residents, set(answer.evict))
+        assert len(set(answer.gpu_ids)) == need.gpu_count
+        assert all(after[gpu_id] >= need.mib for gpu_id in answer.gpu_ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets(), needs)
+def test_a_refusal_is_honest(fleet: Fleet, need: Need) -> None:
+    gpus, residents = fleet
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    if isinstance(answer, NoRoom):
+        assert not fits(need, gpus, residents, {r.instance_id for r in residents if may_go(need, r)})
+        all_who_can = {r.instance_id for r in residents if not r.pinned or r.model == need.model}
+        assert answer.never == (not fits(need, gpus, residents, all_who_can))
+        assert answer.reason
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets(), needs)
+def test_only_those_are_evicted_who_may_be_and_only_if_it_helps(fleet: Fleet, need: Need) -> None:
+    gpus, residents = fleet
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    if isinstance(answer, Placement):
+        by_id = {r.instance_id: r for r in residents}
+        evicted = [by_id[instance_id] for instance_id in answer.evict]
+        assert all(may_go(need, one) for one in evicted)
+        assert not (evicted and fits(need, gpus, residents, set()))
+        order = [(rank(one), one.last_used) for one in evicted]
+        assert order == sorted(order)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets(), needs)
+def test_no_cheaper_eviction_would_do(fleet: Fleet, need: Need) -> None:
+    """Idle before busy, old before young, no smaller set, the least recently used: by trying them all."""
+    gpus, residents = fleet
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    if isinstance(answer, Placement) and answer.evict:
+
+        def cost(members: list[Resident]) -> tuple[list[int], list[float]]:
+            counts = [sum(rank(one) == wanted for one in members) for wanted in (3, 2, 1, 0)]
+            return counts, sorted((one.last_used for one in members), reverse=True)
+
+        candidates = [r for r in residents if may_go(need, r)]
+        chosen = cost([r for r in residents if r.instance_id in answer.evict])
+        for subset in chain.from_iterable(combinations(candidates, n) for n in range(len(candidates) + 1)):
+            if fits(need, gpus, residents, {r.instance_id for r in subset}):
+                assert chosen <= cost(list(subset))
+
+
+@settings(max_examples=100, deadline=None)
+@given(fleets(), needs)
+def test_the_order_of_the_snapshot_does_not_matter(fleet: Fleet, need: Need) -> None:
+    gpus, residents = fleet
+    assert plan(need, gpus, residents, POLICY, NOW) == plan(need, gpus[::-1], residents[::-1], POLICY, NOW)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 900)), min_size=40, max_size=60), st.integers(1, 4))
+def test_in_a_large_fleet_nobody_is_evicted_who_could_stay(many: list[tuple[bool, int]], count: int) -> None:
+    gpus = [gpu(index, 40960) for index in range(12)]
+    residents = [
+        resident(str(n), 8000, f"g{n % 12}", busy=busy, last_used=float(used)) for n, (busy, used) in enumerate(many)
+    ]
+    need = Need("new", 20000, count)
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    assert isinstance(answer, Placement)
+    assert fits(need, gpus, residents, set(answer.evict))
+    assert not any(fits(need, gpus, residents, set(answer.evict) - {one}) for one in answer.evict)
+
+
+def test_instances_of_a_model_are_spread_over_the_gpus() -> None:
+    beside = [resident("0", 4000, "g0", model="m"), resident("1", 1000, "g1")]
+    assert plan(Need("m", 4000), [gpu(0), gpu(1)], beside, POLICY, NOW) == Placement(("g1",))
+
+
+def test_a_gpu_where_nothing_leaves_comes_first_then_the_tightest() -> None:
+    leaving = [resident("0", 20000, "g0", leaving=True)]
+    assert plan(Need("m", 4000), [gpu(0), gpu(1)], leaving, POLICY, NOW) == Placement(("g1",))
+    assert plan(Need("m", 4000), [gpu(0, 40960), gpu(1)], [], POLICY, NOW) == Placement(("g1",))
+    assert plan(Need("m", 24000), [gpu(0)], leaving, POLICY, NOW) == Placement(("g0",))
+
+
+def test_the_least_recently_used_goes() -> None:
+    both = [resident("new", last_used=900), resident("old", last_used=100)]
+    assert plan(Need("m", 12000), [gpu()], both, POLICY, NOW) == Placement(("g0",), ("old",))
+
+
+def test_an_old_busy_one_goes_before_a_young_idle_one() -> None:
+    both = [resident("young", ready_since=NOW - 10), resident("busy", busy=True)]
+    assert plan(Need("m", 12000), [gpu()], both, POLICY, NOW) == Placement(("g0",), ("busy",))
+
+
+def test_a_discovery_run_and_an_extra_instance_leave_the_busy_alone() -> None:
+    busy = [resident("0", 20000, busy=True)]
+    for need, words in (
+        (Need("m", 12000, may_drain_busy=False), "busy ones are not drained"),
+        (Need("m", 12000, may_evict=False), "extra instances take free room only"),
+    ):
+        answer = plan(need, [gpu()], busy, POLICY, NOW)
+        assert isinstance(answer, NoRoom)
+        assert not answer.never
+        assert words in answer.reason
+
+
+def test_a_refusal_for_ever_tells_the_numbers() -> None:
+    assert plan(Need("m", 30000), [gpu()], [resident("0")], POLICY, NOW) == NoRoom(
+        True, "needs 30000 MiB on 1 GPU; the largest has 24064 MiB for models (24576 MiB, 512 MiB margin)"
+    )
+    pinned = plan(Need("m", 20000), [gpu(foreign_mib=300)], [resident("0", pinned=True)], POLICY, NOW)
+    assert pinned == NoRoom(
+        True,
+        "needs 20000 MiB on 1 GPU; the largest has 13764 MiB for models "
+        "(24576 MiB, 512 MiB margin, 300 MiB held by others, 10000 MiB pinned)",
+    )
+    two = plan(Need("m", 20000, 2), [gpu(0), gpu(1, problem="fell off the bus")], [], POLICY, NOW)
+    assert two == NoRoom(True, "needs 2 GPUs; 1 can be used; GPU 1: fell off the bus")
+
+
+def test_a_resident_on_two_gpus_makes_room_on_both() -> None:
+    wide = [resident("wide", 20000, "g0 g1"), resident("left", 15000, "g2", last_used=1)]
+    answer = plan(Need("m", 20000, 2), [gpu(0), gpu(1), gpu(2)], wide, POLICY, NOW)
+    assert answer == Placement(("g0", "g1"), ("wide",))
