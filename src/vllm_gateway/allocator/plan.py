@@ -29,6 +29,7 @@ def plan(
     """
     assert need.mib > 0, need
     assert need.gpu_count > 0, need
+    gpus = sorted(gpus, key=lambda gpu: gpu.index)
     books = _Books(need, [gpu for gpu in gpus if gpu.problem is None], residents, policy, now)
     refusal = _never(books, gpus)
     if refusal is not None:

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from itertools import chain, combinations
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from vllm_gateway.allocator.types import Gpu, Need, NoRoom, Placement, Policy, R
 
 POLICY = Policy(margin_mib=512, min_resident_s=60)
 NOW = 1000.0
-Fleet = tuple[list[Gpu], list[Resident]]
+Case = tuple[list[Gpu], list[Resident], Need]
 
 
 def gpu(index: int = 0, total_mib: int = 24576, foreign_mib: int = 0, problem: str | None = None) -> Gpu:
@@ -47,55 +48,56 @@ def may_go(need: Need, one: Resident) -> bool:
     return need.may_evict and allowed and (need.may_drain_busy or not one.busy)
 
 
-@st.composite
-def fleets(draw: st.DrawFn) -> Fleet:
-    """Up to 4 GPUs and 7 residents that fit them, some on several GPUs."""
+def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
+    """Up to 4 GPUs, up to 7 residents that fit them, some on several GPUs, and somebody who wants in.
+
+    From a seed, since that is ten times as fast as drawing each figure.
+    """
+    dice = Random(seed)
     gpus = [
         Gpu(
             f"g{index}",
             index,
             "card",
-            draw(st.sampled_from([8192, 16384, 24576])),
-            foreign_mib=draw(st.sampled_from([0, 0, 900])),
-            problem=draw(st.sampled_from([None, None, None, "fell off the bus"])),
+            dice.choice([8192, 16384, 24576]),
+            foreign_mib=dice.choice([0, 0, 900]),
+            problem=dice.choice([None, None, None, None, "fell off the bus"]),
         )
-        for index in range(draw(st.integers(1, 4)))
+        for index in range(dice.randint(1, 4))
     ]
     residents: list[Resident] = []
-    flag = st.booleans()
-    for number in range(draw(st.integers(0, 7))):
-        where = draw(st.sets(st.sampled_from([g.gpu_id for g in gpus]), min_size=1, max_size=2))
+    for number in range(dice.randint(0, 12)):
         one = Resident(
             f"i{number}",
-            draw(st.sampled_from("abcd")),
-            tuple(sorted(where)),
-            draw(st.sampled_from([1000, 2500, 4000, 7000, 12000])),
-            busy=draw(flag),
-            pinned=draw(st.sampled_from([False, False, True])),
-            evictable=draw(st.sampled_from([True, True, False])),
-            leaving=draw(st.sampled_from([False, False, True])),
-            ready_since=draw(st.sampled_from([100.0, 970.0])),
-            last_used=float(draw(st.integers(100, 110))),
+            dice.choice("abcd"),
+            tuple(g.gpu_id for g in dice.sample(gpus, dice.choice([1, 1, min(2, len(gpus))]))),
+            dice.choice([1000, 2500, 4000, 7000, 12000]),
+            busy=dice.random() < 0.4,
+            pinned=dice.random() < 0.15,
+            evictable=dice.random() < 0.85,
+            leaving=dice.random() < 0.15,
+            ready_since=dice.choice([100.0, 100.0, 970.0]),
+            last_used=float(dice.randint(100, 110)),
         )
-        if all(room >= 0 for room in rooms(gpus, [*residents, one], set()).values()):
+        if len(residents) < 7 and all(room >= 0 for room in rooms(gpus, [*residents, one], set()).values()):
             residents.append(one)
-    return gpus, residents
+    need = Need(
+        dice.choice("abcd"),
+        dice.choice([500, 3000, 5000, 7000, 9000, 12000, 20000]),
+        dice.choice([1, 1, 1, 2, 2, 3]),
+        may_evict=dice.random() < 0.8,
+        may_drain_busy=dice.random() < 0.6,
+    )
+    return gpus, residents, need
 
 
-needs = st.builds(
-    Need,
-    model=st.sampled_from("abcd"),
-    mib=st.sampled_from([500, 3000, 7500, 12000, 20000, 30000]),
-    gpu_count=st.sampled_from([1, 1, 2, 3]),
-    may_evict=st.booleans() | st.just(True),
-    may_drain_busy=st.booleans(),
-)
+cases = st.integers(0, 1 << 32).map(fleet_of)
 
 
-@settings(max_examples=300, deadline=None)
-@given(fleets(), needs)
-def test_a_placement_never_exceeds_what_the_gpus_have(fleet: Fleet, need: Need) -> None:
-    gpus, residents = fleet
+@settings(max_examples=500, deadline=None)
+@given(cases)
+def test_a_placement_never_exceeds_what_the_gpus_have(case: Case) -> None:
+    gpus, residents, need = case
     answer = plan(need, gpus, residents, POLICY, NOW)
     if isinstance(answer, Placement):
         after = rooms(gpus, residents, set(answer.evict))
@@ -103,10 +105,10 @@ def test_a_placement_never_exceeds_what_the_gpus_have(fleet: Fleet, need: Need) 
         assert all(after[gpu_id] >= need.mib for gpu_id in answer.gpu_ids)
 
 
-@settings(max_examples=300, deadline=None)
-@given(fleets(), needs)
-def test_a_refusal_is_honest(fleet: Fleet, need: Need) -> None:
-    gpus, residents = fleet
+@settings(max_examples=500, deadline=None)
+@given(cases)
+def test_a_refusal_is_honest(case: Case) -> None:
+    gpus, residents, need = case
     answer = plan(need, gpus, residents, POLICY, NOW)
     if isinstance(answer, NoRoom):
         assert not fits(need, gpus, residents, {r.instance_id for r in residents if may_go(need, r)})
@@ -115,10 +117,10 @@ def test_a_refusal_is_honest(fleet: Fleet, need: Need) -> None:
         assert answer.reason
 
 
-@settings(max_examples=300, deadline=None)
-@given(fleets(), needs)
-def test_only_those_are_evicted_who_may_be_and_only_if_it_helps(fleet: Fleet, need: Need) -> None:
-    gpus, residents = fleet
+@settings(max_examples=500, deadline=None)
+@given(cases)
+def test_only_those_are_evicted_who_may_be_and_only_if_it_helps(case: Case) -> None:
+    gpus, residents, need = case
     answer = plan(need, gpus, residents, POLICY, NOW)
     if isinstance(answer, Placement):
         by_id = {r.instance_id: r for r in residents}
@@ -129,11 +131,11 @@ def test_only_those_are_evicted_who_may_be_and_only_if_it_helps(fleet: Fleet, ne
         assert order == sorted(order)
 
 
-@settings(max_examples=300, deadline=None)
-@given(fleets(), needs)
-def test_no_cheaper_eviction_would_do(fleet: Fleet, need: Need) -> None:
+@settings(max_examples=500, deadline=None)
+@given(cases)
+def test_no_cheaper_eviction_would_do(case: Case) -> None:
     """Idle before busy, old before young, no smaller set, the least recently used: by trying them all."""
-    gpus, residents = fleet
+    gpus, residents, need = case
     answer = plan(need, gpus, residents, POLICY, NOW)
     if isinstance(answer, Placement) and answer.evict:
 
@@ -149,13 +151,13 @@ def test_no_cheaper_eviction_would_do(fleet: Fleet, need: Need) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(fleets(), needs)
-def test_the_order_of_the_snapshot_does_not_matter(fleet: Fleet, need: Need) -> None:
-    gpus, residents = fleet
+@given(cases)
+def test_the_order_of_the_snapshot_does_not_matter(case: Case) -> None:
+    gpus, residents, need = case
     assert plan(need, gpus, residents, POLICY, NOW) == plan(need, gpus[::-1], residents[::-1], POLICY, NOW)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 900)), min_size=40, max_size=60), st.integers(1, 4))
 def test_in_a_large_fleet_nobody_is_evicted_who_could_stay(many: list[tuple[bool, int]], count: int) -> None:
     gpus = [gpu(index, 40960) for index in range(12)]
