@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log's promises: one valid JSON object a line, levels, bound context, and never a wait."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from vllm_gateway.settings import Log
+from vllm_gateway.telemetry import events, log
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    out = io.StringIO()
+    log.configure(Log(format="json"), out, strict=True)
+    yield out
+    log.shutdown()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    assert log.flush()
+    return [orjson.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_is_valid_by_the_table(stream: io.StringIO) -> None:
+    log.get_logger().emit(events.INSTANCE_READY, instance="a-1", model="a", seconds=1.5, address="127.0.0.1:1")
+    (line,) = lines(stream)
+    assert list(line)[:3] == ["timestamp", "level", "event"]
+    assert events.validate(line) == []
+
+
+def test_context_is_on_every_line(stream: io.StringIO) -> None:
+    logger = log.get_logger(model="a").bind(request_id="r1")
+    logger.emit(events.IDLE_STOP, seconds=3)
+    (line,) = lines(stream)
+    assert (line["model"], line["request_id"]) == ("a", "r1")
+    assert events.validate(line) == []
+
+
+def test_strict_refuses_fields_that_the_table_lacks(stream: io.StringIO) -> None:
+    with pytest.raises(ValueError, match="unknown field 'adress'"):
+        log.get_logger().emit(events.GATEWAY_READY, address="x", adress="x")
+    with pytest.raises(ValueError, match="'address' is missing"):
+        log.get_logger().emit(events.GATEWAY_READY)
+    assert lines(stream) == []
+
+
+def test_lines_below_the_level_are_left_out() -> None:
+    out = io.StringIO()
+    log.configure(Log(level="warning", format="json"), out)
+    log.get_logger().emit(events.GATEWAY_READY, address="x")
+    log.get_logger().emit(events.MODEL_NO_ROOM, model="a", reason="full")
+    log.write_line(b'{"event":"request_finished"}')
+    assert [line["event"] for line in lines(out)] == ["model_no_room"]
+    log.shutdown()
+
+
+def test_early_lines_wait_for_the_configuration() -> None:
+    log.shutdown()
+    log.get_logger().emit(events.PARALLEL_MODELS_CONFIG, models={"early": 1})
+    out = io.StringIO()
+    log.configure(Log(format="json"), out)
+    assert {"early": 1} in [line.get("models") for line in lines(out)]
+    log.shutdown()
+
+
+def test_console_lines_have_no_colours_off_a_terminal() -> None:
+    out = io.StringIO()
+    log.configure(Log(format="console"), out)
+    log.get_logger().emit(events.GATEWAY_READY, address="here")
+    log.write_line(b'{"timestamp":"t","level":"info","event":"request_finished","status":200}')
+    assert log.flush()
+    text = out.getvalue()
+    assert "gateway_ready" in text
+    assert "address=here" in text
+    assert "status=200" in text
+    assert "\x1b" not in text
+    log.shutdown()
+
+
+def test_values_of_any_type_can_be_logged(stream: io.StringIO) -> None:
+    log.get_logger().emit(events.UNHANDLED_ERROR, error=KeyError("x"), path=Path("/p"))
+    assert lines(stream)[0]["error"] == "KeyError('x')" or lines(stream)[0]["error"] == "'x'"
+
+
+def test_a_reader_that_does_not_read_never_makes_the_gateway_wait() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe, os.fdopen(reading, "rb"):
+        log.configure(Log(format="json"), pipe)
+        began = time.monotonic()
+        for _ in range(2_000):
+            log.write_line(b"x" * 200)
+        assert time.monotonic() - began < 1
+        assert not log.flush(0.05)
+        log.shutdown(0.05)
+        assert time.monotonic() - began < 2
+        os.set_blocking(reading, False)
+        while True:
+            try:
+                if not os.read(reading, 1 << 20):
+                    break
+            except BlockingIOError:
+                time.sleep(0.001)
+                if not any(thread.name == "log-writer" for thread in __import__("threading").enumerate()):
+                    break
+
+
+def test_a_process_writes_everything_before_it_ends() -> None:
+    program = (
+        "from vllm_gateway.settings import Log; from vllm_gateway.telemetry import events, log\n"
+        "log.configure(Log())\n"
+        "for n in range(3000): log.get_logger().emit(events.GATEWAY_READY, address=str(n))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=30)
+    assert [orjson.loads(line)["address"] for line in done.stdout.splitlines()] == [str(n) for n in range(3000)]

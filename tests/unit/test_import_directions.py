@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports run one way; this test holds the design's directions by reading the imports of every file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "vllm_gateway"
+COMPOSITION = {"app", "cli", "cli_check", "configuration", "__main__"}
+ALLOWED = {
+    "api": {"scheduling", "relay", "routing", "settings", "telemetry"},
+    "scheduling": {"routing", "telemetry", "settings"},
+    "relay": {"telemetry"},
+    "fleet": {"allocator", "routing", "settings", "telemetry"},
+    "allocator": {"settings", "telemetry", "simulator.gpu_memory"},
+    "telemetry": {"settings"},
+    "simulator": set[str](),
+    "strategies": {"scheduling"},
+    "settings": set[str](),
+    "routing": set[str](),
+    "configuration": {"settings", "telemetry"},
+    "cli_check": {"configuration", "settings"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for folder in (PACKAGE, ROOT / "strategies") for path in folder.rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    """The part of the house that a file belongs to."""
+    if path.is_relative_to(ROOT / "strategies"):
+        return "strategies"
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path, text: str) -> set[str]:
+    """The modules of the house that a file imports, without the package's name: `telemetry.events`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level and path.is_relative_to(PACKAGE):
+                parents = ("vllm_gateway", *path.relative_to(PACKAGE).parts)[: -node.level]
+                module = ".".join([*parents, module]).rstrip(".")
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+    ours = {name.removeprefix("vllm_gateway.") for name in found if name.startswith("vllm_gateway.")}
+    return (ours - {"__version__"}) | {name for name in found if name.split(".")[0] == "strategies"}
+
+
+def wrong_imports(path: Path, text: str) -> list[str]:
+    unit = unit_of(path)
+    if unit == "__init__":
+        return sorted(imports_of(path, text))
+    allowed = ALLOWED.get(unit, set())
+    wrong = []
+    for name in imports_of(path, text):
+        if name == "app" or name.startswith("app."):
+            good = unit in {"cli", "__main__", "app"}
+        elif unit in COMPOSITION and unit not in ALLOWED:
+            good = True
+        else:
+            good = any(name == part or name.startswith(f"{part}.") for part in {unit, *allowed})
+        if not good:
+            wrong.append(name)
+    return sorted(wrong)
+
+
+def is_entry_point(unit: str) -> bool:
+    return unit.startswith("cli") or unit in COMPOSITION
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_it_may(path: Path) -> None:
+    unit = unit_of(path)
+    if is_entry_point(unit) and unit not in ALLOWED:
+        named = imports_of(path, path.read_text("utf-8"))
+        assert unit in {"cli", "__main__", "app"} or not any(name.split(".")[0] == "app" for name in named)
+        return
+    assert wrong_imports(path, path.read_text("utf-8")) == []
+
+
+def test_every_part_of_the_house_has_its_directions() -> None:
+    units = {unit_of(path) for path in modules()}
+    assert {unit for unit in units if not is_entry_point(unit)} <= {*ALLOWED, "__init__"}
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("telemetry/x.py", "from vllm_gateway.fleet import registry"),
+        ("relay/x.py", "from vllm_gateway import settings"),
+        ("fleet/runtimes/x.py", "from ...api import routes"),
+        ("api/x.py", "import vllm_gateway.app"),
+        ("allocator/x.py", "from vllm_gateway.simulator import http_server"),
+        ("scheduling/x.py", "from strategies import round_robin"),
+    ],
+)
+def test_a_wrong_direction_is_seen(place: str, text: str) -> None:
+    assert wrong_imports(PACKAGE / place, text)
