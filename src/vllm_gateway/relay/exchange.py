@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request on one connection, and its reply's way to the client: the states, in the order in which bytes flow.
+
+Runs in the read callback of the instance's connection. The handler's task sleeps meanwhile and is woken for two things
+only: the exchange is over, or the client reads too slowly and has to be waited for.
+"""
+
+import asyncio
+import enum
+
+from aiohttp import HttpVersion11, web
+
+from vllm_gateway.relay.client import ClientStalled, drain
+from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
+from vllm_gateway.relay.heads import BadHead, OwnHeaders, ReplyHead, parse_reply_head, reply_head
+from vllm_gateway.relay.types import Carried, Limits, UpstreamFailed
+from vllm_gateway.relay.upstream import Connection
+
+SMALL_BODY_BYTES = 16 * 1024
+"""Up to here a copy is cheaper than a second buffer on the wire."""
+
+
+class Phase(enum.Enum):
+    """Where the exchange is."""
+
+    HEAD = "waiting for the reply's head; nothing has reached the client"
+    BODY = "passing the body on"
+    OVER = "ended, well or not"
+
+
+class Exchange:
+    """Carries one request over one connection. Made for one use; the connection is given back or closed at its end."""
+
+    __slots__ = (
+        "_client",
+        "_client_protocol",
+        "_connection",
+        "_framing",
+        "_heard",
+        "_held",
+        "_limits",
+        "_loop",
+        "_own",
+        "_paused",
+        "_quiet_until",
+        "_request",
+        "_reusable",
+        "_sent_at",
+        "_unframe",
+        "_wake",
+        "broken",
+        "bytes_sent",
+        "failure",
+        "first_byte_s",
+        "keeps_client",
+        "phase",
+        "stale",
+        "status",
+    )
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        client: asyncio.Transport,
+        connection: Connection,
+        *,
+        own: OwnHeaders,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._request = request
+        self._client = client
+        self._client_protocol = request.protocol
+        self._connection = connection
+        self._own = own
+        self._limits = limits
+        self._loop = loop
+
+        self.phase = Phase.HEAD
+        self.failure: UpstreamFailed | None = None  # ended in HEAD
+        self.stale = False  # ... with not a byte received
+        self.status = 0
+        self.first_byte_s = 0.0
+        self.bytes_sent = 0
+        self.broken: str | None = None  # ended in BODY, before the body did
+        self.keeps_client = False  # the client's connection can take another request
+
+        self._held = b""  # of a head that is not complete
+        self._framing: Framing
+        self._unframe = False
+        self._reusable = False
+        self._paused = False
+        self._heard = False
+        self._sent_at = 0.0
+        self._quiet_until: float | None = None
+        self._wake: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def self_delimiting(self) -> bool:
+        """Whether the client can tell a cut reply from a complete one by its framing alone."""
+        return self._framing.self_delimiting and not self._unframe
+
+    @property
+    def carried(self) -> Carried:
+        return Carried(self.status, self.bytes_sent, self.first_byte_s, self.broken is None, self.broken)
+
+    # --- The request goes out
+
+    def send(self, head: bytes, body: bytes) -> None:
+        upstream = self._connection.transport
+        self._connection.use(self)
+        if len(body) <= SMALL_BODY_BYTES:
+            upstream.write(head + body)
+        else:
+            upstream.writelines((head, body))
+        self._sent_at = self._loop.time()
+        if self._limits.first_byte_s is not None:
+            self._quiet_until = self._sent_at + self._limits.first_byte_s
+
+    async def reply(self) -> None:
+        """Returns when the reply is with the client, whole or cut. Raises UpstreamFailed if it never began."""
+        while True:
+            await self._wake
+            if self.phase is not Phase.OVER:
+                await self._wait_for_client()
+            if self.phase is Phase.OVER:
+                break
+        if self.failure is not None:
+            raise self.failure
+
+    # --- The reply comes in
+
+    def received(self, data: bytes) -> None:
+        self._heard = True
+        if self.phase is Phase.BODY:
+            self._pass_on(data)
+        else:
+            self._take_head(data)
+
+    def _take_head(self, data: bytes) -> None:
+        while True:
+            if self._held:
+                searched = max(0, len(self._held) - 3)
+                data = self._held + data
+                self._held = b""
+            else:
+                searched = 0
+            end = data.find(b"\r\n\r\n", searched) + 4
+            if (end if end > 3 else len(data)) > self._limits.max_head_bytes:
+                self._fail("bad_reply", retryable=False, detail="head over the limit")
+                return
+            if end <= 3:
+                self._held = data
+                if data.count(b"\n", searched) != data.count(b"\r\n", max(0, searched - 1)):
+                    self._fail("bad_reply", retryable=False, detail="line ends without a carriage return")
+                return
+            try:
+                head = parse_reply_head(data[:end])
+            except BadHead as error:
+                self._fail("bad_reply", retryable=False, detail=str(error))
+                return
+            data = data[end:]
+            if head.status >= 200:
+                self._begin(head, data)
+                return
+            if head.status == 101:
+                self._fail("bad_reply", retryable=False, detail="switches to a protocol nobody asked for")
+                return
+            if not data:  # an interim reply: for us alone
+                return
+
+    def _begin(self, head: ReplyHead, body: bytes) -> None:
+        request = self._request
+        http_1_1 = request.version >= HttpVersion11
+        framing = self._framing = head.framing(request.method)
+        chunked = isinstance(framing, Chunked)
+        self._unframe = chunked and not http_1_1
+        self._reusable = head.keep_alive and framing.self_delimiting
+        self.keeps_client = request.keep_alive and self.self_delimiting
+        self.status = head.status
+        self.first_byte_s = self._loop.time() - self._sent_at
+        persistence = (b"" if http_1_1 else b"keep-alive") if self.keeps_client else b"close"
+        out = reply_head(head, own=self._own, chunked=chunked and http_1_1, connection=persistence)
+
+        self.phase = Phase.BODY
+        idle_s = self._limits.idle_s
+        self._quiet_until = None if idle_s is None else self._loop.time() + idle_s
+        self._pass_on(body, out)
+
+    def _pass_on(self, data: bytes, head: bytes = b"") -> None:
+        """Writes what has been read to the client; the reply's head goes out in one write with what follows it."""
+        framing = self._framing
+        out = data
+        try:
+            if not self._unframe:
+                used = framing.feed(data)
+            else:
+                assert isinstance(framing, Chunked)
+                payload: list[bytes] = []
+                used = framing.feed(data, payload)
+                out = b"".join(payload)
+        except BadFraming:
+            if head:
+                self._fail("bad_reply", retryable=False, detail="malformed chunk")
+            else:
+                self._end("bad_reply")
+            return
+        surplus = used != len(data)
+        if surplus and not self._unframe:
+            out = data[:used]
+        if head:
+            out = head + out
+
+        client = self._client
+        if client.is_closing():
+            self._end("client_gone")
+            return
+        if out:
+            client.write(out)
+            self.bytes_sent += len(out)
+        if framing.done:
+            self._reusable = self._reusable and not surplus
+            self._end(None)
+        elif self._client_protocol.writing_paused and not self._paused:
+            self._pause()
+
+    # --- The client is slow
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._connection.transport.pause_reading()
+        if not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _wait_for_client(self) -> None:
+        try:
+            await drain(self._request, self._client, self._limits.client_stall_s)
+        except ClientStalled:
+            self._end("client_stalled")
+            return
+        if self.phase is Phase.OVER:
+            return
+        if self._client.is_closing():
+            self._end("client_gone")
+            return
+        self._wake = self._loop.create_future()
+        self._heard = True  # the time in which we did not read does not count against the instance
+        self._paused = False
+        self._connection.transport.resume_reading()
+
+    # --- The ends
+
+    def lost(self, error: Exception | None) -> None:
+        """The instance closed the connection, or it broke."""
+        if self.phase is Phase.HEAD:
+            self.stale = not self._heard
+            self._fail("closed" if error is None else "reset", retryable=True, detail=str(error or ""))
+        elif error is None and not self._framing.self_delimiting:
+            self._end(None)
+        else:
+            self._end("upstream_closed" if error is None else "upstream_reset")
+
+    def cut(self, reason: str) -> None:
+        """Ends it from our side, wherever it is: the instance's connection is closed at once."""
+        if self.phase is Phase.HEAD:
+            self._fail(reason, retryable=False)
+        elif self.phase is Phase.BODY:
+            self._end(reason)
+
+    def check_time(self, now: float) -> None:
+        """Called by the sweep."""
+        if self._client.is_closing():
+            self.cut("client_gone")
+        elif self._paused:
+            return
+        elif self._heard and self.phase is Phase.BODY:
+            self._heard = False
+            if self._limits.idle_s is not None:
+                self._quiet_until = now + self._limits.idle_s
+        elif self._quiet_until is not None and now >= self._quiet_until:
+            self.cut("first_byte_timeout" if self.phase is Phase.HEAD else "idle_timeout")
+
+    def _fail(self, reason: str, *, retryable: bool, detail: str = "") -> None:
+        self.failure = UpstreamFailed(reason, retryable=retryable, detail=detail)
+        self._over(clean=False)
+
+    def _end(self, broken: str | None) -> None:
+        self.broken = broken
+        if broken is not None:
+            self.keeps_client = False
+        self._over(clean=broken is None and self._reusable)
+
+    def _over(self, *, clean: bool) -> None:
+        self.phase = Phase.OVER
+        self._connection.release(clean=clean)
+        if not self._wake.done():
+            self._wake.set_result(None)

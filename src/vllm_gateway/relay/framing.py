@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds where a reply's body ends while its bytes pass by: by length, by chunks, or by the connection's end.
+
+Nothing is copied or held back: `feed` says how many of the bytes belong to the body, and the caller passes them on as
+they are. Each byte that cannot continue a well-formed body raises `BadFraming`, wherever the reads happen to split.
+"""
+
+import enum
+import re
+from typing import Protocol
+
+FIELD_NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD_VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:[ \t]*+;" + FIELD_VALUE + rb")?+\r\n")
+_SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}+(?:[ \t]*+(?:;" + FIELD_VALUE + rb")?+)\r?+")
+_TRAILER_LINE = re.compile(rb"(" + FIELD_NAME + rb":" + FIELD_VALUE + rb")?+\r\n")
+_TRAILER_LINE_BEGUN = re.compile(rb"(?:" + FIELD_NAME + rb"(?::" + FIELD_VALUE + rb")?+)?+\r?+")
+
+MAX_LINE_BYTES = 8 * 1024
+MAX_TRAILER_LINES = 64
+
+
+class BadFraming(ValueError):
+    """The bytes are not a body of the announced form."""
+
+
+class Framing(Protocol):
+    """One body on its way."""
+
+    done: bool
+    self_delimiting: bool
+    """Whether its end can be told from a connection that broke."""
+
+    def feed(self, data: bytes) -> int:
+        """How many of these bytes belong to the body; all of them, unless it ends in them (`done`)."""
+
+
+class Length:
+    """A body of known length; 0 for replies that have none."""
+
+    __slots__ = ("_left", "done")
+    self_delimiting = True
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+
+    def feed(self, data: bytes) -> int:
+        left = self._left
+        if len(data) < left:
+            self._left = left - len(data)
+            return len(data)
+        self._left = 0
+        self.done = True
+        return left
+
+
+class UntilClose:
+    """A body that ends where the connection ends."""
+
+    __slots__ = ("done",)
+    self_delimiting = False
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def feed(self, data: bytes) -> int:
+        return len(data)
+
+
+class _Part(enum.Enum):
+    SIZE = "size line"
+    DATA = "chunk data"
+    DATA_END = "line end after chunk data"
+    TRAILER = "trailer section"
+
+
+class Chunked:
+    """A chunked body, chunk extensions and trailers included."""
+
+    __slots__ = ("_left", "_line", "_part", "_trailers", "done")
+    self_delimiting = True
+
+    def __init__(self) -> None:
+        self.done = False
+        self._part = _Part.SIZE
+        self._left = 0  # bytes of the present chunk's data still to come
+        self._line = b""  # the begun line that the last read ended in; already passed on
+        self._trailers = 0
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """As in `Framing`; with `payload` the chunks' data is appended to it, free of framing."""
+        carried_over = len(self._line)
+        if carried_over:
+            data = self._line + data
+            self._line = b""
+        position = 0
+        while position < len(data) and not self.done:
+            if self._part is _Part.DATA:
+                position = self._data(data, position, payload)
+            elif self._part is _Part.SIZE:
+                position = self._size_line(data, position)
+            elif self._part is _Part.DATA_END:
+                position = self._data_end(data, position)
+            else:
+                position = self._trailer_line(data, position)
+        return position - carried_over
+
+    def _size_line(self, data: bytes, start: int) -> int:
+        line = _SIZE_LINE.match(data, start)
+        if line is None:
+            return self._begun_line(_SIZE_LINE_BEGUN, data, start)
+        _check_length(line.end() - start)
+        self._left = int(line[1], 16)
+        self._part = _Part.DATA if self._left else _Part.TRAILER
+        return line.end()
+
+    def _data(self, data: bytes, start: int, payload: list[bytes] | None) -> int:
+        end = min(start + self._left, len(data))
+        self._left -= end - start
+        if payload is not None:
+            payload.append(data[start:end])
+        if self._left == 0:
+            self._part = _Part.DATA_END
+        return end
+
+    def _data_end(self, data: bytes, start: int) -> int:
+        if data.startswith(b"\r\n", start):
+            self._part = _Part.SIZE
+            return start + 2
+        if data[start:] != b"\r":
+            raise BadFraming("chunk data does not end where its size says")
+        self._line = b"\r"
+        return len(data)
+
+    def _trailer_line(self, data: bytes, start: int) -> int:
+        line = _TRAILER_LINE.match(data, start)
+        if line is None:
+            return self._begun_line(_TRAILER_LINE_BEGUN, data, start)
+        _check_length(line.end() - start)
+        if line[1] is None:
+            self.done = True
+            return line.end()
+        self._trailers += 1
+        if self._trailers > MAX_TRAILER_LINES:
+            raise BadFraming("too many trailers")
+        return line.end()
+
+    def _begun_line(self, pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
+        """Keeps a line that later bytes may complete; refuses one that no bytes can."""
+        line = data[start:]
+        _check_length(len(line))
+        if pattern.fullmatch(line) is None:
+            raise BadFraming(f"malformed {self._part.value}")
+        self._line = line
+        return len(data)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_LINE_BYTES:
+        raise BadFraming("line too long in a chunked body")

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The relay: takes a request whose body has been read, finds it a connection to the instance, and sees it through."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from vllm_gateway.relay.client import CarriedResponse, is_gone
+from vllm_gateway.relay.exchange import Exchange
+from vllm_gateway.relay.heads import REQUEST_ONLY_HERE, own_headers, request_head, tokens
+from vllm_gateway.relay.types import ClientGone, Headers, Limits, UpstreamFailed
+from vllm_gateway.relay.upstream import Address, Connection, Pool
+
+
+class Relay:
+    """Carries requests to instances and their replies back; owns the connections to the instances.
+
+    The server in front must be made with `handler_cancellation=True`: the cancelled handler is how a client that
+    leaves is noticed within milliseconds (without it, at the next sweep or the next bytes of the reply). It must have
+    `auto_decompress=False` too, or the handler must drop Content-Encoding: the body goes on as it is given here.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        drop_request_headers: frozenset[str] = frozenset({"authorization", "cookie"}),
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._loop = loop or asyncio.get_running_loop()
+        self._dropped = REQUEST_ONLY_HERE | {name.lower().encode("ascii") for name in drop_request_headers}
+        self._pool = Pool(self._loop, max_idle=self._limits.pool_max_idle, max_idle_s=self._limits.pool_idle_s)
+        self._active: set[Exchange] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_s = self._limits.sweep_s
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def carry(
+        self,
+        request: web.BaseRequest,
+        host: str,
+        port: int,
+        body: bytes,
+        *,
+        target: str | None = None,
+        extra_request_headers: Headers = (),
+        extra_reply_headers: Headers = (),
+    ) -> CarriedResponse:
+        """Sends the request to the instance at `host:port` and its reply to the client; return the result to aiohttp.
+
+        `target` is the path and query to ask for, by default the request's own, as received. Extra headers replace
+        those of the same name. Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client,
+        and ValueError for a request that cannot be written as one (control characters).
+        """
+        client = request.transport
+        if client is None or client.is_closing():
+            raise ClientGone
+        address = (host, port)
+        head = self._head(request, address, target, extra_request_headers, len(body))
+        own = own_headers(extra_reply_headers)
+        client.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
+
+        connection = self._pool.take(address)
+        while True:
+            reused = connection is not None
+            if connection is None:
+                connection = await self._connect(request, address)
+            exchange = Exchange(request, client, connection, own=own, limits=self._limits, loop=self._loop)
+            try:
+                await self._see_through(exchange, request, client, head, body)
+                break
+            except UpstreamFailed:
+                if not (reused and exchange.stale):
+                    raise
+                connection = None  # closed while it was idle: says nothing about the instance
+        return CarriedResponse(
+            request,
+            client,
+            exchange.carried,
+            keep_alive=exchange.keeps_client,
+            self_delimiting=exchange.self_delimiting,
+            stall_s=self._limits.client_stall_s,
+        )
+
+    def forget(self, host: str, port: int) -> None:
+        """The instance is gone: closes the idle connections to it."""
+        self._pool.forget((host, port))
+
+    async def close(self) -> None:
+        """Ends what is under way and closes all connections to instances."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._pool.close()
+        for exchange in list(self._active):
+            exchange.cut("relay_closed")
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
+
+    # --- One attempt
+
+    def _head(
+        self, request: web.BaseRequest, address: Address, target: str | None, extra: Headers, body_length: int
+    ) -> bytes:
+        host, port = address
+        dropped = self._dropped
+        connection = request.headers.getall("Connection", ())
+        if connection:
+            dropped |= tokens(connection)
+        return request_head(
+            request.method,
+            request.raw_path if target is None else target,
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            request.raw_headers,
+            dropped=dropped,
+            own=own_headers(extra),
+            body_length=body_length,
+        )
+
+    async def _connect(self, request: web.BaseRequest, address: Address) -> Connection:
+        if self._closed:
+            raise UpstreamFailed("relay_closed", retryable=False)
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                _, connection = await self._loop.create_connection(lambda: Connection(self._pool, address), *address)
+        except TimeoutError:
+            raise UpstreamFailed("connect_timeout", retryable=True) from None
+        except ConnectionRefusedError as error:
+            raise UpstreamFailed("connect_refused", retryable=True, detail=str(error)) from None
+        except OSError as error:
+            raise UpstreamFailed("connect_failed", retryable=True, detail=str(error)) from None
+        except asyncio.CancelledError:
+            if not _left(request):
+                raise
+            raise ClientGone from None
+        return connection
+
+    async def _see_through(
+        self, exchange: Exchange, request: web.BaseRequest, client: asyncio.Transport, head: bytes, body: bytes
+    ) -> None:
+        """Returns once the reply has begun and is over; raises while nothing of it has reached the client."""
+        self._watch(exchange)
+        try:
+            exchange.send(head, body)
+            await exchange.reply()
+        except asyncio.CancelledError:
+            left = _left(request)
+            exchange.cut("client_gone" if left else "cancelled")
+            begun = exchange.failure is None
+            if not left:
+                if begun:
+                    client.abort()  # nothing else can be said on it any more
+                raise
+            if not begun:
+                raise ClientGone from None
+        except UpstreamFailed as failure:
+            if failure.reason == "client_gone":
+                raise ClientGone from None
+            raise
+        finally:
+            self._active.discard(exchange)
+
+    # --- Waiting times
+
+    def _watch(self, exchange: Exchange) -> None:
+        self._active.add(exchange)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """One timer for all: nothing is set or cancelled per request or per read."""
+        now = self._loop.time()
+        for exchange in list(self._active):
+            exchange.check_time(now)
+        self._pool.sweep()
+        busy = bool(self._active) or len(self._pool) > 0
+        self._sweeper = self._loop.call_later(self._sweep_s, self._sweep) if busy else None
+
+
+def _left(request: web.BaseRequest) -> bool:
+    """Whether a cancellation of the handler means that its client left; if so it has been dealt with."""
+    if not is_gone(request):
+        return False
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+    return True

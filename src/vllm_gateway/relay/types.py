@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of the relay: the limits it keeps, the ways a request can end, and what is known about a carried reply."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how much. Seconds; None = no limit. The waiting times are kept by a coarse sweep, see `sweep_s`."""
+
+    connect_s: float = 5.0
+    first_byte_s: float | None = 600.0
+    """From the request being sent to the reply's head: a reply that is not streamed takes as long as its generation."""
+    idle_s: float | None = 120.0
+    """Between two reads of a reply that has begun."""
+    pool_idle_s: float = 4.0
+    """How long an idle connection may be used again: uvicorn closes its side after 5 s."""
+    pool_max_idle: int = 256
+    """Idle connections kept per instance."""
+    max_head_bytes: int = 64 * 1024
+    client_buffer_bytes: int = 64 * 1024
+    """The reply's bytes held for a slow client before the instance is no longer read; one read may come on top."""
+    client_stall_s: float | None = 120.0
+    """How long a client that is being waited for may take not a single byte."""
+
+    @property
+    def sweep_s(self) -> float:
+        """How often waiting times are looked at: a limit is noticed at most two sweeps late."""
+        shortest = min(s for s in (self.first_byte_s, self.idle_s, self.pool_idle_s, 2.0) if s is not None)
+        return max(shortest / 4, 0.01)
+
+
+class UpstreamFailed(Exception):
+    """The instance gave no reply, and not a byte has reached the client: the request may go to another instance.
+
+    `reason` is one of: connect_refused, connect_timeout, connect_failed, reset, closed, first_byte_timeout, bad_reply,
+    relay_closed. `retryable` says whether another instance may do better without the risk of doing the work twice over.
+    """
+
+    def __init__(self, reason: str, *, retryable: bool, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.retryable = retryable
+        self.detail = detail
+
+
+class ClientGone(Exception):
+    """The client left before the reply began; the connection to the instance has been closed already."""
+
+
+@dataclass(slots=True)
+class Carried:
+    """What became of a reply whose head has been sent to the client."""
+
+    status: int
+    bytes_sent: int
+    """Head and framing included."""
+    first_byte_s: float
+    """From the request being sent to the reply's head."""
+    complete: bool
+    broken: str | None
+    """Why the reply was cut: upstream_closed, upstream_reset, idle_timeout, bad_reply, client_gone, client_stalled,
+    cancelled, relay_closed. None while it is complete."""
