@@ -183,7 +183,7 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
         gateway = Gateway(settings, simulated, emit)
         await gateway.open()
         try:
-            server = web.Server(gateway.api.handle, access_log=None, handler_cancellation=True)
+            server = web.Server(gateway.api.handle, access_log=None, handler_cancellation=True, auto_decompress=False)
             runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
             await runner.setup()
             site = web.TCPSite(runner, settings.server.host, settings.server.port, backlog=1024)

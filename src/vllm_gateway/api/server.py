@@ -78,7 +78,7 @@ class Api:
             response = error.response(request_id)
         except ClientGone:
             progress.outcome = "client_gone"
-            raise asyncio.CancelledError from None
+            response = web.Response(status=status)
         except asyncio.CancelledError:
             progress.outcome = "client_gone"
             raise
@@ -157,7 +157,7 @@ class Api:
                 instance.host,
                 instance.port,
                 info.body,
-                target=request.raw_path if hasattr(request, "raw_path") else str(request.rel_url),
+                target=request.raw_path,
                 extra_request_headers=[header],
                 extra_reply_headers=[header],
             )

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real gateway process for tests: started by its command, read by its log, ended in every case."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from vllm_gateway.telemetry.events import validate
+
+CHAT = "/v1/chat/completions"
+
+
+class GatewayProcess:
+    """`lines` holds every decoded log line so far; `problems` what was wrong with them by the table of events."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.problems: list[str] = []
+        self.url = ""
+        self.http: aiohttp.ClientSession
+        self._news = asyncio.Event()
+
+    async def read_log(self) -> None:
+        assert self.process.stdout is not None
+        while raw := await self.process.stdout.readline():
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                self.problems.append(f"not JSON: {raw!r}")
+                continue
+            self.problems += validate(line)
+            self.lines.append(line)
+            self._news.set()
+
+    def events(self, name: str, **fields: object) -> list[dict[str, Any]]:
+        found = [line for line in self.lines if line["event"] == name]
+        return [line for line in found if all(line.get(key) == value for key, value in fields.items())]
+
+    async def event(self, name: str, limit_s: float = 20, count: int = 1, **fields: object) -> dict[str, Any]:
+        """Waits for the log to hold `count` such lines."""
+        async with asyncio.timeout(limit_s):
+            while len(found := self.events(name, **fields)) < count:
+                self._news.clear()
+                await self._news.wait()
+        return found[count - 1]
+
+    async def status(self) -> dict[str, Any]:
+        async with self.http.get("/gateway/status") as reply:
+            page: dict[str, Any] = await reply.json()
+            return page
+
+    async def until(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 20) -> dict[str, Any]:
+        """Waits until the status page fulfils `condition`."""
+        page: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(limit_s):
+                while not condition(page := await self.status()):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(json.dumps(page, indent=1)) from None
+        return page
+
+    async def chat(self, model: str, **more: object) -> tuple[int, Mapping[str, str], dict[str, Any]]:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, **more}
+        async with self.http.post(CHAT, json=body) as reply:
+            return reply.status, reply.headers, await reply.json()
+
+
+@asynccontextmanager
+async def running_gateway(
+    folder: Path, config: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> AsyncIterator[GatewayProcess]:
+    """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM."""
+    file = folder / "gateway.yaml"
+    footprints = str(folder / "footprints.json")
+    file.write_text(yaml.safe_dump({"memory_footprint_file": footprints, **config}), encoding="utf-8")
+    command = [sys.executable, "-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "LOG_LEVEL": "debug", **(environment or {})},
+        limit=1 << 20,
+    )
+    gateway = GatewayProcess(process)
+    reader = asyncio.create_task(gateway.read_log())
+    try:
+        gateway.url = (await gateway.event("gateway_ready"))["address"]
+        async with aiohttp.ClientSession(gateway.url, timeout=aiohttp.ClientTimeout(total=60)) as gateway.http:
+            yield gateway
+        process.terminate()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+            await reader
+        assert not gateway.problems, gateway.problems
+        assert not gateway.events("unhandled_error"), gateway.events("unhandled_error")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job end to end, with the process runtime and the simulated engine: balance, swap, refuse, recover."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from tests.gateway import CHAT, running_gateway
+
+FAST = {"SIM_LOAD_S": "0.2", "SIM_TTFT_S": "0", "SIM_TOKENS_PER_S": "500"}
+
+
+def model(name: str, **more: Any) -> dict[str, Any]:
+    return {"repository": f"test/{name}", "environment": FAST, "footprint_mib": 6000, **more}
+
+
+def config(*, gpus: int = 2, gpu_mib: int = 10_000, **more: Any) -> dict[str, Any]:
+    devices = [{"name": "Simulated GPU", "memory_mib": gpu_mib}] * gpus
+    return {
+        "runtime": "process",
+        "process": {"command": ["simulated"]},
+        "gpus": {"source": "simulated", "devices": devices, "margin_mib": 0, "min_resident_s": 0},
+        "models": {"gemma3-4B": model("gemma-3-4b", instances=2), "qwen2.5": model("qwen2.5-3b")},
+        **more,
+    }
+
+
+async def test_two_instances_take_turns(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        await gateway.chat("gemma3-4B")
+        await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
+        seen = [(await gateway.chat("gemma3-4B"))[1]["x-simulated-instance"] for _ in range(4)]
+        assert seen[0] != seen[1]
+        assert seen[:2] == seen[2:]
+        assert {one["name"] for one in (await gateway.status())["active_containers_by_name"].values()} == {
+            "vllm_server_gemma3-4B_instance_1",
+            "vllm_server_gemma3-4B_instance_2",
+        }
+
+
+async def test_fifty_requests_at_once_on_a_cold_model_start_exactly_the_wanted_instances(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        answers = await asyncio.gather(*(gateway.chat("gemma3-4B") for _ in range(50)))
+        assert [status for status, _, _ in answers] == [200] * 50
+        await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
+        assert len(gateway.events("instance_starting")) == 2
+        page = await gateway.status()
+        assert sum(one["total"] for one in page["active_containers_by_name"].values()) == 50
+        assert all(one["in_flight"] == 0 for one in page["active_containers_by_name"].values())
+
+
+async def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        await gateway.chat("gemma3-4B")
+        await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
+        await gateway.chat("gemma3-4B")
+        least = min(
+            (await gateway.status())["active_containers_by_name"].values(), key=lambda one: -one["last_used_s_ago"]
+        )
+        status, _, _ = await gateway.chat("qwen2.5")
+        assert status == 200
+        evicted = gateway.events("eviction", for_model="qwen2.5")
+        assert [line["instance"] for line in evicted] == [least["name"]]
+        page = await gateway.until(lambda page: "no room" in str(page["models"]["gemma3-4B"]["why_fewer"]))
+        assert page["models"]["gemma3-4B"]["running"] == 1
+        assert (await gateway.chat("gemma3-4B"))[0] == 200
+
+
+async def test_a_busy_instance_is_not_cut_by_an_eviction(tmp_path: Path) -> None:
+    models = {"a": model("a", environment={**FAST, "SIM_TOKENS_PER_S": "40"}), "b": model("b")}
+    async with running_gateway(tmp_path, config(gpus=1, models=models)) as gateway:
+        await gateway.chat("a")
+        body = {"model": "a", "prompt": "x", "max_tokens": 60, "stream": True, "ignore_eos": True}
+        async with gateway.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            other = asyncio.create_task(gateway.chat("b"))
+            await gateway.event("instance_draining", model="a")
+            text = (await stream.content.read()).decode()
+        assert '"finish_reason":"length"' in text
+        assert text.rstrip().endswith("data: [DONE]")
+        assert (await other)[0] == 200
+
+
+async def test_what_can_never_fit_is_refused_and_evicts_nothing(tmp_path: Path) -> None:
+    models = {"small": model("small"), "huge": model("huge", footprint_mib=50_000)}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        await gateway.chat("small")
+        status, _, reply = await gateway.chat("huge")
+        assert status == 503
+        assert reply["error"]["code"] == "no_room"
+        assert "50000" in reply["error"]["message"]
+        assert (await gateway.status())["models"]["small"]["running"] == 1
+        assert not gateway.events("eviction")
+
+
+async def test_a_bad_engine_argument_fails_the_request_at_once_with_the_engines_words(tmp_path: Path) -> None:
+    models = {"bad": model("bad", engine_arguments=["--no-such-option"])}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        status, headers, reply = await gateway.chat("bad")
+        assert status == 503
+        assert reply["error"]["code"] == "model_start_failed"
+        assert "unrecognized arguments: --no-such-option" in reply["error"]["message"]
+        assert int(headers["Retry-After"]) >= 1
+        again, _, _ = await gateway.chat("bad")
+        assert again == 503
+        assert len(gateway.events("instance_starting")) == 1, "it must not loop hot"
+        page = await gateway.until(lambda page: not page["active_containers_by_name"])
+        assert all(gpu["reserved_mib"] == 0 for gpu in page["gpus"])
+
+
+async def test_a_killed_engine_is_replaced_and_no_request_fails(tmp_path: Path) -> None:
+    models = {"a": model("a")}
+    async with running_gateway(tmp_path, config(gpus=1, models=models)) as gateway:
+        await gateway.chat("a")
+        (child,) = children_of(gateway.process.pid)
+        os.kill(child, signal.SIGKILL)
+        answers = await asyncio.gather(*(gateway.chat("a") for _ in range(5)))
+        assert [status for status, _, _ in answers] == [200] * 5
+        await gateway.event("instance_ready", count=2)
+
+
+async def test_discovery_measures_what_the_engine_took(tmp_path: Path) -> None:
+    models = {"gemma3-4B": {"repository": "google/gemma-3-4b-it", "instances": 2, "environment": FAST}}
+    async with running_gateway(tmp_path, config(gpu_mib=24_000, models=models)) as gateway:
+        assert (await gateway.chat("gemma3-4B"))[0] == 200
+        measured = await gateway.event("footprint_measured")
+        page = await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
+        assert list(page["known_footprints_mib"].values()) == [measured["footprint_mib"]]
+        assert {gpu["used_mib"] for gpu in page["gpus"]} == {measured["footprint_mib"]} or all(
+            abs(gpu["used_mib"] - measured["footprint_mib"]) < 100 for gpu in page["gpus"]
+        )
+
+
+async def test_an_idle_model_is_stopped(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(models={"a": model("a", idle_timeout_s=0.5)})) as gateway:
+        await gateway.chat("a")
+        await gateway.event("idle_stop", model="a")
+        await gateway.event("instance_stopped", model="a")
+        assert not children_of(gateway.process.pid)
+
+
+async def test_a_client_that_left_the_queue_never_starts_a_model(tmp_path: Path) -> None:
+    models = {"a": model("a", environment={**FAST, "SIM_TOKENS_PER_S": "20"}), "b": model("b")}
+    async with running_gateway(tmp_path, config(gpus=1, models=models)) as gateway:
+        await gateway.chat("a")
+        body = {"model": "a", "prompt": "x", "max_tokens": 40, "stream": True, "ignore_eos": True}
+        async with gateway.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            other = asyncio.create_task(gateway.chat("b"))
+            await gateway.event("instance_draining", model="a")
+            other.cancel()
+            await gateway.until(lambda page: page["models"]["a"]["running"] == 1)
+            await stream.content.read()
+        assert not gateway.events("instance_starting", model="b")
+        assert (await gateway.chat("a"))[0] == 200
+
+
+async def test_the_official_openai_client(tmp_path: Path) -> None:
+    async with (
+        running_gateway(tmp_path, config(server={"api_keys": ["sk-test"]})) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="sk-test") as client,
+    ):
+        assert [one.id async for one in client.models.list()] == ["gemma3-4B", "qwen2.5"]
+        messages: list[Any] = [{"role": "user", "content": "Hello"}]
+        answer = await client.chat.completions.create(model="gemma3-4B", messages=messages, max_tokens=5)
+        assert answer.choices[0].finish_reason == "length"
+        stream = await client.chat.completions.create(model="gemma3-4B", messages=messages, max_tokens=5, stream=True)
+        text = "".join([part.choices[0].delta.content or "" async for part in stream])
+        assert text == answer.choices[0].message.content
+        with pytest.raises(openai.NotFoundError, match="gemma3-4B, qwen2.5"):
+            await client.chat.completions.create(model="nope", messages=messages)
+        with pytest.raises(openai.AuthenticationError):
+            await client.with_options(api_key="wrong").models.list()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        (CHAT, b'{"model": "nope"}', 404, "model_not_found"),
+        (CHAT, b'{"messages": []}', 400, "model_missing"),
+        (CHAT, b"not json", 400, "bad_request"),
+        (CHAT, b"[1]", 400, "bad_request"),
+        (CHAT, b" " * (2 << 20), 413, "body_too_large"),
+        ("/sleep", b"{}", 404, "not_found"),
+        ("/v1/%2e%2e/sleep", b'{"model": "gemma3-4B"}', 404, "not_found"),
+    ],
+)
+async def test_bad_requests_get_openai_errors(path: str, body: bytes, status: int, code: str, tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(server={"max_body_mib": 1})) as gateway:
+        url = aiohttp.client.URL(f"{gateway.url}{path}", encoded=True)
+        async with aiohttp.ClientSession() as http, http.post(url, data=body) as reply:
+            error = (await reply.json())["error"]
+            assert (reply.status, error["code"]) == (status, code)
+            assert set(error) == {"message", "type", "param", "code"}
+            assert reply.headers["X-Request-Id"]
+        assert not gateway.events("instance_starting")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
