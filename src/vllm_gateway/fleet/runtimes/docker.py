@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines in containers. Docker is the truth about them; the labels say which are ours, and no other is touched."""
+
+import asyncio
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiodocker
+import aiohttp
+import structlog
+from aiodocker.containers import DockerContainer
+
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes import docker_spec as spec
+from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
+from vllm_gateway.fleet.runtimes.output import TAIL_LINES, clean_line, says_out_of_memory
+from vllm_gateway.settings import Docker
+
+_TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=5)
+_PROGRESS_EVERY_S = 5.0
+_LOOK_AGAIN_S = 30.0  # without any event
+_LOOK_AGAIN_SOON_S = 1.0  # when Docker did not answer
+_UNKNOWN_EXIT = 137
+
+_REMEDIES = (
+    (
+        "could not select device driver",
+        "Docker cannot hand out GPUs: install nvidia-container-toolkit, run "
+        "`nvidia-ctk runtime configure --runtime=docker` and restart Docker",
+    ),
+    ("network", "Create the network with `docker network create`, or correct `docker.network`"),
+)
+
+
+class DockerRuntime:
+    """Starts instances as containers of the Docker engine that DOCKER_HOST names. The handle is the container's id."""
+
+    def __init__(self, settings: Docker, owner: str, port: int = 8000, log: Any = None) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._port = port
+        self._log = log if log is not None else structlog.get_logger()
+        self._events = DockerEvents(owner, self._log)
+        self._following: asyncio.Task[None] | None = None
+        self._client: aiodocker.Docker | None = None
+
+    async def open(self) -> None:
+        try:
+            client = aiodocker.Docker(timeout=_TIMEOUT)
+        except (AssertionError, ValueError) as error:
+            raise RuntimeDown("No Docker engine was found. Start Docker, or name it in DOCKER_HOST.") from error
+        try:
+            with _docker_may_be_down():
+                await client.version()
+        except BaseException:
+            await client.close()
+            raise
+        self._client = client
+        self._following = asyncio.create_task(self._events.follow(), name="docker events")
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+        if self._client is not None:
+            await self._client.close()
+
+    async def find(self) -> list[Found]:
+        filters = json.dumps({"label": [f"{spec.OWNER_LABEL}={self._owner}"]})
+        with _docker_may_be_down():
+            listed = await self._docker.containers.list(all=1, filters=filters)
+            looked_at = [await self._inspect_ours(container.id) for container in listed]
+        return [spec.found(there, self._settings, self._port) for there in looked_at if there is not None]
+
+    async def start(self, launch: Launch) -> Running:
+        with _docker_may_be_down():
+            await self._provide_image(launch.image)
+            container = await self._create(launch)
+            try:
+                await container.start()
+                return spec.running(await container.show(), self._settings, self._port)
+            except BaseException as error:
+                with contextlib.suppress(RuntimeDown):
+                    await asyncio.shield(self.remove(container.id))
+                if isinstance(error, aiodocker.DockerError) and error.status != 900:
+                    raise _start_error(launch, error) from error
+                raise
+
+    async def wait(self, handle: str) -> Exit:
+        with self._events.watch(handle) as watch:
+            while True:
+                watch.news.clear()
+                look_again_s = _LOOK_AGAIN_S
+                try:
+                    ended = await self._ended(handle, watch.exit_code)
+                    if ended is not None:
+                        return ended
+                except RuntimeDown:
+                    look_again_s = _LOOK_AGAIN_SOON_S
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(watch.news.wait(), look_again_s)
+
+    async def stop(self, handle: str, grace_s: float) -> None:
+        with _docker_may_be_down():
+            if await self._inspect_ours(handle) is None:
+                return
+            with _gone_is_fine():
+                await self._docker.containers.container(handle).stop(t=math.ceil(grace_s))
+        await self.remove(handle)
+
+    async def remove(self, handle: str) -> None:
+        with _docker_may_be_down():
+            if await self._inspect_ours(handle) is None:
+                return
+            with _gone_is_fine():
+                await self._docker.containers.container(handle).delete(force=True, v=True)
+
+    async def pids(self, handle: str) -> frozenset[int]:
+        """All processes; where the engine's host has no `ps`, the first one."""
+        with _docker_may_be_down():
+            inspected = await self._inspect_ours(handle)
+            if inspected is None or not inspected["State"]["Running"]:
+                return frozenset()
+            try:
+                top = await self._docker._query_json(f"containers/{handle}/top", params={"ps_args": "-eo pid"})
+            except aiodocker.DockerError as error:
+                if error.status == 900:
+                    raise
+                return frozenset({inspected["State"]["Pid"]})
+            return frozenset(int(row[0]) for row in top["Processes"])
+
+    @property
+    def _docker(self) -> aiodocker.Docker:
+        if self._client is None:
+            raise RuntimeDown("The Docker runtime is not open.")
+        return self._client
+
+    async def _inspect_ours(self, handle: str) -> dict[str, Any] | None:
+        """The container as Docker sees it; None if it is gone or somebody else's."""
+        try:
+            inspected = await self._docker.containers.container(handle).show()
+        except aiodocker.DockerError as error:
+            if error.status == 404:
+                return None
+            raise
+        return inspected if spec.owner_of(inspected) == self._owner else None
+
+    async def _ended(self, handle: str, told_exit_code: int | None) -> Exit | None:
+        with _docker_may_be_down():
+            inspected = await self._inspect_ours(handle)
+            if inspected is None:
+                return Exit(_UNKNOWN_EXIT if told_exit_code is None else told_exit_code)
+            state = inspected["State"]
+            if state["Running"] or state["Status"] == "created":
+                return None
+            tail: tuple[str, ...] = ()
+            with _gone_is_fine():
+                tail = await self._log_tail(handle)
+            return Exit(state["ExitCode"], bool(state["OOMKilled"]) or says_out_of_memory(tail), tail)
+
+    async def _log_tail(self, handle: str) -> tuple[str, ...]:
+        container = self._docker.containers.container(handle)
+        pieces = await container.log(stdout=True, stderr=True, tail=TAIL_LINES)
+        shown = (clean_line(line) for line in "".join(pieces).split("\n"))
+        return tuple(line for line in shown if line)[-TAIL_LINES:]
+
+    async def _create(self, launch: Launch) -> DockerContainer:
+        config = spec.container_config(launch, self._settings, self._owner, self._port)
+        try:
+            try:
+                return await self._docker.containers.create(config, name=launch.name)
+            except aiodocker.DockerError as error:
+                if error.status != 409 or not await self._remove_namesake(launch.name):
+                    raise
+            return await self._docker.containers.create(config, name=launch.name)
+        except aiodocker.DockerError as error:
+            if error.status == 900:
+                raise
+            raise _start_error(launch, error) from error
+
+    async def _remove_namesake(self, name: str) -> bool:
+        """Frees the name if it is one of ours that holds it."""
+        inspected = await self._inspect_ours(name)
+        if inspected is not None:
+            await self.remove(inspected["Id"])
+        return inspected is not None
+
+    async def _provide_image(self, image: str) -> None:
+        if self._settings.pull != "always":
+            try:
+                await self._docker.images.inspect(image)
+            except aiodocker.DockerError as error:
+                if error.status != 404:
+                    raise
+            else:
+                return
+        if self._settings.pull == "never":
+            raise StartError(
+                f"The image {image!r} is not here and `docker.pull` is `never`. Run `docker pull {image}`, "
+                "correct `docker.image`, or allow pulling."
+            )
+        try:
+            await self._pull(image)
+        except aiodocker.DockerError as error:
+            if error.status == 900:
+                raise
+            raise StartError(
+                f"The image {image!r} could not be pulled: {error.message}. Check its name (`docker.image`), "
+                f"the network and the disk, or load it by hand with `docker pull {image}`."
+            ) from error
+
+    async def _pull(self, image: str) -> None:
+        self._log.info("image_pull_started", image=image)
+        layers: dict[str, tuple[int, int]] = {}
+        told = time.monotonic()
+        async for step in self._docker.images.pull(image, stream=True):
+            detail = step.get("progressDetail") or {}
+            if step.get("status") == "Downloading" and detail.get("total"):
+                layers[step["id"]] = (detail.get("current", 0), detail["total"])
+            if time.monotonic() - told >= _PROGRESS_EVERY_S:
+                told = time.monotonic()
+                done, total = (sum(sizes) for sizes in zip(*layers.values(), strict=True)) if layers else (0, 1)
+                percent = round(100 * done / total)
+                self._log.info("image_pull_progress", image=image, status=step.get("status"), percent=percent)
+        self._log.info("image_pulled", image=image)
+
+
+def _start_error(launch: Launch, error: aiodocker.DockerError) -> StartError:
+    """Docker's own words, and what to do about them."""
+    if error.status == 409:
+        return StartError(
+            f"A container named {launch.name!r} exists and is not this gateway's. Remove it, or choose another "
+            "`docker.container_prefix`."
+        )
+    message = error.message.rstrip(".")
+    remedy = next((f" {advice}." for sign, advice in _REMEDIES if sign in message), "")
+    return StartError(f"Docker could not start {launch.name!r}: {message}.{remedy}")
+
+
+@contextlib.contextmanager
+def _docker_may_be_down() -> Iterator[None]:
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        if error.status == 900:
+            raise RuntimeDown(error.message) from error
+        raise
+    except (TimeoutError, aiohttp.ClientError) as error:
+        raise RuntimeDown(f"Docker did not answer: {error!r}") from error
+
+
+@contextlib.contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    """Lets pass that a container does not exist any more, or is just being removed."""
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        if error.status not in {404, 409}:
+            raise
