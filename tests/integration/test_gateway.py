@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from yarl import URL
 
 from tests.gateway import CHAT, running_gateway
 
@@ -173,7 +174,7 @@ async def test_the_official_openai_client(tmp_path: Path) -> None:
         stream = await client.chat.completions.create(model="gemma3-4B", messages=messages, max_tokens=5, stream=True)
         text = "".join([part.choices[0].delta.content or "" async for part in stream])
         assert text == answer.choices[0].message.content
-        with pytest.raises(openai.NotFoundError, match="gemma3-4B, qwen2.5"):
+        with pytest.raises(openai.NotFoundError, match=r"gemma3-4B, qwen2\.5"):
             await client.chat.completions.create(model="nope", messages=messages)
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
@@ -193,7 +194,7 @@ async def test_the_official_openai_client(tmp_path: Path) -> None:
 )
 async def test_bad_requests_get_openai_errors(path: str, body: bytes, status: int, code: str, tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(server={"max_body_mib": 1})) as gateway:
-        url = aiohttp.client.URL(f"{gateway.url}{path}", encoded=True)
+        url = URL(f"{gateway.url}{path}", encoded=True)
         async with aiohttp.ClientSession() as http, http.post(url, data=body) as reply:
             error = (await reply.json())["error"]
             assert (reply.status, error["code"]) == (status, code)

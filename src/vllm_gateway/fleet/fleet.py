@@ -266,7 +266,7 @@ class Fleet:
         if self._probe is None:
             return ()
         try:
-            self._readings = await asyncio.to_thread(self._probe.read)
+            self._readings = await asyncio.to_thread(self._probe.read, frozenset())
         except ProbeError as error:
             self._emit(log_events.GPU_PROBLEM, gpu="all", problem=str(error))
         return self._readings

@@ -72,10 +72,13 @@ class Runtime(Protocol):
         """Every instance labelled as ours, running or not."""
 
     async def start(self, launch: Launch) -> Running:
-        """Starts it; returns when it runs (not yet ready). Raises StartError, RuntimeDown. Leaves nothing if it fails."""
+        """Starts it; returns when it runs (not yet ready). Leaves nothing if it fails.
+
+        Raises StartError, RuntimeDown.
+        """
 
     async def wait(self, handle: str) -> Exit:
-        """Returns when the instance has ended, at once if it already has. Survives a restart of the engine behind it."""
+        """Returns when the instance has ended, at once if it has already. Survives a restart of the Docker engine."""
 
     async def stop(self, handle: str, grace_s: float) -> None:
         """SIGTERM, after `grace_s` SIGKILL, then removes it. No error if it is gone already."""
