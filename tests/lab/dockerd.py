@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts and stops the lab's own Docker engine, beside any other that the machine may run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests.lab import machine, processes
+from tests.lab.docker_api import DockerApi, DockerApiError
+from tests.lab.errors import LabUnavailableError
+from tests.lab.place import Place
+from tests.lab.shell import SYSTEM_PATH, run
+
+_HOOK_DIRECTORY = Path(__file__).parent / "hook"
+_START_LIMIT_S = 90.0
+_STOP_LIMIT_S = 15.0
+
+
+def start(place: Place) -> None:
+    machine.mount_cgroups()
+    machine.add_bridge(place)
+    _remove_stale_pid_files(place)
+    place.config_file.write_text(json.dumps(_configuration(place), indent=2))
+    # setsid --fork: the engine outlives this process and is no child of it.
+    run(
+        *("sh", "-c", 'log=$1; shift; exec setsid --fork nohup dockerd "$@" >"$log" 2>&1', "sh", place.dockerd_log),
+        *("--config-file", place.config_file),
+        # Where the machine has a containerd already, dockerd uses it: not under the names of the machine's Docker.
+        *("--containerd-namespace", place.bridge, "--containerd-plugins-namespace", f"{place.bridge}-plugins"),
+        environment={
+            "PATH": f"{_HOOK_DIRECTORY}{os.pathsep}{SYSTEM_PATH}",
+            "SIMULATED_GPU_DIR": str(place.gpu_directory),
+        },
+    )
+    _wait_for_answer(place)
+
+
+def stop(place: Place) -> None:
+    """Everything goes: containers, networks, the engine and what a killed engine left behind."""
+    remove_containers_and_networks(place)
+    for file in (place.dockerd_pid_file, place.containerd_pid_file):
+        pid = processes.pid_in(file)
+        if pid is not None:
+            processes.end(place, pid, limit_s=_STOP_LIMIT_S)
+        file.unlink(missing_ok=True)
+    for container in processes.containers_of_lab(place):
+        processes.kill(container, signal.SIGKILL)
+    for pid in processes.of_lab(place):
+        processes.end(place, pid, limit_s=_STOP_LIMIT_S)
+    machine.unmount_below(place)
+    machine.remove_bridges(place)
+    place.socket.unlink(missing_ok=True)
+
+
+def remove_containers_and_networks(place: Place) -> None:
+    """Does nothing when the engine does not answer."""
+    docker = DockerApi(place.socket)
+    if not docker.answers():
+        return
+    for container in docker.get("/containers/json", all="true"):
+        docker.delete(f"/containers/{container['Id']}", force="true", v="true")
+    for network in docker.get("/networks"):
+        if network["Name"] not in ("bridge", "host", "none"):
+            docker.delete(f"/networks/{network['Id']}")
+
+
+def _configuration(place: Place) -> dict[str, object]:
+    return {
+        "hosts": [f"unix://{place.socket}"],
+        "data-root": str(place.data_root),
+        "exec-root": str(place.exec_root),
+        "pidfile": str(place.dockerd_pid_file),
+        "bridge": place.bridge,
+        # Published ports go through docker-proxy: no firewall rules, which engines in one network namespace share.
+        "iptables": False,
+        "ip6tables": False,
+        "ip-masq": False,
+        "ip-forward": False,
+        "log-opts": {"max-size": "5m"},
+    }
+
+
+def _remove_stale_pid_files(place: Place) -> None:
+    """Left by a killed engine: where its pid looks alive (reused, or not collected), dockerd would wait in vain."""
+    for file in (place.dockerd_pid_file, place.containerd_pid_file):
+        pid = processes.pid_in(file)
+        if pid is None or not processes.belongs_to(place, pid):
+            file.unlink(missing_ok=True)
+
+
+def _wait_for_answer(place: Place) -> None:
+    docker = DockerApi(place.socket, timeout_s=5)
+    seen = False
+
+    def answers_or_died() -> bool:
+        nonlocal seen
+        running = any(processes.of_lab(place))
+        died = seen and not running
+        seen = seen or running
+        return died or docker.answers()
+
+    processes.wait_until(answers_or_died, _START_LIMIT_S)
+    try:
+        docker.get("/info")
+    except DockerApiError as error:
+        last_lines = "\n".join(place.dockerd_log.read_text(errors="replace").splitlines()[-8:])
+        raise LabUnavailableError(f"dockerd did not start:\n{last_lines}") from error
