@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading: which source wins, and that every problem is told at once, each with its place."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_gateway.cli_check import check
+from vllm_gateway.configuration import ConfigError, Problem, load_settings, schema
+
+CONFIG = Path(__file__).parents[3] / "config"
+
+
+def problems(tmp_path: Path, text: str, **environ: str) -> list[str]:
+    path = tmp_path / "g.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, environ)
+    return [str(problem).removeprefix(f"{tmp_path}/") for problem in caught.value.problems]
+
+
+def test_command_line_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("log: {level: error}\nidle_timeout_s: 5\nserver: {port: 1, host: a}\n", "utf-8")
+    environ = {"LOG_LEVEL": "Warning", "VLLM_INACTIVITY_TIMEOUT": "7"}
+    settings = load_settings(path, environ, {"log.level": "debug", "server.port": 2, "server.host": None})
+    assert settings.log.level == "debug"
+    assert settings.idle_timeout_s == 7
+    assert (settings.server.host, settings.server.port) == ("a", 2)
+    assert load_settings(path, environ).log.level == "warning"
+    assert load_settings(path, {"LOG_LEVEL": ""}).log.level == "error"
+    assert load_settings(None, {}).log.level == "info"
+
+
+def test_every_variable_reaches_its_setting() -> None:
+    settings = load_settings(
+        None,
+        {
+            "VLLM_IMAGE": "img",
+            "VLLM_CONTAINER_PREFIX": "pre",
+            "VLLM_INACTIVITY_TIMEOUT": "0",
+            "MEMORY_FOOTPRINT_FILE": "f.json",
+            "HF_TOKEN": "t1",
+            "HUGGING_FACE_HUB_TOKEN": "t2",
+            "HOST_CACHE_DIR": "/cache",
+            "DOCKER_NETWORK_NAME": "net",
+            "VLLM_GATEWAY_API_KEYS": "a, b,",
+        },
+    )
+    docker = settings.docker
+    assert (docker.image, docker.container_prefix, docker.cache_dir, docker.network) == ("img", "pre", "/cache", "net")
+    assert (settings.idle_timeout_s, settings.memory_footprint_file, settings.hf_token) == (0, "f.json", "t1")
+    assert settings.server.api_keys == ("a", "b")
+    assert load_settings(None, {"HUGGING_FACE_HUB_TOKEN": "t2"}).hf_token == "t2"
+
+
+def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
+    text = "server:\n  prot: 9\n  port: abc\nmodels:\n  a:\n    repository: x\n    instances: 2.5\n"
+    found = problems(tmp_path, text, VLLM_INACTIVITY_TIMEOUT="soon", PARALLEL_MODELS_JSON='{"x": 1}')
+    assert "g.yaml:2: server.prot: unknown setting 'prot'; did you mean 'port'?" in found
+    assert any(line.startswith("g.yaml:3: server.port: ") and '"abc"' in line for line in found)
+    assert any(line.startswith("g.yaml:7: models.a.instances: ") and "2.5" in line for line in found)
+    assert any(line.startswith("VLLM_INACTIVITY_TIMEOUT: ") for line in found)
+    assert any(line.startswith("PARALLEL_MODELS_JSON: nothing says how to serve 'x'") for line in found)
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [\n", "g.yaml:2: not valid YAML"),
+        ("log:\n  level: info\n  level: error\n", "g.yaml:3: log.level: said twice, first on line 2"),
+        ("- a\n", "g.yaml:1: must be settings"),
+        ("just text", "g.yaml:1: must be settings"),
+        ("? [a]\n: 1\n", "g.yaml:1: not valid YAML: a key must be plain text"),
+        ("a: &a\n  b: *a\n", "g.yaml:1: not valid YAML"),
+        ("a: !!python/object:os.system x\n", "g.yaml:1: not valid YAML"),
+        ("a: 1\n---\nb: 2\n", "g.yaml:2: not valid YAML"),
+        ("models: 3\n", "g.yaml:1: models: "),
+        ("models:\n  a:\n", "g.yaml:2: models.a: "),
+        ("models:\n  a: {}\n", "g.yaml:2: models.a: give either `repository`"),
+        ("models:\n  a: {repository: x, endpoints: ['http://h:1']}\n", "g.yaml:2: models.a: give either `repository`"),
+        ("models:\n  a:\n    endpoints: ['https://h:1']\n", "g.yaml:3: models.a.endpoints.0: an endpoint must be"),
+        ("models:\n  a:\n    endpoints: ['http://h']\n", "g.yaml:3: models.a.endpoints.0: an endpoint must be"),
+        ("models:\n  a:\n    endpoints: ['http://h:99999']\n", "g.yaml:3: models.a.endpoints.0: an endpoint must be"),
+        ("models:\n  a:\n    endpoints: ['http://h:1']\n    image: i\n", "g.yaml:4: models.a.image: 'image' is for"),
+        (
+            "models:\n  a: {repository: x}\n  b: {repository: x, aliases: [a]}\n",
+            "g.yaml:3: models.b.aliases.0: 'a' is already the name of a model",
+        ),
+        (
+            "models:\n  a: {repository: x, aliases: [c]}\n  b: {repository: x, aliases: [c]}\n",
+            "g.yaml:3: models.b.aliases.0: 'c' is already the name of 'a' (as an alias)",
+        ),
+        ("gpus: {source: static}\n", "g.yaml:1: gpus: `devices` belongs to"),
+        ("idle_timeout_s: .inf\n", "g.yaml:1: idle_timeout_s: "),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, text: str, problem: str) -> None:
+    assert any(line.startswith(problem) for line in problems(tmp_path, text)), problems(tmp_path, text)
+
+
+def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(tmp_path / "none.yaml", {})
+    assert caught.value.problems[0].place.endswith("none.yaml")
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("# nothing\n", "utf-8")
+    assert load_settings(path, {}) == load_settings(None, {})
+
+
+def test_anchors_and_merges_work(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("models:\n  a: &a {repository: x, instances: 2}\n  b: {<<: *a, instances: 3}\n", "utf-8")
+    assert [m.instances for m in load_settings(path, {}).models.values()] == [2, 3]
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    found = problems(tmp_path, "server: {api_keys: secret}\nhf_token: 12345\n")
+    assert len(found) == 2
+    assert not any("secret" in line or "12345" in line for line in found)
+
+
+def test_a_mapping_that_the_file_gives_wrongly_and_the_environment_sets(tmp_path: Path) -> None:
+    assert problems(tmp_path, "log: loud\n", LOG_LEVEL="info")[0].startswith("g.yaml:1: log: ")
+
+
+@pytest.mark.parametrize("name", ["gateway.yaml", "demo.yaml"])
+def test_the_examples_are_good(name: str) -> None:
+    settings = load_settings(CONFIG / name, {})
+    assert {name: model.instances for name, model in settings.models.items()} == {"gemma3-4B": 2, "qwen2.5": 1}
+    assert (CONFIG / name).read_text("utf-8").startswith("# yaml-language-server: $schema=schema.json\n")
+
+
+def test_the_models_of_the_demo_do_not_fit_at_once() -> None:
+    settings = load_settings(CONFIG / "demo.yaml", {})
+    footprints = {name: model.footprint_mib or 0 for name, model in settings.models.items()}
+    room = [device.memory_mib - settings.gpus.margin_mib for device in settings.gpus.devices]
+    assert len(room) == 2
+    for mib in room:
+        assert max(footprints.values()) <= mib < sum(footprints.values())
+        assert mib < 2 * footprints["gemma3-4B"]
+
+
+def test_the_schema_is_current() -> None:
+    current = (CONFIG / "schema.json").read_text("utf-8")
+    assert current == schema(), "run: python -m vllm_gateway.configuration > config/schema.json"
+
+
+def test_the_schema_can_be_printed() -> None:
+    command = [sys.executable, "-m", "vllm_gateway.configuration"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    assert done.stdout.decode() == schema()
+
+
+def test_check_shows_what_would_run() -> None:
+    out = io.StringIO()
+    assert check(CONFIG / "demo.yaml", {"PARALLEL_MODELS_JSON": '{"qwen2.5": 7}'}, out) == 0
+    text = out.getvalue()
+    assert "http://127.0.0.1:8000" in text
+    assert any(line.split() == ["qwen2.5", "7", "Qwen/Qwen2.5-7B-Instruct", "round_robin"] for line in text.split("\n"))
+
+
+def test_check_shows_every_problem() -> None:
+    out = io.StringIO()
+    assert check(None, {"PARALLEL_MODELS_JSON": '{"a": 0}', "LOG_LEVEL": "loud"}, out) == 2
+    assert out.getvalue().endswith("2 problems\n")
+
+
+def test_a_problem_reads_as_one_line() -> None:
+    assert str(Problem("a.yaml:1: x", "y")) == "a.yaml:1: x: y"
