@@ -6,12 +6,11 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import aiodocker
 import aiohttp
-import structlog
 from aiodocker.containers import DockerContainer
 
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
@@ -19,6 +18,8 @@ from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import TAIL_LINES, clean_line, says_out_of_memory
 from vllm_gateway.settings import Docker
+from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.log import EventLogger, get_logger
 
 _TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=5)
 _PROGRESS_EVERY_S = 5.0
@@ -39,11 +40,11 @@ _REMEDIES = (
 class DockerRuntime:
     """Starts instances as containers of the Docker engine that DOCKER_HOST names. The handle is the container's id."""
 
-    def __init__(self, settings: Docker, owner: str, port: int = 8000, log: Any = None) -> None:
+    def __init__(self, settings: Docker, owner: str, port: int = 8000, log: EventLogger | None = None) -> None:
         self._settings = settings
         self._owner = owner
         self._port = port
-        self._log = log if log is not None else structlog.get_logger()
+        self._log = log if log is not None else get_logger()
         self._events = DockerEvents(owner, self._log)
         self._following: asyncio.Task[None] | None = None
         self._client: aiodocker.Docker | None = None
@@ -214,19 +215,23 @@ class DockerRuntime:
             ) from error
 
     async def _pull(self, image: str) -> None:
-        self._log.info("image_pull_started", image=image)
+        self._log.emit(events.IMAGE_PULL_STARTED, image=image)
         layers: dict[str, tuple[int, int]] = {}
-        told = time.monotonic()
+        began = told = time.monotonic()
         async for step in self._docker.images.pull(image, stream=True):
             detail = step.get("progressDetail") or {}
             if step.get("status") == "Downloading" and detail.get("total"):
                 layers[step["id"]] = (detail.get("current", 0), detail["total"])
             if time.monotonic() - told >= _PROGRESS_EVERY_S:
                 told = time.monotonic()
-                done, total = (sum(sizes) for sizes in zip(*layers.values(), strict=True)) if layers else (0, 1)
-                percent = round(100 * done / total)
-                self._log.info("image_pull_progress", image=image, status=step.get("status"), percent=percent)
-        self._log.info("image_pulled", image=image)
+                self._log.emit(events.IMAGE_PULL_PROGRESS, image=image, status=step.get("status"), **_progress(layers))
+        self._log.emit(events.IMAGE_PULLED, image=image, seconds=round(time.monotonic() - began, 1))
+
+
+def _progress(layers: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """How far the layers are that Docker has told of; layers it has not begun are not in it."""
+    done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
+    return {"percent": 100 * done // max(total, 1), "done_mib": done >> 20, "total_mib": total >> 20}
 
 
 def _start_error(launch: Launch, error: aiodocker.DockerError) -> StartError:

@@ -16,10 +16,15 @@ import aiodocker
 import aiohttp
 
 from vllm_gateway.fleet.runtimes.docker_spec import OWNER_LABEL
+from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.log import EventLogger
 
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
 _CLOCK_TOLERANCE_S = 60
+_TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=5)  # the stream itself has no limit
+# The last two: no socket where Docker's usually is.
+_DOWN = (aiodocker.DockerError, aiohttp.ClientError, TimeoutError, AssertionError, ValueError)
 
 
 class Watch:
@@ -33,7 +38,7 @@ class Watch:
 class DockerEvents:
     """Follows the deaths among the owner's containers, across restarts of the Docker engine."""
 
-    def __init__(self, owner: str, log: Any) -> None:
+    def __init__(self, owner: str, log: EventLogger) -> None:
         self._filters = json.dumps(
             {"type": ["container"], "event": ["die", "oom", "destroy"], "label": [f"{OWNER_LABEL}={owner}"]}
         )
@@ -55,29 +60,39 @@ class DockerEvents:
     async def follow(self) -> None:
         """Runs until it is cancelled."""
         retry_s = _FIRST_RETRY_S
+        away_since: float | None = None
         while True:
-            started = time.monotonic()
-            error = await self._follow_one_stream()
-            if time.monotonic() - started > _LONGEST_RETRY_S:
-                retry_s = _FIRST_RETRY_S
-            self._log.warning("docker_events_lost", error=error, retry_s=retry_s)
+            # Each stream has its own client: a second subscription on one stays silent.
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    client = await stack.enter_async_context(aiodocker.Docker(timeout=_TIMEOUT))
+                    await client.version()
+                except _DOWN as error:
+                    if away_since is None:
+                        away_since = time.monotonic()
+                        self._log.emit(events.RUNTIME_DOWN, runtime="docker", problem=str(error) or repr(error))
+                else:
+                    if away_since is not None:
+                        seconds = round(time.monotonic() - away_since, 1)
+                        self._log.emit(events.RUNTIME_BACK, runtime="docker", seconds=seconds)
+                    away_since, retry_s = None, _FIRST_RETRY_S
+                    await self._follow_one_stream(client)
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
 
-    async def _follow_one_stream(self) -> str:
-        """Returns why the stream ended. Each has its own client: a second subscription on one stays silent."""
-        async with aiodocker.Docker(timeout=aiohttp.ClientTimeout(sock_connect=5)) as client:
-            events = client.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
-            stream = asyncio.create_task(client.events.run(filters=self._filters, since=str(self._since)))
-            try:
-                self._nudge_everybody()
-                while (event := await events.get()) is not None:
-                    self._take(event)
-            finally:
-                stream.cancel()
-                await asyncio.wait({stream})
-            failure = None if stream.cancelled() else stream.exception()
-            return str(failure or "the stream ended")
+    async def _follow_one_stream(self, client: aiodocker.Docker) -> None:
+        """Returns when the stream ends, for whatever reason."""
+        subscription = client.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
+        stream = asyncio.create_task(client.events.run(filters=self._filters, since=str(self._since)))
+        try:
+            self._nudge_everybody()
+            while (event := await subscription.get()) is not None:
+                self._take(event)
+        finally:
+            stream.cancel()
+            await asyncio.wait({stream})
+            if not stream.cancelled():
+                stream.exception()  # that it ended is all that matters
 
     def _take(self, event: dict[str, Any]) -> None:
         self._since = max(self._since, event["timeNano"] // 1_000_000_000)
