@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Docker runtime against a real Docker engine: containers start, die, are adopted, and strangers are left alone."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiodocker
+import pytest
+
+from tests.lab.lab import Lab
+from vllm_gateway.fleet.runtimes import Launch, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes.docker import DockerRuntime
+from vllm_gateway.settings import Docker
+
+# Listens before it says so, and ends as it is told by the one who connects: with that exit status.
+ENGINE = """
+import socket, sys
+port = int(sys.argv[sys.argv.index("--port") + 1])
+listening = socket.create_server(("0.0.0.0", port))
+print("\\033[1mlistening\\033[0m", file=sys.stderr, flush=True)
+while True:
+    told = listening.accept()[0].recv(100)
+    if told:
+        print("told to end", flush=True)
+        sys.exit(int(told))
+"""
+
+
+class Gate:
+    """Stands between the runtime and Docker and can be shut, which is how a Docker engine that restarts looks."""
+
+    def __init__(self, behind: str, path: Path) -> None:
+        self._behind = behind
+        self._path = str(path)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._path}"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, self._path)
+
+    async def shut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        Path(self._path).unlink(missing_ok=True)
+        for writer in list(self._writers):
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_docker = await asyncio.open_unix_connection(self._behind.removeprefix("unix://"))
+        self._writers |= {writer, to_docker[1]}
+        await asyncio.gather(_copy(reader, to_docker[1]), _copy(to_docker[0], writer))
+        self._writers -= {writer, to_docker[1]}
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+def settings(**changes: Any) -> Docker:
+    return Docker.model_validate({"pull": "never"} | changes)
+
+
+@pytest.fixture
+def owner() -> str:
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+async def image(lab: Lab, docker: aiodocker.Docker, owner: str) -> AsyncIterator[str]:
+    """The lab's image, with Python instead of the engine: the first argument is a script."""
+    name = f"{owner}:latest"
+    plain = await docker.containers.create({"Image": lab.image})
+    await plain.commit(repository=owner, tag="latest", config={"Entrypoint": ["python3", "-u", "-c"]})
+    await plain.delete(force=True)
+    yield name
+    await docker.images.delete(name, force=True)
+
+
+@pytest.fixture
+async def gate(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]:
+    gate = Gate(lab.docker_host, Path("/tmp") / f"{uuid.uuid4().hex[:12]}.sock")
+    await gate.open()
+    monkeypatch.setenv("DOCKER_HOST", gate.url)
+    yield gate
+    await gate.shut()
+
+
+@pytest.fixture
+async def runtime(gate: Gate, image: str, owner: str, docker: aiodocker.Docker) -> AsyncIterator[DockerRuntime]:
+    runtime = DockerRuntime(settings(ipc="private", shm_mib=64), owner)
+    await runtime.open()
+    yield runtime
+    await runtime.close()
+    for left in await docker.containers.list(all=1, filters={"label": [f"vllm-gateway.owner={owner}"]}):
+        await left.delete(force=True)
+
+
+def launch(owner: str, image: str, script: str = ENGINE, **changes: Any) -> Launch:
+    given: dict[str, Any] = {
+        "name": f"{owner}_gemma3-4B_instance_2",
+        "model": "gemma3-4B",
+        "number": 2,
+        "image": image,
+        "arguments": (script,),
+        "environment": {"FLAVOUR": "mint"},
+        "gpu_ids": (),
+        "footprint_mib": 4096,
+        "spec_hash": "abc",
+    }
+    return Launch(**(given | changes))
+
+
+async def listening(docker: aiodocker.Docker, handle: str) -> None:
+    async for line in docker.containers.container(handle).log(stdout=True, stderr=True, follow=True):
+        if "listening" in line:
+            return
+    raise AssertionError("the engine ended before it listened")
+
+
+async def tell_to_end(host: str, port: int, code: int) -> None:
+    _, writer = await asyncio.open_connection(host, port)
+    writer.write(str(code).encode())
+    await writer.drain()
+    writer.close()
+
+
+async def test_an_engine_is_reached_on_loopback_and_its_end_is_told(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    running = await runtime.start(launch(owner, image))
+    waiting = [asyncio.create_task(runtime.wait(running.handle)) for _ in range(2)]
+    await listening(docker, running.handle)
+    assert running.host == "127.0.0.1"
+    assert await runtime.pids(running.handle)
+    await tell_to_end(running.host, running.port, 3)
+    async with asyncio.timeout(5):
+        first, second = await asyncio.gather(*waiting)
+    assert first == second == await runtime.wait(running.handle)
+    assert (first.code, first.out_of_memory, first.log_tail) == (3, False, ("listening", "told to end"))
+    assert await runtime.pids(running.handle) == frozenset()
+
+
+async def test_what_the_container_is_made_of(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    running = await runtime.start(launch(owner, image))
+    made = await docker.containers.container(running.handle).show()
+    host = made["HostConfig"]
+    assert made["Config"]["Cmd"][1:] == ["--host", "0.0.0.0", "--port", "8000"]
+    assert "FLAVOUR=mint" in made["Config"]["Env"]
+    assert (host["Init"], host["ShmSize"], host["RestartPolicy"]["Name"]) == (True, 64 * 1024 * 1024, "no")
+
+
+async def test_the_engine_sees_its_gpus(runtime: DockerRuntime, lab: Lab, owner: str, image: str) -> None:
+    lab.reset_gpus(2)
+    script = "import os; print(os.environ['NVIDIA_VISIBLE_DEVICES'])"
+    running = await runtime.start(launch(owner, image, script, gpu_ids=("1", "0")))
+    assert (await runtime.wait(running.handle)).log_tail == ("1,0",)
+
+
+async def test_on_a_network_the_engine_is_reached_by_its_name(
+    gate: Gate, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    network = await docker.networks.create({"Name": owner})
+    runtime = DockerRuntime(settings(network=owner), owner)
+    await runtime.open()
+    try:
+        wanted = launch(owner, image)
+        running = await runtime.start(wanted)
+        assert (running.host, running.port) == (wanted.name, 8000)
+        made = await docker.containers.container(running.handle).show()
+        assert list(made["NetworkSettings"]["Networks"]) == [owner]
+        assert not made["HostConfig"]["PortBindings"]
+        await runtime.remove(running.handle)
+    finally:
+        await runtime.close()
+        await network.delete()
+
+
+async def test_a_later_gateway_finds_what_runs_and_what_ended(runtime: DockerRuntime, owner: str, image: str) -> None:
+    kept = await runtime.start(launch(owner, image))
+    ended = await runtime.start(launch(owner, image, "print('over')", name=f"{owner}_short", number=1))
+    await runtime.wait(ended.handle)
+    found = {there.handle: there for there in await runtime.find()}
+    assert set(found) == {kept.handle, ended.handle}
+    there = found[kept.handle]
+    assert (there.running, there.name) == (kept, f"{owner}_gemma3-4B_instance_2")
+    assert (there.model, there.number, there.spec_hash) == ("gemma3-4B", 2, "abc")
+    assert (there.gpu_ids, there.footprint_mib) == ((), 4096)
+    assert found[ended.handle].running is None
+
+
+async def test_stop_and_remove_leave_nothing_and_may_be_repeated(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    stopped = await runtime.start(launch(owner, image))
+    waiting = asyncio.create_task(runtime.wait(stopped.handle))
+    await listening(docker, stopped.handle)
+    await runtime.stop(stopped.handle, 5)
+    async with asyncio.timeout(5):
+        assert (await waiting).code == 143
+    removed = await runtime.start(launch(owner, image))
+    await runtime.remove(removed.handle)
+    assert await runtime.find() == []
+    await runtime.stop(stopped.handle, 5)
+    await runtime.remove(removed.handle)
+
+
+async def test_a_death_while_docker_was_away_is_noticed(
+    runtime: DockerRuntime, docker: aiodocker.Docker, gate: Gate, owner: str, image: str
+) -> None:
+    running = await runtime.start(launch(owner, image))
+    await listening(docker, running.handle)
+    waiting = asyncio.create_task(runtime.wait(running.handle))
+    await asyncio.wait({waiting}, timeout=0)
+    await gate.shut()
+    with pytest.raises(RuntimeDown):
+        await runtime.find()
+    await tell_to_end(running.host, running.port, 7)
+    await docker.containers.container(running.handle).wait()
+    assert not waiting.done()
+    await gate.open()
+    async with asyncio.timeout(10):
+        assert (await waiting).code == 7
+
+
+async def test_deaths_after_a_gap_are_noticed_at_once(
+    runtime: DockerRuntime, docker: aiodocker.Docker, gate: Gate, owner: str, image: str
+) -> None:
+    running = await runtime.start(launch(owner, image))
+    await listening(docker, running.handle)
+    waiting = asyncio.create_task(runtime.wait(running.handle))
+    await gate.shut()
+    await gate.open()
+    assert [there.handle for there in await runtime.find()] == [running.handle]
+    await tell_to_end(running.host, running.port, 9)
+    async with asyncio.timeout(10):
+        assert (await waiting).code == 9
+
+
+async def test_our_own_leftover_makes_room_for_its_successor(runtime: DockerRuntime, owner: str, image: str) -> None:
+    first = await runtime.start(launch(owner, image))
+    second = await runtime.start(launch(owner, image))
+    assert [there.handle for there in await runtime.find()] == [second.handle] != [first.handle]
+
+
+async def test_a_stranger_is_never_touched(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    wanted = launch(owner, image)
+    stranger = await docker.containers.run({"Image": image, "Cmd": [ENGINE, "--port", "1"]}, name=wanted.name)
+    try:
+        with pytest.raises(StartError, match=wanted.name):
+            await runtime.start(wanted)
+        await runtime.stop(stranger.id, 0)
+        await runtime.remove(stranger.id)
+        assert await runtime.find() == []
+        assert (await stranger.show())["State"]["Running"]
+    finally:
+        await stranger.delete(force=True)
+
+
+async def test_an_absent_image_says_what_to_do(runtime: DockerRuntime, owner: str) -> None:
+    with pytest.raises(StartError, match=r"no-such-image.*docker pull"):
+        await runtime.start(launch(owner, "no-such-image:1"))
+    assert await runtime.find() == []
+
+
+async def test_a_failed_start_leaves_no_container(gate: Gate, image: str, owner: str) -> None:
+    runtime = DockerRuntime(settings(network="no-such-network"), owner)
+    await runtime.open()
+    try:
+        with pytest.raises(StartError, match=r"docker network create"):
+            await runtime.start(launch(owner, image))
+        assert await runtime.find() == []
+    finally:
+        await runtime.close()
+
+
+async def test_without_docker_opening_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(RuntimeDown, match=r"none\.sock"):
+        await DockerRuntime(settings(), "nobody").open()
