@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door of the simulated engine: faults first, then the key, then the route; errors in vLLM's shapes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from vllm_gateway.simulator.api_errors import SHUTTING_DOWN_MESSAGE, ApiError, DetailError, internal_error
+from vllm_gateway.simulator.arguments import Arguments
+from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine
+from vllm_gateway.simulator.exchange import JSON_HEADERS
+from vllm_gateway.simulator.faults import Faults
+from vllm_gateway.simulator.http_server import Header, Reply, Request
+from vllm_gateway.simulator.replies import to_json
+from vllm_gateway.simulator.settings import SimulationSettings
+from vllm_gateway.simulator.startup import EngineMemory
+
+
+@dataclass(slots=True)
+class Context:
+    """What handlers work with."""
+
+    arguments: Arguments
+    settings: SimulationSettings
+    engine: Engine
+    faults: Faults
+    memory: EngineMemory | None = None
+    asleep_mib: dict[str, int] = field(default_factory=dict)
+    """What was given back to fall asleep, by part; taken again to wake up."""
+    on_faults_changed: Callable[[], Awaitable[None]] | None = None
+    draining: bool = False
+    """SIGTERM came: what is in flight goes on, new generations are turned away."""
+
+
+RouteHandler = Callable[[Context, Request, Reply], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str
+    handler: RouteHandler
+    generates: bool = False
+    """Ends with 500 or 503 while a fault says so, or while the engine drains."""
+
+
+def is_protected(path: str) -> bool:
+    """vLLM asks for the key only here: /health, /metrics, /tokenize and the developer's routes are open."""
+    return path.startswith("/v1/") or path == "/v1"
+
+
+class Application:
+    def __init__(self, context: Context, routes: list[Route]) -> None:
+        self._context = context
+        self._routes: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            self._routes.setdefault(route.path, {})[route.method] = route
+        self.in_flight = 0
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        self.in_flight += 1
+        try:
+            await self._handle(request, reply)
+        finally:
+            self.in_flight -= 1
+
+    async def _handle(self, request: Request, reply: Reply) -> None:
+        reply.extra_headers += self._headers(request)
+        try:
+            if not request.path.startswith("/sim/") and self._context.faults.is_set("silent"):
+                await asyncio.get_running_loop().create_future()
+            if not self._has_key(request):
+                reply.send(401, to_json({"error": "Unauthorized"}), JSON_HEADERS[:1])
+                return
+            route = self._route(request)
+            if route.generates:
+                self._check_faults()
+            await route.handler(self._context, request, reply)
+        except (ApiError, DetailError) as error:
+            allow: list[Header] = []
+            if isinstance(error, DetailError) and error.allow is not None:
+                allow = [("allow", error.allow)]
+            reply.send(error.status, to_json(error.body), [*allow, *JSON_HEADERS])
+
+    def _route(self, request: Request) -> Route:
+        methods = self._routes.get(request.path)
+        if methods is None:
+            raise DetailError(404, "Not Found")
+        route = methods.get(request.method)
+        if route is None:
+            raise DetailError(405, "Method Not Allowed", allow=", ".join(methods))
+        return route
+
+    def _has_key(self, request: Request) -> bool:
+        keys = self._context.arguments.api_keys
+        if not keys or not is_protected(request.path) or request.method == "OPTIONS":
+            return True
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and key in keys
+
+    def _headers(self, request: Request) -> list[Header]:
+        headers = [("x-simulated-instance", self._context.settings.name)]
+        if self._context.arguments.enable_request_id_headers:
+            headers.insert(0, ("x-request-id", request.headers.get("x-request-id") or os.urandom(16).hex()))
+        return headers
+
+    def _check_faults(self) -> None:
+        faults = self._context.faults
+        if self._context.draining or faults.use("shutting_down_500"):
+            raise internal_error(SHUTTING_DOWN_MESSAGE)
+        if faults.use("status_500"):
+            raise internal_error("Internal server error (simulated)")
+        if faults.use("status_503"):
+            raise ApiError(503, "Service temporarily unavailable (simulated)", kind="ServiceUnavailableError")
+        if faults.is_set("health_503"):
+            raise internal_error(DEAD_MESSAGE)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One generation and its reply: tokens go out as they come, faults strike in between, a client that leaves aborts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from vllm_gateway.simulator import log
+from vllm_gateway.simulator.api_errors import internal_error
+from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine, EngineDeadError, Generation
+from vllm_gateway.simulator.http_server import Header, Reply
+from vllm_gateway.simulator.replies import DONE, ReplyShape, to_json
+from vllm_gateway.simulator.validation import Wish
+
+JSON_HEADERS: list[Header] = [("content-type", "application/json"), ("vary", "Origin")]
+STREAM_HEADERS: list[Header] = [("content-type", "text/event-stream; charset=utf-8"), ("vary", "Origin")]
+DEATH_S = 0.3
+"""How long a process with a dead engine core still answers (/health with 503) before it exits."""
+
+
+class Exchange:
+    def __init__(
+        self, engine: Engine, reply: Reply, shape: ReplyShape, wish: Wish, fault: tuple[str, int] | None
+    ) -> None:
+        self._engine = engine
+        self._reply = reply
+        self._shape = shape
+        self._wish = wish
+        self._fault = fault
+        self._sent = 0
+        self._opened = False
+        self._struck = False
+
+    async def run(self) -> None:
+        """Raises ApiError while nothing of the reply has been sent."""
+        wish = self._wish
+        generation = Generation(
+            wish.prompt,
+            max_tokens=wish.max_tokens,
+            stop_at_end=wish.stop_at_end,
+            salt=wish.salt,
+            on_token=self._deliver,
+        )
+        try:
+            self._engine.submit(generation)
+        except EngineDeadError as error:
+            raise internal_error(str(error)) from None
+        if wish.stream:
+            self._reply.start_stream(STREAM_HEADERS)
+        try:
+            await generation.done
+        except asyncio.CancelledError:
+            self._engine.abort(generation)
+            raise
+        except EngineDeadError as error:
+            self._fail(str(error))
+            return
+        if self._struck:
+            await self._after_fault()
+        elif wish.stream:
+            self._reply.write(self._shape.closing(generation))
+            self._reply.end()
+        else:
+            self._reply.send(200, to_json(self._shape.whole(generation)), JSON_HEADERS)
+
+    def _deliver(self, generation: Generation) -> None:
+        """Called by the engine's step, for each token and at the end."""
+        if self._struck:
+            return
+        if self._fault is not None and len(generation.tokens) > self._fault[1]:
+            self._struck = True
+            _STRIKES[self._fault[0]](self, generation)
+            return
+        if not self._wish.stream:
+            return
+        opening = b"" if self._opened else self._shape.opening(generation)
+        self._opened = True
+        new = generation.tokens[self._sent :]
+        self._sent = len(generation.tokens)
+        self._reply.write(opening + self._shape.tokens(generation, new))
+
+    def _fail(self, message: str) -> None:
+        if self._struck and self._reply.ended:
+            return
+        if not self._reply.started:
+            raise internal_error(message)
+        self._reply.write(self._shape.failure(message))
+        self._reply.end()
+
+    async def _after_fault(self) -> None:
+        """The generation is over; the client hears nothing more unless the fault has ended the reply."""
+        if not self._reply.ended:
+            await asyncio.get_running_loop().create_future()
+
+    def _exit(self, generation: Generation) -> None:
+        log.error("Fatal Python error: Segmentation fault (simulated)")
+        os._exit(1)
+
+    def _be_silent(self, generation: Generation) -> None:
+        """Nothing to do: `_struck` mutes the rest, while the engine goes on."""
+
+    def _end_without_reason(self, generation: Generation) -> None:
+        self._engine.abort(generation)
+        self._send_or_fail(DONE)
+
+    def _end_with_error(self, generation: Generation) -> None:
+        self._engine.abort(generation)
+        self._send_or_fail(self._shape.failure(DEAD_MESSAGE))
+
+    def _close(self, generation: Generation) -> None:
+        self._engine.abort(generation)
+        self._reply.cut()
+
+    def _reset(self, generation: Generation) -> None:
+        self._engine.abort(generation)
+        self._reply.cut(reset=True)
+
+    def _run_out_of_memory(self, generation: Generation) -> None:
+        self._struck = False
+        log.error("EngineCore encountered a fatal error.\ntorch.OutOfMemoryError: CUDA out of memory. Tried to "
+                  "allocate 128.00 MiB.")  # fmt: skip
+        self._engine.fail(EngineDeadError())
+        asyncio.get_running_loop().call_later(DEATH_S, os._exit, 1)
+
+    def _send_or_fail(self, ending: bytes) -> None:
+        if self._wish.stream:
+            self._reply.write(ending)
+            self._reply.end()
+        else:
+            error = internal_error(DEAD_MESSAGE)
+            self._reply.send(error.status, to_json(error.body), JSON_HEADERS)
+
+
+_STRIKES: dict[str, Callable[[Exchange, Generation], None]] = {
+    "exit_after_tokens": Exchange._exit,
+    "silent_after_tokens": Exchange._be_silent,
+    "done_after_tokens": Exchange._end_without_reason,
+    "error_after_tokens": Exchange._end_with_error,
+    "close_after_tokens": Exchange._close,
+    "reset_after_tokens": Exchange._reset,
+    "out_of_memory_after_tokens": Exchange._run_out_of_memory,
+}

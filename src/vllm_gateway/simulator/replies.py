@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replies of /v1/chat/completions and /v1/completions: fields and events in the order in which vLLM writes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Protocol
+
+from vllm_gateway.simulator.api_errors import stream_error_event
+from vllm_gateway.simulator.engine import Generation
+from vllm_gateway.simulator.validation import Wish
+
+FINGERPRINT = "vllm-0.32.0-simulated"
+DONE = b"data: [DONE]\n\n"
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class ReplyShape(Protocol):
+    """How one API words a generation. `opening` comes with the first token, `closing` after the last one."""
+
+    def opening(self, generation: Generation) -> bytes: ...
+
+    def tokens(self, generation: Generation, new: list[int]) -> bytes: ...
+
+    def closing(self, generation: Generation) -> bytes: ...
+
+    def failure(self, message: str) -> bytes: ...
+
+    def whole(self, generation: Generation) -> dict[str, Any]: ...
+
+
+def to_json(value: Any) -> bytes:
+    return _encode(value).encode("utf-8", "replace")
+
+
+def event(value: Any, name: str | None = None) -> bytes:
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + to_json(value) + b"\n\n"
+
+
+class OpenAiShape:
+    """What chat and text completions have in common."""
+
+    streamed_object = ""
+    whole_object = ""
+
+    def __init__(self, wish: Wish, *, reply_id: str, model: str, prompt_details: bool) -> None:
+        self._wish = wish
+        self._id = reply_id
+        self._model = model
+        self._prompt_details = prompt_details
+        self._created = int(time.time())
+
+    def closing(self, generation: Generation) -> bytes:
+        if not self._wish.include_usage:
+            return DONE
+        last = {**self._head(self.streamed_object), "choices": [], "usage": self._usage(generation)}
+        return event({**last, "system_fingerprint": FINGERPRINT}) + DONE
+
+    def failure(self, message: str) -> bytes:
+        return stream_error_event(message) + DONE
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _usage(self, generation: Generation) -> dict[str, Any]:
+        prompt, completion = len(generation.prompt), len(generation.tokens) * self._wish.choices
+        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+    def _whole_usage(self, generation: Generation) -> dict[str, Any]:
+        details = None
+        if self._prompt_details:
+            cached = generation.cached_tokens
+            details = {"cached_tokens": cached, "created_cache_tokens": len(generation.prompt) - cached,
+                       "multimodal_tokens": None}  # fmt: skip
+        return {**self._usage(generation), "prompt_tokens_details": details, "completion_tokens_details": None}
+
+    def _finish(self, chunk: dict[str, Any], generation: Generation) -> dict[str, Any]:
+        """What is added to each chunk: running usage if asked for, and the fingerprint on the last one."""
+        if self._wish.continuous_usage:
+            chunk["usage"] = {**self._usage(generation), "completion_tokens_details": None}
+        if generation.finish_reason is not None and not self._wish.include_usage:
+            chunk["system_fingerprint"] = FINGERPRINT
+        return chunk
+
+    def _ids(self, ids: list[int]) -> list[int] | None:
+        return list(ids) if self._wish.return_token_ids else None
+
+
+class ChatShape(OpenAiShape):
+    streamed_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def opening(self, generation: Generation) -> bytes:
+        usage: dict[str, Any] = {}
+        if self._wish.continuous_usage:
+            counts = {**self._usage(generation), "completion_tokens": 0, "total_tokens": len(generation.prompt)}
+            usage = {"usage": {**counts, "completion_tokens_details": None}}
+        events = b""
+        for index in range(self._wish.choices):
+            delta = {"role": self._wish.role, "content": ""}
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            prompt = {"prompt_token_ids": self._ids(list(generation.prompt)), "prompt_text": None}
+            events += event({**self._head(self.streamed_object), "choices": [choice], **usage, **prompt})
+        return events
+
+    def tokens(self, generation: Generation, new: list[int]) -> bytes:
+        text = self._wish.text(new)
+        reason = generation.finish_reason
+        stop = {} if reason is None else {"stop_reason": None}
+        events = b""
+        for index in range(self._wish.choices):
+            choice = {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": reason, **stop,
+                      "token_ids": self._ids(new)}  # fmt: skip
+            chunk = {**self._head(self.streamed_object), "choices": [choice]}
+            events += event(self._finish(chunk, generation))
+        return events
+
+    def whole(self, generation: Generation) -> dict[str, Any]:
+        message = {"role": self._wish.role, "content": self._wish.text(generation.tokens), "refusal": None,
+                   "annotations": None, "audio": None, "function_call": None, "reasoning": None}  # fmt: skip
+        choices = [
+            {"index": index, "message": message, "logprobs": None, "finish_reason": generation.finish_reason,
+             "stop_reason": None, "token_ids": self._ids(generation.tokens), "routed_experts": None}
+            for index in range(self._wish.choices)
+        ]  # fmt: skip
+        return {
+            **self._head(self.whole_object),
+            "choices": choices,
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": self._whole_usage(generation),
+            "prompt_logprobs": None,
+            "prompt_token_ids": self._ids(list(generation.prompt)),
+            "prompt_text": None,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+
+
+class CompletionShape(OpenAiShape):
+    streamed_object = whole_object = "text_completion"
+
+    def opening(self, generation: Generation) -> bytes:
+        return b""
+
+    def tokens(self, generation: Generation, new: list[int]) -> bytes:
+        first = len(generation.tokens) == len(new)
+        text = self._wish.text(new, from_start=first)
+        events = b""
+        for index in range(self._wish.choices):
+            choice = {"index": index, "text": text, "logprobs": None, "finish_reason": generation.finish_reason,
+                      "stop_reason": None, "prompt_token_ids": self._ids(list(generation.prompt)) if first else None,
+                      "token_ids": self._ids(new)}  # fmt: skip
+            chunk = {**self._head(self.streamed_object), "choices": [choice]}
+            events += event(self._finish(chunk, generation))
+        return events
+
+    def _finish(self, chunk: dict[str, Any], generation: Generation) -> dict[str, Any]:
+        if self._wish.continuous_usage:
+            chunk["usage"] = {**self._usage(generation), "completion_tokens_details": None}
+        return chunk
+
+    def whole(self, generation: Generation) -> dict[str, Any]:
+        choices = [
+            {"index": index, "text": self._wish.text(generation.tokens, from_start=True), "logprobs": None,
+             "finish_reason": generation.finish_reason, "stop_reason": None,
+             "token_ids": self._ids(generation.tokens), "prompt_logprobs": None,
+             "prompt_token_ids": self._ids(list(generation.prompt)), "routed_experts": None}
+            for index in range(self._wish.choices)
+        ]  # fmt: skip
+        return {
+            **self._head(self.whole_object),
+            "choices": choices,
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": self._whole_usage(generation),
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
