@@ -14,7 +14,7 @@ from yarl import URL
 
 from tests.gateway import CHAT, running_gateway
 
-FAST = {"SIM_LOAD_S": "0.2", "SIM_TTFT_S": "0", "SIM_TOKENS_PER_S": "500"}
+FAST = {"SIM_LOAD_S": "0.2", "SIM_TTFT_S": "0", "SIM_WEIGHTS_MIB": "2000", "SIM_TOKENS_PER_S": "500"}
 
 
 def model(name: str, **more: Any) -> dict[str, Any]:

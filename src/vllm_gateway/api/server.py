@@ -130,7 +130,8 @@ class Api:
                 instance = await queue.acquire(info)
             except Refused as refused:
                 raise ApiError.of(refused.refusal) from None
-            progress.queue_s += loop.time() - waits_since
+            finally:
+                progress.queue_s += loop.time() - waits_since
             progress.attempts += 1
             progress.instance = instance.name
             try:

@@ -187,8 +187,8 @@ class Supervisor:
         state.failures = 1 if proved else state.failures + 1
         pause = 0.0 if was is State.READY and state.failures == 1 else backoff_s(state.failures)
         state.retry_at = now + pause
-        last_line = next((line for line in reversed(tail) if line.strip()), "")
-        state.last_error = f"{reason}: {last_line}" if last_line else reason
+        said = root_cause(tail)
+        state.last_error = f"{reason}: {said}" if said else reason
         if pause:
             self._say(log_events.MODEL_BACKOFF, model=one.model, seconds=pause, failures=state.failures)
         if was is State.STARTING:
@@ -389,6 +389,12 @@ class Supervisor:
 
     def _say(self, event: LogEvent, **fields: object) -> None:
         self.journal(event, **fields)
+
+
+def root_cause(tail: Sequence[str]) -> str:
+    """The line of an engine's last ones that says most: the last error that points to no other."""
+    errors = [line for line in tail if "rror:" in line and "root cause" not in line]
+    return next(reversed(errors or [line for line in tail if line.strip()]), "")
 
 
 def backoff_s(failures: int) -> float:
