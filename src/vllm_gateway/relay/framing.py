@@ -97,17 +97,33 @@ class Chunked:
             self._line = b""
         position = 0
         while position < len(data) and not self.done:
-            if self._part is _Part.DATA:
-                position = self._data(data, position, payload)
-            elif self._part is _Part.SIZE:
+            if self._part is _Part.SIZE:
+                position = self._whole_chunks(data, position, payload)
                 position = self._size_line(data, position)
+            elif self._part is _Part.DATA:
+                position = self._data(data, position, payload)
             elif self._part is _Part.DATA_END:
                 position = self._data_end(data, position)
             else:
                 position = self._trailer_line(data, position)
         return position - carried_over
 
+    @staticmethod
+    def _whole_chunks(data: bytes, start: int, payload: list[bytes] | None) -> int:
+        """Steps over the chunks that lie in this read as a whole: nearly all, since engines write one at a time."""
+        while (line := _SIZE_LINE.match(data, start)) is not None:
+            data_start = line.end()
+            end = data_start + int(line[1], 16)
+            if end == data_start or data[end : end + 2] != b"\r\n" or data_start - start > MAX_LINE_BYTES:
+                break
+            if payload is not None:
+                payload.append(data[data_start:end])
+            start = end + 2
+        return start
+
     def _size_line(self, data: bytes, start: int) -> int:
+        if start == len(data):
+            return start
         line = _SIZE_LINE.match(data, start)
         if line is None:
             return self._begun_line(_SIZE_LINE_BEGUN, data, start)

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from vllm_gateway.relay.framing import FIELD_NAME, FIELD_VALUE, Chunked, Framing, Length, UntilClose
 from vllm_gateway.relay.types import Headers
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: " + FIELD_VALUE + rb")?+\r\n")
-_FIELD = re.compile(rb"(" + FIELD_NAME + rb"):(" + FIELD_VALUE + rb")\r\n")
+_FIELDS = re.compile(rb"(?:" + FIELD_NAME + rb":" + FIELD_VALUE + rb"\r\n)*+")
+_HEAD = re.compile(
+    rb"HTTP/1\.([01])( ([1-9][0-9][0-9])(?: " + FIELD_VALUE + rb")?+\r\n)(" + _FIELDS.pattern + rb")\r\n"
+)
+_NEEDS_A_LOOK = re.compile(
+    rb"^(connection|content-length|keep-alive|proxy-[^:]*|te|transfer-encoding|upgrade):(.*)\r\n",
+    re.IGNORECASE | re.MULTILINE,
+)
 _METHOD = re.compile(r"[A-Z]{1,32}")
 _TARGET = re.compile(r"[^\x00-\x20\x7f]+")
-_NAME = re.compile(FIELD_NAME)
-_VALUE = re.compile(FIELD_VALUE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 _HOP_BY_HOP = frozenset(
@@ -37,7 +41,6 @@ REQUEST_ONLY_HERE = _HOP_BY_HOP | {b"trailer", b"expect", b"host", b"content-len
 """Headers of a client's request that are not passed on: of this connection, or written anew."""
 
 _ASKS_FOR_NO_LENGTH = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
-_NEEDS_A_LOOK = _HOP_BY_HOP | {b"content-length"}
 
 
 class BadHead(ValueError):
@@ -51,26 +54,23 @@ class BadHead(ValueError):
 class OwnHeaders:
     """Headers that the gateway adds, ready to be written; they replace what comes under the same name."""
 
-    names: frozenset[bytes]
+    names: tuple[bytes, ...]
+    """Lower-case."""
     lines: bytes
 
 
-_NO_HEADERS = OwnHeaders(frozenset(), b"")
+_NO_HEADERS = OwnHeaders((), b"")
 
 
 def own_headers(headers: Headers) -> OwnHeaders:
     """Raises ValueError for what cannot stand in a header."""
     if not headers:
         return _NO_HEADERS
-    names = []
-    lines = []
-    for name, value in headers:
-        raw_name, raw_value = name.encode("ascii"), value.encode("utf-8", "surrogateescape")
-        if _NAME.fullmatch(raw_name) is None or _VALUE.fullmatch(raw_value) is None:
-            raise ValueError(f"not a header: {name!r}")
-        names.append(raw_name.lower())
-        lines.append(b"%b: %b\r\n" % (raw_name, raw_value))
-    return OwnHeaders(frozenset(names), b"".join(lines))
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("utf-8", "surrogateescape")
+    names = tuple([name.lower().encode() for name, _ in headers])
+    if _FIELDS.fullmatch(lines) is None or lines.count(b"\n") != len(headers) or b":" in b"".join(names):
+        raise ValueError("not a header: a control character, or a name that is not a token")
+    return OwnHeaders(names, lines)
 
 
 # --- The request, to the instance
@@ -92,15 +92,11 @@ def request_head(
     if _TARGET.fullmatch(target) is None:
         raise ValueError("control character or space in the request's target")
     parts = [f"{method} {target} HTTP/1.1\r\nHost: {authority}\r\n".encode("utf-8", "surrogateescape")]
-    line_count = 2
     if own.names:
-        dropped |= own.names
-    for name, value in headers:
-        if name.lower() not in dropped:
-            parts += (name, b": ", value, b"\r\n")
-            line_count += 1
+        dropped = dropped.union(own.names)
+    parts += [b"%b: %b\r\n" % header for header in headers if header[0].lower() not in dropped]
+    line_count = len(parts) + 1 + len(own.names)
     parts.append(own.lines)
-    line_count += own.lines.count(b"\n")
     if body_length or method not in _ASKS_FOR_NO_LENGTH:
         parts.append(b"Content-Length: %d\r\n" % body_length)
         line_count += 1
@@ -128,8 +124,8 @@ class ReplyHead:
     status: int
     status_line: bytes
     """As it goes to the client: always our own HTTP version."""
-    fields: list[tuple[bytes, bytes]]
-    """Lower-case name and the whole line, of what is passed on."""
+    fields: bytes
+    """The lines that are passed on."""
     length: int | None
     chunked: bool
     keep_alive: bool
@@ -145,36 +141,31 @@ class ReplyHead:
 
 def parse_reply_head(head: bytes) -> ReplyHead:
     """Reads a head, from the status line to the empty line. Raises BadHead for all that could be read in two ways."""
-    line = _STATUS_LINE.match(head)
-    if line is None:
-        raise BadHead("not a status line of HTTP/1")
-    version_1_0 = line[1] == b"0"
-    status_line = b"HTTP/1.1" + head[8 : line.end()]
-    status = int(line[2])
-    fields: list[tuple[bytes, bytes]] = []
+    whole = _HEAD.fullmatch(head)
+    if whole is None:
+        raise BadHead("malformed status line or header line")
+    version_1_0 = whole[1] == b"0"
+    fields = whole[4]
+    kept: list[bytes] = []
     lengths: list[bytes] = []
     encodings: list[bytes] = []
     connection: list[bytes] = []
-    position, end = line.end(), len(head) - 2
-    while position < end:
-        field = _FIELD.match(head, position)
-        if field is None:
-            raise BadHead("malformed header line")
-        name = field[1].lower()
-        if name in _NEEDS_A_LOOK:
-            if name == b"content-length":
-                lengths.append(field[2].strip(b" \t"))
-                if len(lengths) == 1:
-                    fields.append((name, field[0]))
-            elif name == b"transfer-encoding":
-                encodings.append(field[2].strip(b" \t").lower())
-            elif name == b"connection":
-                connection.append(field[2])
-        else:
-            fields.append((name, field[0]))
+    position = 0
+    for field in _NEEDS_A_LOOK.finditer(fields):
+        name, value = field[1].lower(), field[2].strip(b" \t")
+        if name == b"content-length":
+            lengths.append(value)
+            if len(lengths) == 1:
+                continue  # the only one of these that is passed on
+        elif name == b"transfer-encoding":
+            encodings.append(value.lower())
+        elif name == b"connection":
+            connection.append(value)
+        kept.append(fields[position : field.start()])
         position = field.end()
-    if position != end:
-        raise BadHead("malformed end of the head")
+    if position:
+        kept.append(fields[position:])
+        fields = b"".join(kept)
 
     length = _one_length(lengths)
     if encodings:
@@ -184,20 +175,29 @@ def parse_reply_head(head: bytes) -> ReplyHead:
             raise BadHead("a transfer encoding other than chunked")
     keep_alive = not version_1_0
     if connection:
-        named = tokens(value.decode("latin-1") for value in connection) - {b"content-length"}
+        named = tokens(value.decode("latin-1") for value in connection)
         keep_alive = keep_alive and b"close" not in named
-        fields = [field for field in fields if field[0] not in named]
-    return ReplyHead(status, status_line, fields, length, bool(encodings), keep_alive)
+        fields = _without(fields, named - {b"content-length"})
+    return ReplyHead(int(whole[3]), b"HTTP/1.1" + whole[2], fields, length, bool(encodings), keep_alive)
 
 
 def _one_length(lengths: Sequence[bytes]) -> int | None:
     if not lengths:
         return None
-    if len(set(lengths)) > 1:
+    if len(lengths) > 1 and len(set(lengths)) > 1:
         raise BadHead("Content-Length twice, with different values")
     if _LENGTH.fullmatch(lengths[0]) is None:
         raise BadHead("malformed Content-Length")
     return int(lengths[0])
+
+
+def _without(fields: bytes, names: Iterable[bytes]) -> bytes:
+    """The header lines less those of these lower-case names."""
+    lowered = b"\n" + fields.lower()
+    found = {name for name in names if b"\n" + name + b":" in lowered}
+    if not found:
+        return fields
+    return b"".join([line for line in fields.splitlines(keepends=True) if line.partition(b":")[0].lower() not in found])
 
 
 # --- The reply, to the client
@@ -205,15 +205,11 @@ def _one_length(lengths: Sequence[bytes]) -> int | None:
 
 def reply_head(head: ReplyHead, *, own: OwnHeaders, chunked: bool, connection: bytes) -> bytes:
     """The head for the client: the instance's headers, ours, and what holds for the client's connection."""
-    dropped = own.names
+    fields = head.fields
+    if own.names:
+        fields = _without(fields, own.names)
     if head.status == 204:
-        dropped |= {b"content-length"}  # RFC 9110 8.6: must not be there, and some clients would wait for a body
-    parts = [head.status_line]
-    parts += [line for name, line in head.fields if name not in dropped]
-    parts.append(own.lines)
-    if chunked:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
-    if connection:
-        parts.append(b"Connection: %b\r\n" % connection)
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        fields = _without(fields, (b"content-length",))  # RFC 9110 8.6; some clients would wait for a body
+    framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+    persistence = b"Connection: %b\r\n" % connection if connection else b""
+    return b"".join((head.status_line, fields, own.lines, framing, persistence, b"\r\n"))

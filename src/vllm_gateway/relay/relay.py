@@ -116,7 +116,7 @@ class Relay:
         host, port = address
         dropped = self._dropped
         connection = request.headers.getall("Connection", ())
-        if connection:
+        if connection and connection != ["keep-alive"]:
             dropped |= tokens(connection)
         return request_head(
             request.method,
