@@ -2,6 +2,8 @@
 """The main job end to end, with the process runtime and the simulated engine: balance, swap, refuse, recover."""
 
 import asyncio
+import dataclasses
+import io
 import os
 import signal
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from pydantic import TypeAdapter
 from yarl import URL
 
 from tests.gateway import CHAT, running_gateway
+from vllm_gateway.api.status import Status
 
 FAST = {"SIM_LOAD_S": "0.2", "SIM_TTFT_S": "0", "SIM_WEIGHTS_MIB": "2000", "SIM_TOKENS_PER_S": "500"}
 
@@ -119,7 +123,7 @@ async def test_a_killed_engine_is_replaced_and_no_request_fails(tmp_path: Path) 
     models = {"a": model("a")}
     async with running_gateway(tmp_path, config(gpus=1, models=models)) as gateway:
         await gateway.chat("a")
-        (child,) = children_of(gateway.process.pid)
+        (child,) = engines_of(gateway.process.pid)
         os.kill(child, signal.SIGKILL)
         answers = await asyncio.gather(*(gateway.chat("a") for _ in range(5)))
         assert [status for status, _, _ in answers] == [200] * 5
@@ -131,11 +135,10 @@ async def test_discovery_measures_what_the_engine_took(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(gpu_mib=24_000, models=models)) as gateway:
         assert (await gateway.chat("gemma3-4B"))[0] == 200
         measured = await gateway.event("footprint_measured")
-        page = await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
-        assert list(page["known_footprints_mib"].values()) == [measured["footprint_mib"]]
-        assert {gpu["used_mib"] for gpu in page["gpus"]} == {measured["footprint_mib"]} or all(
-            abs(gpu["used_mib"] - measured["footprint_mib"]) < 100 for gpu in page["gpus"]
-        )
+        took = measured["footprint_mib"]
+        page = await gateway.until(lambda page: [gpu["used_mib"] for gpu in page["gpus"]] == [took, took])
+        assert list(page["known_footprints_mib"].values()) == [took]
+        assert page["models"]["gemma3-4B"]["running"] == 2
 
 
 async def test_an_idle_model_is_stopped(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ async def test_an_idle_model_is_stopped(tmp_path: Path) -> None:
         await gateway.chat("a")
         await gateway.event("idle_stop", model="a")
         await gateway.event("instance_stopped", model="a")
-        assert not children_of(gateway.process.pid)
+        assert not engines_of(gateway.process.pid)
 
 
 async def test_a_client_that_left_the_queue_never_starts_a_model(tmp_path: Path) -> None:
@@ -160,6 +163,52 @@ async def test_a_client_that_left_the_queue_never_starts_a_model(tmp_path: Path)
             await stream.content.read()
         assert not gateway.events("instance_starting", model="b")
         assert (await gateway.chat("a"))[0] == 200
+
+
+async def test_the_status_page_has_its_documented_shape(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        await gateway.chat("gemma3-4B")
+        async with gateway.http.get("/gateway/status") as reply:
+            TypeAdapter(Status).validate_json(await reply.read(), strict=True)
+            page = await reply.json()
+        assert set(page) == {field.name for field in dataclasses.fields(Status)}
+        assert page["parallel_model_config"] == {"gemma3-4B": 2, "qwen2.5": 1}
+        assert page["active_models_by_id"]["gemma3-4B"][0] == "vllm_server_gemma3-4B_instance_1"
+
+
+async def test_the_instances_an_operator_asks_for_by_environment(tmp_path: Path) -> None:
+    environment = {"PARALLEL_MODELS_JSON": "'{\"qwen2.5\": 2}'"}
+    async with running_gateway(tmp_path, config(), environment) as gateway:
+        assert (await gateway.status())["parallel_model_config"] == {"gemma3-4B": 2, "qwen2.5": 2}
+        assert gateway.events("parallel_models_config")
+
+
+async def test_least_connections_prefers_the_idle_instance(tmp_path: Path) -> None:
+    slow = {**FAST, "SIM_TOKENS_PER_S": "40"}
+    models = {"a": model("a", instances=2, strategy="least_connections", environment=slow)}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        await gateway.chat("a")
+        await gateway.until(lambda page: page["models"]["a"]["running"] == 2)
+        body = {"model": "a", "prompt": "x", "max_tokens": 80, "stream": True, "ignore_eos": True}
+        async with gateway.http.post("/v1/completions", json=body) as stream:
+            busy = stream.headers["x-simulated-instance"]
+            others = {(await gateway.chat("a", max_tokens=1))[1]["x-simulated-instance"] for _ in range(4)}
+            assert busy not in others
+
+
+async def test_engines_of_somebody_else_are_balanced_and_never_stopped(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as behind:
+        await behind.chat("gemma3-4B")
+        await behind.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
+        engines = [one["address"] for one in (await behind.status())["active_containers_by_name"].values()]
+        models = {"gemma3-4B": {"endpoints": [f"http://{address}" for address in engines]}}
+        front = tmp_path / "front"
+        front.mkdir()
+        async with running_gateway(front, {"runtime": "process", "models": models}) as gateway:
+            await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
+            seen = {(await gateway.chat("gemma3-4B"))[1]["x-simulated-instance"] for _ in range(4)}
+            assert len(seen) == 2
+        assert len(engines_of(behind.process.pid)) == 2
 
 
 async def test_the_official_openai_client(tmp_path: Path) -> None:
@@ -195,7 +244,7 @@ async def test_the_official_openai_client(tmp_path: Path) -> None:
 async def test_bad_requests_get_openai_errors(path: str, body: bytes, status: int, code: str, tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(server={"max_body_mib": 1})) as gateway:
         url = URL(f"{gateway.url}{path}", encoded=True)
-        async with aiohttp.ClientSession() as http, http.post(url, data=body) as reply:
+        async with aiohttp.ClientSession() as http, http.post(url, data=io.BytesIO(body)) as reply:
             error = (await reply.json())["error"]
             assert (reply.status, error["code"]) == (status, code)
             assert set(error) == {"message", "type", "param", "code"}
@@ -203,5 +252,8 @@ async def test_bad_requests_get_openai_errors(path: str, body: bytes, status: in
         assert not gateway.events("instance_starting")
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def engines_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(child) for child in children if b"vllm_gateway.simulator" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
