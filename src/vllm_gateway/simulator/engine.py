@@ -127,13 +127,13 @@ class Engine:
 
     def abort(self, generation: Generation) -> None:
         """Forgets a generation whose client has left. One that ended already stays as it is."""
-        if generation.done.done():
-            return
-        self._finish(generation, "abort")
         if generation in self._running:
             del self._running[generation]
-        else:
+        elif generation in self._waiting:
             self._waiting.remove(generation)
+        else:
+            return
+        self._finish(generation, "abort")
 
     def fail(self, error: EngineDeadError) -> None:
         """The engine core dies: everything in flight ends with `error`, and so does everything that comes later."""

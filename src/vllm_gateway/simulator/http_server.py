@@ -8,7 +8,6 @@ the client closes the connection, that task is cancelled at once: this is how th
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import socket
 import struct
 import time
@@ -283,5 +282,5 @@ def http_date() -> str:
     global _date  # noqa: PLW0603 - a cache of one
     second = int(time.time())
     if _date[0] != second:
-        _date = (second, email.utils.formatdate(second, usegmt=True))
+        _date = (second, time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second)))
     return _date[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from vllm_gateway.simulator.api_errors import stream_error_event
@@ -14,6 +15,7 @@ from vllm_gateway.simulator.validation import Wish
 FINGERPRINT = "vllm-0.32.0-simulated"
 DONE = b"data: [DONE]\n\n"
 
+_TEXT_MARK = "\x00text\x00"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -52,6 +54,24 @@ class OpenAiShape:
         self._model = model
         self._prompt_details = prompt_details
         self._created = int(time.time())
+        # Most events differ in their text alone: the rest is written once. 200 streams feel the difference.
+        self._plain = wish.choices == 1 and not wish.continuous_usage and not wish.return_token_ids
+        self._around_text: list[bytes] = []
+
+    def tokens(self, generation: Generation, new: list[int]) -> bytes:
+        first = len(generation.tokens) == len(new)
+        text = self._wish.text(new, from_start=first)
+        if not self._plain or generation.finish_reason is not None:
+            return b"".join(self._chunks(generation, text, new, first=first))
+        if not self._around_text:
+            (sample,) = self._chunks(generation, _TEXT_MARK, new, first=first)
+            self._around_text = sample.split(to_json(_TEXT_MARK))
+        before, after = self._around_text
+        return before + to_json(text) + after
+
+    def _chunks(self, generation: Generation, text: str, new: list[int], *, first: bool) -> Iterator[bytes]:
+        """One event for each choice."""
+        raise NotImplementedError
 
     def closing(self, generation: Generation) -> bytes:
         if not self._wish.include_usage:
@@ -106,17 +126,14 @@ class ChatShape(OpenAiShape):
             events += event({**self._head(self.streamed_object), "choices": [choice], **usage, **prompt})
         return events
 
-    def tokens(self, generation: Generation, new: list[int]) -> bytes:
-        text = self._wish.text(new)
+    def _chunks(self, generation: Generation, text: str, new: list[int], *, first: bool) -> Iterator[bytes]:
         reason = generation.finish_reason
         stop = {} if reason is None else {"stop_reason": None}
-        events = b""
         for index in range(self._wish.choices):
             choice = {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": reason, **stop,
                       "token_ids": self._ids(new)}  # fmt: skip
             chunk = {**self._head(self.streamed_object), "choices": [choice]}
-            events += event(self._finish(chunk, generation))
-        return events
+            yield event(self._finish(chunk, generation))
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         message = {"role": self._wish.role, "content": self._wish.text(generation.tokens), "refusal": None,
@@ -147,17 +164,13 @@ class CompletionShape(OpenAiShape):
     def opening(self, generation: Generation) -> bytes:
         return b""
 
-    def tokens(self, generation: Generation, new: list[int]) -> bytes:
-        first = len(generation.tokens) == len(new)
-        text = self._wish.text(new, from_start=first)
-        events = b""
+    def _chunks(self, generation: Generation, text: str, new: list[int], *, first: bool) -> Iterator[bytes]:
         for index in range(self._wish.choices):
             choice = {"index": index, "text": text, "logprobs": None, "finish_reason": generation.finish_reason,
                       "stop_reason": None, "prompt_token_ids": self._ids(list(generation.prompt)) if first else None,
                       "token_ids": self._ids(new)}  # fmt: skip
             chunk = {**self._head(self.streamed_object), "choices": [choice]}
-            events += event(self._finish(chunk, generation))
-        return events
+            yield event(self._finish(chunk, generation))
 
     def _finish(self, chunk: dict[str, Any], generation: Generation) -> dict[str, Any]:
         if self._wish.continuous_usage:
