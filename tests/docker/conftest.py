@@ -42,9 +42,9 @@ def _nothing_left(lab: Lab) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def gpus(lab: Lab) -> SimulatedGpus:
-    """2 x 81920 MiB, free and healthy; `lab.reset_gpus(count, total_mib)` makes others."""
+    """For every test 2 x 81920 MiB, free and healthy; `lab.reset_gpus(count, total_mib)` makes others."""
     return lab.reset_gpus()
 
 

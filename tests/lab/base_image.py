@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a small image with Python from the system's own packages: no registry has to be reached.
+"""Makes the file system of a small image with Python from the system's own packages: no registry has to be reached.
 
 The packages are downloaded and unpacked, not installed: none of their scripts runs.
 """
 
 from __future__ import annotations
 
-import subprocess
+import hashlib
 import tempfile
 from pathlib import Path
 
-from tests.lab.docker_api import DockerApi
 from tests.lab.errors import LabUnavailableError
 from tests.lab.packages import apt_get
 from tests.lab.shell import run
@@ -20,22 +19,28 @@ _NOT_NEEDED = ("perl", "libperl", "libgdbm", "dpkg", "tar", "install-info", "mim
 """Wanted by scripts that do not run here."""
 
 
-def import_base_image(docker: DockerApi, repository: str, tag: str) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        packages, root = directory / "packages", directory / "root"
-        packages.mkdir()
-        _download(packages)
-        _lay_out(root)
-        for package in sorted(packages.glob("*.deb")):
-            run(
-                "sh",
-                "-c",
-                'dpkg-deb --fsys-tarfile "$1" | tar -C "$2" --keep-directory-symlink -xf -',
-                *("sh", package, root),
-            )
-        _finish(root)
-        _import(docker, root, {"fromSrc": "-", "repo": repository, "tag": tag})
+def archive() -> Path:
+    """The file system of the image as a tar file; kept for all labs, made again when this recipe changes."""
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    kept = Path(tempfile.gettempdir()) / f"vllm-gateway-lab-base-{recipe}.tar"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(prefix="vllm-gateway-lab-base-") as name:
+            unfinished = Path(name) / "base.tar"
+            _make(Path(name), unfinished)
+            unfinished.rename(kept)
+    return kept
+
+
+def _make(directory: Path, result: Path) -> None:
+    packages, root = directory / "packages", directory / "root"
+    packages.mkdir()
+    _download(packages)
+    _lay_out(root)
+    unpack = 'dpkg-deb --fsys-tarfile "$1" | tar -C "$2" --keep-directory-symlink -xf -'
+    for package in sorted(packages.glob("*.deb")):
+        run("sh", "-c", unpack, "sh", package, root)
+    _finish(root)
+    run("tar", "-C", root, "-cf", result, ".")
 
 
 def _download(directory: Path) -> None:
@@ -72,10 +77,3 @@ def _finish(root: Path) -> None:
     (root / "etc/group").write_text("root:x:0:\n")
     for name in ("doc", "man", "locale", "lintian", "info"):
         run("rm", "-rf", root / "usr/share" / name)
-
-
-def _import(docker: DockerApi, root: Path, query: dict[str, str]) -> None:
-    changes = "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1"
-    with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
-        assert tar.stdout is not None
-        docker.send_tar("/images/create", tar.stdout, {**query, "changes": changes})
