@@ -22,7 +22,7 @@ _STOP_LIMIT_S = 15.0
 def start(place: Place) -> None:
     machine.mount_cgroups()
     machine.add_bridge(place)
-    _remove_stale_pid_files(place)
+    _end_leftovers(place)
     place.config_file.write_text(json.dumps(_configuration(place), indent=2))
     # setsid --fork: the engine outlives this process and is no child of it.
     run(
@@ -45,11 +45,7 @@ def stop(place: Place) -> None:
         pid = processes.pid_in(file)
         if pid is not None:
             processes.end(place, pid, limit_s=_STOP_LIMIT_S)
-        file.unlink(missing_ok=True)
-    for container in processes.containers_of_lab(place):
-        processes.kill(container, signal.SIGKILL)
-    for pid in processes.of_lab(place):
-        processes.end(place, pid, limit_s=_STOP_LIMIT_S)
+    _end_leftovers(place)
     machine.unmount_below(place)
     machine.remove_bridges(place)
     place.socket.unlink(missing_ok=True)
@@ -83,12 +79,17 @@ def _configuration(place: Place) -> dict[str, object]:
     }
 
 
-def _remove_stale_pid_files(place: Place) -> None:
-    """Left by a killed engine: where its pid looks alive (reused, or not collected), dockerd would wait in vain."""
-    for file in (place.dockerd_pid_file, place.containerd_pid_file):
-        pid = processes.pid_in(file)
-        if pid is None or not processes.belongs_to(place, pid):
-            file.unlink(missing_ok=True)
+def _end_leftovers(place: Place) -> None:
+    """What outlives a killed engine: its containers, for which the next one would wait, and pid files.
+
+    Where the pid in such a file looks alive (reused, or not collected yet), dockerd waits for it in vain.
+    """
+    for container in processes.containers_of_lab(place):
+        processes.kill(container, signal.SIGKILL)
+    for pid in processes.of_lab(place):
+        processes.end(place, pid, limit_s=_STOP_LIMIT_S)
+    place.dockerd_pid_file.unlink(missing_ok=True)
+    place.containerd_pid_file.unlink(missing_ok=True)
 
 
 def _wait_for_answer(place: Place) -> None:
