@@ -54,7 +54,7 @@ class SimulatedGpu:
 
 @dataclass(slots=True)
 class Allocation:
-    """Memory taken on one GPU, held until `release()` or the end of the process."""
+    """Memory taken on one GPU, held until `release()`, the end of the process, or nobody keeps this object."""
 
     gpu: str
     mib: int
@@ -73,7 +73,7 @@ class SimulatedGpus:
 
     >>> gpus = SimulatedGpus(tmp_path)
     >>> gpus.create([("NVIDIA A100-SXM4-40GB", 40960)])
-    >>> with_memory = gpus.take("GPU-sim-0", 1024)
+    >>> kept = gpus.take("GPU-sim-0", 1024)
     >>> gpus.gpus()[0].free_mib
     39936
     """
@@ -135,7 +135,7 @@ class SimulatedGpus:
         raise KeyError(f"no GPU {uuid} in {self.directory}")
 
     def take(self, gpu: SimulatedGpu | str, mib: int, name: str = "process") -> Allocation:
-        """Takes `mib` on a GPU, or raises OutOfGpuMemoryError and takes nothing. `name` helps who reads the files."""
+        """Takes `mib` on a GPU, or raises OutOfGpuMemoryError. Keep what it returns. `name` helps who reads the files."""
         uuid = gpu if isinstance(gpu, str) else gpu.uuid
         with self._exclusively():
             now = self.gpu(uuid)

@@ -11,6 +11,7 @@ import asyncio
 import socket
 import struct
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
@@ -166,6 +167,12 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             if self._transport is not None:  # not the client's leaving: the server itself stops
                 raise
+            return
+        except Exception:
+            traceback.print_exc()
+            if not reply.started:
+                reply.send(500, b"Internal Server Error", [("content-type", "text/plain; charset=utf-8")])
+            self.cut()
             return
         self._task = None
         if not reply.keeps_connection or self._server.stopping:

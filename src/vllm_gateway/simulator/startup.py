@@ -151,25 +151,25 @@ class Loader:
 
     async def _profile(self, memory: EngineMemory, at_start: Sequence[SimulatedGpu]) -> list[int]:
         """The memory left for the KV cache on each GPU, in MiB. Nobody else may give memory back meanwhile."""
-        memory.take("working", self._footprint.activation_mib + self._footprint.cuda_graph_mib)
-        before = memory.devices
-        now = before
+        working_mib = self._footprint.activation_mib + self._footprint.cuda_graph_mib
+        expected = [gpu.free_mib - working_mib for gpu in memory.devices]
+        memory.take("working", working_mib)
+        free = expected
         ends = time.monotonic() + self._profile_s
         while time.monotonic() < ends:
             await asyncio.sleep(min(PROFILE_POLL_S, self._profile_s))
-            now = memory.devices
-            for earlier, later in zip(before, now, strict=True):
-                if later.free_mib > earlier.free_mib:
-                    raise released_while_profiling(earlier.free_mib, later.free_mib)
-        utilization = self._arguments.gpu_memory_utilization
+            free = [gpu.free_mib for gpu in memory.devices]
+            for before, now in zip(expected, free, strict=True):
+                if now > before:
+                    raise released_while_profiling(before, now)
         left = []
-        for position, (start, earlier, later) in enumerate(zip(at_start, before, now, strict=True)):
-            demanded = demanded_mib(start, utilization)
+        for position, (gpu, before, now) in enumerate(zip(at_start, expected, free, strict=True)):
+            demanded = demanded_mib(gpu, self._arguments.gpu_memory_utilization)
             # What another process took during the profile looks like this engine's own.
-            consumed = self._footprint.without_kv_mib + earlier.free_mib - later.free_mib
+            consumed = self._footprint.without_kv_mib + before - now
             left.append(demanded - consumed)
             if position == 0:
-                self._log_profile(start, demanded, consumed, left[0])
+                self._log_profile(gpu, demanded, consumed, left[0])
         return left
 
     def _log_profile(self, start: SimulatedGpu, demanded: int, consumed: int, left: int) -> None:

@@ -153,6 +153,8 @@ def prompt_ids(prompt: object) -> list[int]:
         return encode(prompt)
     if isinstance(prompt, list) and prompt:
         if all(isinstance(item, int) for item in prompt):
+            if min(prompt) < 0:
+                raise ApiError(400, f"Token id {min(prompt)} is out of vocabulary")
             return list(prompt)
         if len(prompt) == 1:
             return prompt_ids(prompt[0])

@@ -156,6 +156,14 @@ async def test_bodies_may_come_in_chunks_and_connections_are_kept() -> None:
         assert len(engine.client.connector._conns) == 1  # type: ignore[union-attr]
 
 
+async def test_a_body_that_nobody_foresaw_gets_500_and_not_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    async with engine_in_process(["m"]) as engine:
+        body = {"prompt": "x", "stream_options": [1]}
+        async with engine.client.post("/v1/completions", json=body) as reply:
+            assert (reply.status, await reply.text()) == (500, "Internal Server Error")
+    assert "AttributeError" in capsys.readouterr().err
+
+
 async def test_what_is_not_http_gets_400_and_the_connection_ends() -> None:
     async with engine_in_process(["m"]) as engine:
         reader, writer = await asyncio.open_connection("127.0.0.1", engine.port)

@@ -44,10 +44,11 @@ def test_memory_is_taken_and_given_back(gpus: SimulatedGpus) -> None:
 
 
 def test_more_than_is_free_is_refused_and_takes_nothing(gpus: SimulatedGpus) -> None:
-    gpus.take("GPU-sim-0", 600)
+    kept = gpus.take("GPU-sim-0", 600)
     with pytest.raises(OutOfGpuMemoryError, match="wanted 301 MiB, 300 MiB free of 1000 MiB"):
         gpus.take("GPU-sim-0", 301)
-    assert gpus.gpu("GPU-sim-0").used_mib == 600
+    assert gpus.gpu("GPU-sim-0").used_mib == kept.mib == 600
+    kept.release()
 
 
 def test_the_memory_of_a_killed_process_is_free_again(gpus: SimulatedGpus) -> None:

@@ -38,7 +38,7 @@ def test_common_options_are_taken_and_sizes_have_units() -> None:
         ]
     )
     assert (arguments.tensor_parallel_size, arguments.max_model_len) == (2, 4000)
-    assert arguments.kv_cache_memory_bytes == 500 * 2**20
+    assert parse_arguments(["m", "--kv-cache-memory-bytes", "500M"]).kv_cache_memory_bytes == 500 * 2**20
 
 
 def test_an_unknown_option_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
