@@ -5,6 +5,7 @@ import asyncio
 import dataclasses
 import io
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,30 @@ async def test_engines_of_somebody_else_are_balanced_and_never_stopped(tmp_path:
             seen = {(await gateway.chat("gemma3-4B"))[1]["x-simulated-instance"] for _ in range(4)}
             assert len(seen) == 2
         assert len(engines_of(behind.process.pid)) == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_disconnects_ends_the_engines_work(stream: bool, tmp_path: Path) -> None:
+    models = {"a": model("a", environment={**FAST, "SIM_TOKENS_PER_S": "10"})}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        await gateway.chat("a", max_tokens=1)
+        (one,) = (await gateway.status())["active_containers_by_name"].values()
+        request = asyncio.create_task(gateway.chat("a", max_tokens=4000, ignore_eos=True, stream=stream))
+        await running_requests(gateway.http, one["address"], 1)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await running_requests(gateway.http, one["address"], 0)
+        await gateway.event("request_finished", outcome="client_gone")
+        await gateway.until(lambda page: page["active_containers_by_name"][one["name"]]["in_flight"] == 0)
+
+
+async def running_requests(http: aiohttp.ClientSession, address: str, count: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            async with http.get(f"http://{address}/metrics") as reply:
+                if re.search(rf"num_requests_running{{[^}}]*}} {count}(\.0)?$", await reply.text(), re.MULTILINE):
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def test_the_official_openai_client(tmp_path: Path) -> None:
