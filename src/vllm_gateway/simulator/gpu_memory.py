@@ -135,7 +135,7 @@ class SimulatedGpus:
         raise KeyError(f"no GPU {uuid} in {self.directory}")
 
     def take(self, gpu: SimulatedGpu | str, mib: int, name: str = "process") -> Allocation:
-        """Takes `mib` on a GPU, or raises OutOfGpuMemoryError. Keep what it returns. `name` helps who reads the files."""
+        """Takes `mib` on a GPU, or raises OutOfGpuMemoryError. Keep what it returns. `name` is for human readers."""
         uuid = gpu if isinstance(gpu, str) else gpu.uuid
         with self._exclusively():
             now = self.gpu(uuid)
