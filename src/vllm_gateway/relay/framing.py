@@ -17,7 +17,7 @@ _SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}+(?:[ \t]*+(?:;" + FIELD_VALUE
 _TRAILER_LINE = re.compile(rb"(" + FIELD_NAME + rb":" + FIELD_VALUE + rb")?+\r\n")
 _TRAILER_LINE_BEGUN = re.compile(rb"(?:" + FIELD_NAME + rb"(?::" + FIELD_VALUE + rb")?+)?+\r?+")
 
-MAX_LINE_BYTES = 8 * 1024
+MAX_LINE_BYTES = 4 * 1024
 MAX_TRAILER_LINES = 64
 
 

@@ -4,7 +4,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_gateway.relay.framing import MAX_LINE_BYTES, BadFraming, Chunked, Framing, Length, UntilClose
@@ -79,6 +79,7 @@ class TestChunked:
         assert b"".join(payload) == PAYLOAD
         assert framing.done
 
+    @settings(max_examples=60, deadline=None)
     @given(chunked_bodies(), st.lists(st.integers(0, 10_000), max_size=12), st.binary(max_size=8))
     def test_any_body_in_any_pieces(self, body: tuple[bytes, bytes], cuts: list[int], surplus: bytes) -> None:
         wire, payload = body
@@ -88,6 +89,7 @@ class TestChunked:
             framing.feed(data, parts)
         assert b"".join(parts) == payload
 
+    @settings(max_examples=60, deadline=None)
     @given(
         st.one_of(st.binary(max_size=30), st.text("05af;= \r\n:X", max_size=30).map(str.encode)),
         st.lists(st.integers(0, 40), max_size=8),

@@ -2,7 +2,7 @@
 """Heads go through byte for byte, and whatever two parsers could read in two ways does not go through."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_gateway.relay.framing import Chunked, Length, UntilClose
@@ -218,6 +218,7 @@ class TestReplyHead:
         with pytest.raises(BadHead):
             parse_reply_head(head)
 
+    @settings(max_examples=60, deadline=None)
     @given(
         st.lists(
             st.tuples(
