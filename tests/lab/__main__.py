@@ -16,8 +16,8 @@ from tests.lab.place import Place
 
 def main() -> int:
     arguments = _parse()
-    place = Place.from_environment()
     try:
+        place = Place.from_environment()
         match arguments.command:
             case "up":
                 _up(place)
@@ -26,8 +26,8 @@ def main() -> int:
             case "env":
                 _print_environment(lab.up(place))
             case "gpus":
-                if arguments.machine:
-                    gpus.reset(place.gpu_directory, *arguments.machine)
+                if arguments.machine or not place.gpu_directory.exists():
+                    gpus.reset(place.gpu_directory, *(arguments.machine or ()))
                 print(gpus.table(place.gpu_directory))
     except LabUnavailableError as error:
         print(f"The lab cannot run here: {error}", file=sys.stderr)
