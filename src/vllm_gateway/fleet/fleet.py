@@ -2,7 +2,7 @@
 """The thin shell around the supervisor: carries its effects out and tells it what came of them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,11 +11,12 @@ import aiohttp
 
 from vllm_gateway.allocator.estimate import estimate_mib
 from vllm_gateway.allocator.footprints import FootprintStore, footprint_key
-from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError, as_gpus
+from vllm_gateway.allocator.probe import GpuProbe
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.engines import vllm
 from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.memory import GpuMemory, Used
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
 from vllm_gateway.fleet.supervisor import Footprint, ModelSpec, Supervisor
@@ -27,7 +28,6 @@ from vllm_gateway.telemetry.events import Event as LogEvent
 HEALTH_POLL_S = 0.05
 TICK_S = 0.5
 GPU_READ_S = 2.0
-MEMORY_BACK_S = 30.0  # how long a stopped engine's memory may take to come back
 ENDPOINT_POLL_S = 1.0
 
 
@@ -44,7 +44,7 @@ class Fleet:
     ) -> None:
         self._settings = settings
         self._runtime = runtime
-        self._probe = probe
+        self._memory = GpuMemory(probe, runtime, emit)
         self.footprints = footprints
         self._emit: Callable[..., None] = emit
         self.registry = ContainerRegistry(settings.docker.container_prefix)
@@ -53,8 +53,7 @@ class Fleet:
         self._published = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._used_before: dict[str, Mapping[str, int]] = {}
-        self._readings: Sequence[GpuReading] = ()
+        self._used_before: dict[str, Used] = {}
         self._http: aiohttp.ClientSession
 
     def attach(self, traffic: Traffic, activity: Activity) -> None:
@@ -138,8 +137,7 @@ class Fleet:
         return found
 
     async def _start(self, one: Instance) -> None:
-        if self._probe:
-            self._used_before[one.instance_id] = {r.gpu_id: r.used_mib for r in await self._read()}
+        self._used_before[one.instance_id] = await self._memory.used()
         try:
             running = await self._runtime.start(self._launch_of(one))
         except (StartError, RuntimeDown) as error:
@@ -155,13 +153,16 @@ class Fleet:
             while not death.done() and not await self._healthy(running):
                 await asyncio.wait([death], timeout=HEALTH_POLL_S)
             if not death.done():
-                measured = await self._measure(one) if one.discovery else None
+                measured = await self._measured(one)
                 self._hear(e.BecameReady(one.instance_id, measured))
             ended = await death
         finally:
             death.cancel()
         reason = "out of memory" if ended.out_of_memory else f"the engine ended with exit status {ended.code}"
         self._hear(e.Died(one.instance_id, reason, ended.log_tail, ended.code))
+
+    async def _measured(self, one: Instance) -> int | None:
+        return await self._memory.measure(one, self._used_before.get(one.instance_id, {})) if one.discovery else None
 
     async def _healthy(self, running: Running) -> bool:
         try:
@@ -184,10 +185,9 @@ class Fleet:
 
     async def _stop(self, one: Instance) -> None:
         if one.running is not None:
-            pids = await self._runtime.pids(one.running.handle)
-            before = {r.gpu_id: r.used_mib for r in await self._read()}
+            pids, before = await self._memory.pids(one), await self._memory.used()
             await self._quietly(self._runtime.stop(one.running.handle, self._settings.stop_grace_s))
-            await self._memory_back(one, pids, before)
+            await self._memory.back(one, pids, before)
         self._forget(one)
 
     async def _remove(self, one: Instance) -> None:
@@ -195,7 +195,7 @@ class Fleet:
             watch.cancel()  # a start that has not come to an instance yet leaves nothing
         if one.running is not None and not one.external:
             await self._quietly(self._runtime.remove(one.running.handle))
-            await self._memory_back(one, frozenset(), {})
+            await self._memory.back(one, frozenset(), {})
         self._forget(one)
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
@@ -262,64 +262,8 @@ class Fleet:
                 last_read = self._now()
             self._hear(e.Tick())
 
-    async def _read(self) -> Sequence[GpuReading]:
-        if self._probe is None:
-            return ()
-        try:
-            self._readings = await asyncio.to_thread(self._probe.read, frozenset())
-        except ProbeError as error:
-            self._emit(log_events.GPU_PROBLEM, gpu="all", problem=str(error))
-        return self._readings
-
     async def _read_gpus(self) -> None:
-        if self._probe is None:
-            return
-        readings = await self._read()
-        running = [one for one in self.registry if one.running and not one.external]
-        pids: frozenset[int] = frozenset()
-        for one in running:
-            assert one.running is not None
-            pids |= await self._runtime.pids(one.running.handle)
-        reserved: dict[str, int] = {}
-        restless: set[str] = set()
-        for one in self.registry:
-            for gpu_id in one.gpu_ids:
-                if one.launched:
-                    reserved[gpu_id] = reserved.get(gpu_id, 0) + one.reserved_mib
-                if one.launched and one.state not in (State.READY, State.DRAINING):
-                    restless.add(gpu_id)
-        quiet = {r.gpu_id for r in readings} - restless
-        previous = {gpu.gpu_id: gpu.foreign_mib for gpu in self.supervisor.gpus}
-        self._hear(e.GpusRead(as_gpus(readings, reserved, pids, quiet, previous)))
-
-    async def _measure(self, one: Instance) -> int | None:
-        """MiB on its fullest GPU: by NVML's list of processes, else by the difference to before its start."""
-        assert one.running is not None
-        pids = await self._runtime.pids(one.running.handle)
-        before = self._used_before.get(one.instance_id, {})
-        taken = []
-        for reading in await self._read():
-            if reading.gpu_id in one.gpu_ids:
-                by_process = sum(mib for pid, mib in (reading.processes or {}).items() if pid in pids)
-                taken.append(by_process or reading.used_mib - before.get(reading.gpu_id, reading.used_mib))
-        measured = max(taken, default=0)
-        return measured if measured > 0 else None
-
-    async def _memory_back(self, one: Instance, pids: frozenset[int], before: Mapping[str, int]) -> None:
-        """Waits until the GPUs show the memory of a stopped instance as free, with a limit."""
-        if self._probe is None or not one.gpu_ids:
-            return
-        began = self._now()
-        while self._now() - began < MEMORY_BACK_S:
-            if all(_is_back(r, one, pids, before) for r in await self._read() if r.gpu_id in one.gpu_ids):
-                return
-            await asyncio.sleep(0.1)
-        self._emit(
-            log_events.MEMORY_NOT_RETURNED,
-            instance=one.name,
-            gpus=list(one.gpu_ids),
-            seconds=round(self._now() - began, 1),
-        )
+        self._hear(e.GpusRead(await self._memory.gpus(self.registry, self.supervisor.gpus)))
 
     def _footprint_of(self, name: str, gpus: Sequence[Gpu]) -> Footprint:
         model = self._settings.models[name]
@@ -399,11 +343,3 @@ class Fleet:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _is_back(reading: GpuReading, one: Instance, pids: frozenset[int], before: Mapping[str, int]) -> bool:
-    if reading.processes is not None and pids:
-        return not pids.intersection(reading.processes)
-    if reading.gpu_id in before:
-        return reading.used_mib <= before[reading.gpu_id] - one.reserved_mib * 0.8
-    return True

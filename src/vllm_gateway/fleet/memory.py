@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the GPUs show: who holds how much, what an instance took, and when a stopped one's memory is back."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError, as_gpus
+from vllm_gateway.allocator.types import Gpu
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.runtimes import Runtime
+from vllm_gateway.telemetry import events
+
+MEMORY_BACK_S = 30.0  # how long a stopped engine's memory may take to come back
+_POLL_S = 0.1
+_MOST = 0.8  # without a list of processes: this part of a reservation must have come back
+
+Used = Mapping[str, int]  # GPU id -> MiB in use by everyone
+
+
+class GpuMemory:
+    """Reads the probe off the event loop. Without a probe there are no GPUs, and nothing to wait for."""
+
+    def __init__(self, probe: GpuProbe | None, runtime: Runtime, emit: Callable[..., None]) -> None:
+        self._probe = probe
+        self._runtime = runtime
+        self._emit: Callable[..., None] = emit
+        self._readings: Sequence[GpuReading] = ()
+
+    async def used(self) -> Used:
+        return {reading.gpu_id: reading.used_mib for reading in await self._read()}
+
+    async def gpus(self, instances: Iterable[Instance], before: Sequence[Gpu]) -> list[Gpu]:
+        """The GPUs, with what others than `instances` hold there. `before`: the result of the last call."""
+        instances = list(instances)
+        readings = await self._read()
+        pids: frozenset[int] = frozenset()
+        for one in instances:
+            pids |= await self.pids(one)
+        reserved: dict[str, int] = {}
+        restless: set[str] = set()
+        for one in instances:
+            for gpu_id in one.gpu_ids if one.launched else ():
+                reserved[gpu_id] = reserved.get(gpu_id, 0) + one.reserved_mib
+                if one.state not in (State.READY, State.DRAINING):
+                    restless.add(gpu_id)
+        quiet = {reading.gpu_id for reading in readings} - restless
+        return as_gpus(readings, reserved, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
+
+    async def pids(self, one: Instance) -> frozenset[int]:
+        if self._probe is None or one.running is None or one.external:
+            return frozenset()
+        return await self._runtime.pids(one.running.handle)
+
+    async def measure(self, one: Instance, before: Used) -> int | None:
+        """MiB on its fullest GPU: by NVML's list of processes, else by the difference to before its start."""
+        pids = await self.pids(one)
+        taken = []
+        for reading in await self._read():
+            if reading.gpu_id in one.gpu_ids:
+                by_process = sum(mib for pid, mib in (reading.processes or {}).items() if pid in pids)
+                taken.append(by_process or reading.used_mib - before.get(reading.gpu_id, reading.used_mib))
+        measured = max(taken, default=0)
+        return measured if measured > 0 else None
+
+    async def back(self, one: Instance, pids: frozenset[int], before: Used) -> None:
+        """Waits until a stopped instance's memory shows as free. `pids` and `before` are from before the stop."""
+        if self._probe is None or not one.gpu_ids:
+            return
+        try:
+            async with asyncio.timeout(MEMORY_BACK_S):
+                while not all(  # noqa: ASYNC110 - GPUs tell nothing of themselves
+                    _is_back(r, one, pids, before) for r in await self._read() if r.gpu_id in one.gpu_ids
+                ):
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            self._emit(events.MEMORY_NOT_RETURNED, instance=one.name, gpus=list(one.gpu_ids), seconds=MEMORY_BACK_S)
+
+    async def _read(self) -> Sequence[GpuReading]:
+        """The last good readings if the probe fails: what is reserved stays reserved."""
+        if self._probe is not None:
+            try:
+                self._readings = await asyncio.to_thread(self._probe.read, frozenset())
+            except ProbeError as error:
+                self._emit(events.GPU_PROBLEM, gpu="all", problem=str(error))
+                if not self._readings:
+                    raise
+        return self._readings
+
+
+def _is_back(reading: GpuReading, one: Instance, pids: frozenset[int], before: Used) -> bool:
+    if reading.processes is not None and pids:
+        return not pids.intersection(reading.processes)
+    if reading.gpu_id in before:
+        return reading.used_mib <= before[reading.gpu_id] - one.reserved_mib * _MOST
+    return True
