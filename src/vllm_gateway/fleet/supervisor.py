@@ -52,7 +52,6 @@ class Footprint:
 
 
 FootprintOf = Callable[[str, Sequence[Gpu]], Footprint]
-Journal = Callable[..., None]
 
 
 @dataclass(slots=True)
@@ -224,7 +223,8 @@ class Supervisor:
     # bringing together
 
     def _reconcile(self, now: float) -> None:
-        waiting = [s for s in self.models.values() if self.activity.waiting(s.spec.name)]
+        refused = {effect.model for effect in self._effects if isinstance(effect, e.Refuse)}
+        waiting = [s for s in self.models.values() if self.activity.waiting(s.spec.name) and s.spec.name not in refused]
         for state in sorted(waiting, key=lambda s: s.wanted_at or 0.0):
             if not self._live(state.spec.name) and self._may_start(state):
                 self._start_first(state, now)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor's promises, each as a list of events."""
+
+from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.instance import State
+from vllm_gateway.fleet.supervisor import LONGEST_BACKOFF_S, backoff_s, root_cause
+
+
+def test_a_cold_model_starts_all_its_instances_side_by_side_on_different_gpus() -> None:
+    fleet = FleetInTheHead(spec("a", 2), gpus=2)
+    assert len(started(fleet.want("a", 50))) == 2
+    assert sorted(one.gpu_ids for one in fleet.of("a")) == [("gpu0",), ("gpu1",)]
+    assert fleet.hear(e.Wanted("a")) == [], "more requests start nothing more"
+
+
+def test_on_one_gpu_they_start_one_after_another() -> None:
+    fleet = FleetInTheHead(spec("a", 2), footprints={"a": 40})
+    first = started(fleet.want("a"))
+    assert len(first) == 1
+    one = fleet.registry.get(first[0])
+    assert one is not None
+    second = started(fleet.ready(one))
+    assert len(second) == 1
+    assert second != first
+
+
+def test_names_take_the_lowest_free_number() -> None:
+    fleet = FleetInTheHead(spec("a", 2), gpus=2)
+    fleet.want("a")
+    assert [one.name for one in fleet.of("a")] == ["vllm_server_a_instance_1", "vllm_server_a_instance_2"]
+    fleet.hear(e.Died(fleet.of("a")[0].instance_id, "gone"))
+    fleet.hear(e.Gone(fleet.of("a", State.FAILED)[0].instance_id))
+    fleet.tick(2)
+    assert {one.number for one in fleet.of("a")} == {1, 2}
+
+
+def test_the_least_recently_used_makes_room_and_is_gone_before_the_next_starts() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), spec("c"), gpus=2)
+    a = fleet.run("a")
+    fleet.now += 10
+    b = fleet.run("b")
+    effects = fleet.want("c")
+    assert stopped(effects) == [a.instance_id]
+    assert not started(effects)
+    assert b.state is State.READY
+    assert started(fleet.hear(e.Gone(a.instance_id)))
+
+
+def test_idle_goes_before_busy_even_if_used_later() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), spec("c"), gpus=2)
+    a = fleet.run("a")
+    fleet.now += 10
+    b = fleet.run("b")
+    fleet.activity.busy[a.instance_id] = 1
+    assert stopped(fleet.want("c")) == [b.instance_id]
+
+
+def test_a_busy_instance_is_drained_and_never_cut() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"))
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    assert not stopped(fleet.want("b"))
+    assert a.state is State.DRAINING
+    assert not stopped(fleet.tick(3600))
+    fleet.activity.busy[a.instance_id] = 0
+    assert stopped(fleet.hear(e.Drained(a.instance_id))) == [a.instance_id]
+
+
+def test_what_can_never_fit_is_refused_at_once_and_evicts_nothing() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("huge"), footprints={"huge": 101})
+    a = fleet.run("a")
+    fleet.want("huge")
+    ((model, refusal),) = fleet.refusals
+    assert (model, refusal.code) == ("huge", "no_room")
+    assert "101" in refusal.message
+    assert a.state is State.READY
+
+
+def test_a_pinned_model_is_never_evicted() -> None:
+    fleet = FleetInTheHead(spec("a", pinned=True), spec("b"))
+    a = fleet.run("a")
+    fleet.want("b")
+    assert a.state is State.READY
+    assert [refusal.code for _, refusal in fleet.refusals] == ["no_room"]
+
+
+def test_an_extra_instance_takes_free_room_only_and_says_why_it_is_missing() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b", 2), gpus=2)
+    a, b = fleet.run("a"), fleet.run("b")
+    fleet.tick(1)
+    assert [one.instance_id for one in fleet.registry] == [a.instance_id, b.instance_id]
+    assert "no room" in str(fleet.supervisor.models["b"].why_fewer)
+
+
+def test_a_failed_start_refuses_the_waiting_with_the_engines_words_and_frees_its_room() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    fleet.want("a")
+    (one,) = fleet.of("a")
+    fleet.hear(e.Died(one.instance_id, "exit status 2", ("error: unrecognized arguments: --foo",), 2))
+    ((_, refusal),) = fleet.refusals
+    assert refusal.code == "model_start_failed"
+    assert "--foo" in refusal.message
+    assert refusal.retry_after_s == 1.0
+    assert all(resident.leaving for resident in fleet.supervisor.residents())
+    fleet.hear(e.Gone(one.instance_id))
+    assert not started(fleet.want("a")), "it backs off"
+    assert len(fleet.refusals) == 2, "and says so at once"
+    fleet.now += 1.0
+    assert started(fleet.want("a"))
+
+
+def test_back_off_doubles_up_to_a_limit() -> None:
+    assert [backoff_s(n) for n in (1, 2, 3, 4)] == [1, 2, 4, 8]
+    assert backoff_s(50) == LONGEST_BACKOFF_S
+
+
+def test_a_client_that_leaves_before_anything_was_stopped_changes_nothing() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"))
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.want("b")
+    assert fleet.of("a", State.DRAINING) == [a]
+    fleet.leave("b")
+    assert fleet.of("a", State.READY) == [a]
+    assert not fleet.of("b")
+    assert not stopped(fleet.effects)
+
+
+def test_an_unknown_footprint_starts_one_instance_which_is_measured_before_the_others() -> None:
+    fleet = FleetInTheHead(spec("a", 2), gpus=2, unknown=["a"])
+    (first,) = started(fleet.want("a"))
+    one = fleet.registry.get(first)
+    assert one is not None and one.discovery
+    fleet.ready(one, measured_mib=42)
+    assert one.reserved_mib == 42
+    assert e.KeepFootprint("a", 42) in fleet.effects
+    fleet.tick(1)
+    assert [other.reserved_mib for other in fleet.of("a")] == [42, 42]
+
+
+def test_a_discovery_run_waits_for_the_busy() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), unknown=["b"])
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.want("b")
+    assert a.state is State.READY
+    assert not fleet.refusals
+    fleet.activity.busy[a.instance_id] = 0
+    assert stopped(fleet.tick(1)) == [a.instance_id]
+
+
+def test_an_instance_that_dies_is_replaced_at_once() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    a = fleet.run("a")
+    effects = fleet.hear(e.Died(a.instance_id, "killed", (), 137))
+    assert e.Remove(a.instance_id) in effects
+    assert started(fleet.hear(e.Gone(a.instance_id)))
+
+
+def test_a_second_death_backs_off() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    for _ in range(2):
+        (one,) = fleet.of("a") or [fleet.run("a")]
+        fleet.ready(one)
+        fleet.hear(e.Died(one.instance_id, "killed", (), 137))
+        effects = fleet.hear(e.Gone(one.instance_id))
+    assert not started(effects)
+    assert started(fleet.tick(2))
+
+
+def test_an_idle_model_is_stopped_and_a_pinned_one_is_not() -> None:
+    fleet = FleetInTheHead(spec("a", idle_timeout_s=60.0), spec("b", idle_timeout_s=60.0, pinned=True), gpus=2)
+    a, b = fleet.run("a"), fleet.run("b")
+    assert not stopped(fleet.tick(59))
+    fleet.activity.used[a.instance_id] = fleet.now
+    assert not stopped(fleet.tick(59))
+    assert stopped(fleet.tick(1)) == [a.instance_id]
+    fleet.hear(e.Gone(a.instance_id))
+    assert not fleet.of("a"), "it stays away until somebody asks"
+    assert b.state is State.READY
+
+
+def test_a_suspect_is_not_routed_until_it_is_cleared() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    a = fleet.run("a")
+    assert fleet.hear(e.Suspected(a.instance_id, "reset")) == [e.CheckHealth(a.instance_id)]
+    assert not fleet.registry.table().of("a")
+    assert not fleet.hear(e.Suspected(a.instance_id, "reset")), "one check at a time"
+    fleet.hear(e.Cleared(a.instance_id))
+    assert [route.instance_id for route in fleet.registry.table().of("a")] == [a.instance_id]
+
+
+def test_a_start_has_a_limit() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    fleet.want("a")
+    (one,) = fleet.of("a")
+    assert not fleet.tick(599)
+    assert e.Remove(one.instance_id) in fleet.tick(2)
+    assert "start_timeout_s" in fleet.refusals[0][1].message
+
+
+def test_the_root_cause_is_the_last_error_that_points_to_no_other() -> None:
+    tail = ["INFO loading", "ValueError: No available memory.", "RuntimeError: failed. See root cause above."]
+    assert root_cause(tail) == "ValueError: No available memory."
+    assert root_cause(["just words", ""]) == "just words"
+    assert root_cause([]) == ""
