@@ -28,6 +28,9 @@ class Phase(enum.Enum):
     OVER = "ended, well or not"
 
 
+_HEAD, _BODY, _OVER = Phase  # looked up at each read: as attributes of the class they cost ten times as much
+
+
 class Exchange:
     """Carries one request over one connection. Made for one use; the connection is given back or closed at its end."""
 
@@ -76,7 +79,7 @@ class Exchange:
         self._limits = limits
         self._loop = loop
 
-        self.phase = Phase.HEAD
+        self.phase = _HEAD
         self.failure: UpstreamFailed | None = None  # ended in HEAD
         self.stale = False  # ... with not a byte received
         self.status = 0
@@ -121,9 +124,9 @@ class Exchange:
         """Returns when the reply is with the client, whole or cut. Raises UpstreamFailed if it never began."""
         while True:
             await self._wake
-            if self.phase is not Phase.OVER:
+            if self.phase is not _OVER:
                 await self._wait_for_client()
-            if self.phase is Phase.OVER:
+            if self.phase is _OVER:
                 break
         if self.failure is not None:
             raise self.failure
@@ -132,7 +135,7 @@ class Exchange:
 
     def received(self, data: bytes) -> None:
         self._heard = True
-        if self.phase is Phase.BODY:
+        if self.phase is _BODY:
             self._pass_on(data)
         else:
             self._take_head(data)
@@ -182,7 +185,7 @@ class Exchange:
         persistence = (b"" if http_1_1 else b"keep-alive") if self.keeps_client else b"close"
         out = reply_head(head, own=self._own, chunked=chunked and http_1_1, connection=persistence)
 
-        self.phase = Phase.BODY
+        self.phase = _BODY
         idle_s = self._limits.idle_s
         self._quiet_until = None if idle_s is None else self._loop.time() + idle_s
         self._pass_on(body, out)
@@ -238,7 +241,7 @@ class Exchange:
         except ClientStalled:
             self._end("client_stalled")
             return
-        if self.phase is Phase.OVER:
+        if self.phase is _OVER:
             return
         if self._client.is_closing():
             self._end("client_gone")
@@ -252,7 +255,7 @@ class Exchange:
 
     def lost(self, error: Exception | None) -> None:
         """The instance closed the connection, or it broke."""
-        if self.phase is Phase.HEAD:
+        if self.phase is _HEAD:
             self.stale = not self._heard
             self._fail("closed" if error is None else "reset", retryable=True, detail=str(error or ""))
         elif error is None and not self._framing.self_delimiting:
@@ -262,9 +265,9 @@ class Exchange:
 
     def cut(self, reason: str) -> None:
         """Ends it from our side, wherever it is: the instance's connection is closed at once."""
-        if self.phase is Phase.HEAD:
+        if self.phase is _HEAD:
             self._fail(reason, retryable=False)
-        elif self.phase is Phase.BODY:
+        elif self.phase is _BODY:
             self._end(reason)
 
     def check_time(self, now: float) -> None:
@@ -273,12 +276,12 @@ class Exchange:
             self.cut("client_gone")
         elif self._paused:
             return
-        elif self._heard and self.phase is Phase.BODY:
+        elif self._heard and self.phase is _BODY:
             self._heard = False
             if self._limits.idle_s is not None:
                 self._quiet_until = now + self._limits.idle_s
         elif self._quiet_until is not None and now >= self._quiet_until:
-            self.cut("first_byte_timeout" if self.phase is Phase.HEAD else "idle_timeout")
+            self.cut("first_byte_timeout" if self.phase is _HEAD else "idle_timeout")
 
     def _fail(self, reason: str, *, retryable: bool, detail: str = "") -> None:
         self.failure = UpstreamFailed(reason, retryable=retryable, detail=detail)
@@ -291,7 +294,7 @@ class Exchange:
         self._over(clean=broken is None and self._reusable)
 
     def _over(self, *, clean: bool) -> None:
-        self.phase = Phase.OVER
+        self.phase = _OVER
         self._connection.release(clean=clean)
         if not self._wake.done():
             self._wake.set_result(None)

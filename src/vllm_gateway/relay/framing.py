@@ -76,6 +76,9 @@ class _Part(enum.Enum):
     TRAILER = "trailer section"
 
 
+_SIZE, _DATA, _DATA_END, _TRAILER = _Part  # looked up at each read: the class's attributes are slow
+
+
 class Chunked:
     """A chunked body, chunk extensions and trailers included."""
 
@@ -84,7 +87,7 @@ class Chunked:
 
     def __init__(self) -> None:
         self.done = False
-        self._part = _Part.SIZE
+        self._part = _SIZE
         self._left = 0  # bytes of the present chunk's data still to come
         self._line = b""  # the begun line that the last read ended in; already passed on
         self._trailers = 0
@@ -97,12 +100,12 @@ class Chunked:
             self._line = b""
         position = 0
         while position < len(data) and not self.done:
-            if self._part is _Part.SIZE:
+            if self._part is _SIZE:
                 position = self._whole_chunks(data, position, payload)
                 position = self._size_line(data, position)
-            elif self._part is _Part.DATA:
+            elif self._part is _DATA:
                 position = self._data(data, position, payload)
-            elif self._part is _Part.DATA_END:
+            elif self._part is _DATA_END:
                 position = self._data_end(data, position)
             else:
                 position = self._trailer_line(data, position)
@@ -129,7 +132,7 @@ class Chunked:
             return self._begun_line(_SIZE_LINE_BEGUN, data, start)
         _check_length(line.end() - start)
         self._left = int(line[1], 16)
-        self._part = _Part.DATA if self._left else _Part.TRAILER
+        self._part = _DATA if self._left else _TRAILER
         return line.end()
 
     def _data(self, data: bytes, start: int, payload: list[bytes] | None) -> int:
@@ -138,12 +141,12 @@ class Chunked:
         if payload is not None:
             payload.append(data[start:end])
         if self._left == 0:
-            self._part = _Part.DATA_END
+            self._part = _DATA_END
         return end
 
     def _data_end(self, data: bytes, start: int) -> int:
         if data.startswith(b"\r\n", start):
-            self._part = _Part.SIZE
+            self._part = _SIZE
             return start + 2
         if data[start:] != b"\r":
             raise BadFraming("chunk data does not end where its size says")

@@ -8,10 +8,12 @@ Pure functions of bytes. What goes through is kept byte for byte and in order; w
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vllm_gateway.relay.framing import FIELD_NAME, FIELD_VALUE, Chunked, Framing, Length, UntilClose
 from vllm_gateway.relay.types import Headers
 
+_NAME = re.compile(FIELD_NAME)
 _FIELDS = re.compile(rb"(?:" + FIELD_NAME + rb":" + FIELD_VALUE + rb"\r\n)*+")
 _HEAD = re.compile(
     rb"HTTP/1\.([01])( ([1-9][0-9][0-9])(?: " + FIELD_VALUE + rb")?+\r\n)(" + _FIELDS.pattern + rb")\r\n"
@@ -66,11 +68,20 @@ def own_headers(headers: Headers) -> OwnHeaders:
     """Raises ValueError for what cannot stand in a header."""
     if not headers:
         return _NO_HEADERS
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("utf-8", "surrogateescape")
-    names = tuple([name.lower().encode() for name, _ in headers])
-    if _FIELDS.fullmatch(lines) is None or lines.count(b"\n") != len(headers) or b":" in b"".join(names):
-        raise ValueError("not a header: a control character, or a name that is not a token")
-    return OwnHeaders(names, lines)
+    lines = ""
+    for name, value in headers:
+        if not value.isprintable():
+            raise ValueError(f"control character in the value of {name!r}")
+        lines += f"{name}: {value}\r\n"
+    return OwnHeaders(tuple([_own_name(name) for name, _ in headers]), lines.encode())
+
+
+@lru_cache(maxsize=64)
+def _own_name(name: str) -> bytes:
+    lowered = name.lower().encode()
+    if _NAME.fullmatch(lowered) is None:
+        raise ValueError(f"not a header's name: {name!r}")
+    return lowered
 
 
 # --- The request, to the instance
@@ -87,11 +98,7 @@ def request_head(
     body_length: int,
 ) -> bytes:
     """The head for the instance; `dropped` holds lower-case names. Raises ValueError for what could smuggle a line."""
-    if _METHOD.fullmatch(method) is None or method == "CONNECT":
-        raise ValueError(f"method not carried: {method!r}")
-    if _TARGET.fullmatch(target) is None:
-        raise ValueError("control character or space in the request's target")
-    parts = [f"{method} {target} HTTP/1.1\r\nHost: {authority}\r\n".encode("utf-8", "surrogateescape")]
+    parts = [_request_line(method, target, authority)]
     if own.names:
         dropped = dropped.union(own.names)
     parts += [b"%b: %b\r\n" % header for header in headers if header[0].lower() not in dropped]
@@ -105,6 +112,15 @@ def request_head(
     if head.count(b"\n") != line_count + 1 or head.count(b"\r") != line_count + 1 or b"\0" in head:
         raise ValueError("control character in the request's headers")
     return head
+
+
+@lru_cache(maxsize=256)  # nearly all requests ask for the same few targets
+def _request_line(method: str, target: str, authority: str) -> bytes:
+    if _METHOD.fullmatch(method) is None or method == "CONNECT":
+        raise ValueError(f"method not carried: {method!r}")
+    if _TARGET.fullmatch(target) is None:
+        raise ValueError("control character or space in the request's target")
+    return f"{method} {target} HTTP/1.1\r\nHost: {authority}\r\n".encode("utf-8", "surrogateescape")
 
 
 def tokens(values: Iterable[str]) -> frozenset[bytes]:
