@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor under any order of events: what must hold after each of them."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.unit.fleet.simulation import FleetInTheHead, spec
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.runtimes import Running
+
+MODELS = ("small", "pair", "wide", "pinned", "new")
+GPU_MIB = 100
+PICK = st.integers(min_value=0, max_value=99)
+
+
+class AnyFleet(RuleBasedStateMachine):
+    """Engines that do anything at any time, and clients that come and go. IllegalTransition would end the run."""
+
+    @initialize(gpus=st.integers(min_value=1, max_value=3), young_s=st.sampled_from([0.0, 60.0]))
+    def begin(self, gpus: int, young_s: float) -> None:
+        self.fleet = FleetInTheHead(
+            spec("small", 2, idle_timeout_s=30.0),
+            spec("pair", 3),
+            spec("wide", gpu_count=2, idle_timeout_s=100.0),
+            spec("pinned", pinned=True, idle_timeout_s=30.0),
+            spec("new", 2),
+            gpus=gpus,
+            gpu_mib=GPU_MIB,
+            footprints={"small": 30, "pair": 45, "wide": 60, "pinned": 20, "new": 80},
+            unknown=["new"],
+            min_resident_s=young_s,
+        )
+
+    def hear(self, event: e.Event) -> None:
+        for effect in self.fleet.hear(event):
+            match effect:
+                case e.Stop(instance_id):
+                    one = self.fleet.registry.get(instance_id)
+                    assert one is not None and one.launched
+                    assert not self.fleet.activity.in_flight(instance_id), "a busy instance was stopped"
+                    for gpu_id in one.gpu_ids:
+                        assert not self.on(gpu_id, State.STARTING, launched=True), "stopped beside a start"
+                case e.Start(instance_id):
+                    one = self.fleet.registry.get(instance_id)
+                    assert one is not None and one.launched
+                    for gpu_id in one.gpu_ids:
+                        assert not self.on(gpu_id, State.STOPPING, launched=True), "started beside a stop"
+                        assert not self.on(gpu_id, State.FAILED, launched=True), "started beside a removal"
+                case e.Refuse(model, _):
+                    self.hear(e.Unwanted(model))
+                case _:
+                    pass
+
+    def on(self, gpu_id: str, *states: State, launched: bool = False) -> list[Instance]:
+        return [
+            one
+            for one in self.fleet.registry
+            if gpu_id in one.gpu_ids and one.state in states and (one.launched or not launched)
+        ]
+
+    def pick(self, which: int, *states: State) -> Instance | None:
+        those = [one for one in self.fleet.registry if one.state in states and one.launched]
+        return those[which % len(those)] if those else None
+
+    @rule(model=st.sampled_from(MODELS), requests=st.integers(min_value=1, max_value=3))
+    def a_request_waits(self, model: str, requests: int) -> None:
+        if self.fleet.registry.table().of(model):
+            return  # it is served at once
+        self.fleet.activity.waits[model] = requests
+        self.hear(e.Wanted(model))
+
+    @rule(model=st.sampled_from(MODELS))
+    def the_last_client_leaves(self, model: str) -> None:
+        if self.fleet.activity.waits.get(model):
+            self.fleet.activity.waits[model] = 0
+            self.hear(e.Unwanted(model))
+
+    @rule(which=PICK, busy=st.booleans(), measured_mib=st.sampled_from([None, 35, 80]))
+    def becomes_ready(self, which: int, busy: bool, measured_mib: int | None) -> None:
+        if one := self.pick(which, State.STARTING):
+            self.hear(e.Launched(one.instance_id, Running(one.name, "127.0.0.1", 8000)))
+            self.hear(e.BecameReady(one.instance_id, measured_mib))
+            if self.fleet.activity.waits.get(one.model):
+                self.fleet.activity.waits[one.model] = 0
+                self.fleet.activity.busy[one.instance_id] = int(busy and one.state is State.READY)
+                self.fleet.activity.used[one.instance_id] = self.fleet.now
+                self.hear(e.Unwanted(one.model))
+
+    @rule(which=PICK)
+    def takes_a_request(self, which: int) -> None:
+        one = self.pick(which, State.READY)
+        if one and not one.suspect:
+            self.fleet.activity.busy[one.instance_id] = 1
+            self.fleet.activity.used[one.instance_id] = self.fleet.now
+
+    @rule(which=PICK)
+    def finishes_its_requests(self, which: int) -> None:
+        if one := self.pick(which, State.READY, State.DRAINING):
+            self.fleet.activity.busy[one.instance_id] = 0
+            if one.state is State.DRAINING:
+                self.hear(e.Drained(one.instance_id))
+
+    @rule(which=PICK)
+    def dies(self, which: int) -> None:
+        if one := self.pick(which, State.STARTING, State.READY, State.DRAINING, State.STOPPING):
+            self.hear(e.Died(one.instance_id, "killed", ("RuntimeError: a word",), 137))
+            self.fleet.activity.busy[one.instance_id] = 0
+
+    @rule(which=PICK)
+    def is_gone(self, which: int) -> None:
+        if one := self.pick(which, State.STOPPING, State.FAILED):
+            self.hear(e.Gone(one.instance_id))
+
+    @rule(which=PICK, cleared=st.booleans())
+    def is_suspected(self, which: int, cleared: bool) -> None:
+        if one := self.pick(which, State.READY, State.DRAINING):
+            self.hear(e.Suspected(one.instance_id, "connection reset"))
+            self.hear(e.Cleared(one.instance_id) if cleared else e.Died(one.instance_id, "no answer"))
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 50.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.fleet.now += seconds
+        self.hear(e.Tick())
+
+    @invariant()
+    def the_books_hold(self) -> None:
+        for gpu in self.fleet.supervisor.gpus:
+            here = [one for one in self.fleet.registry if gpu.gpu_id in one.gpu_ids]
+            assert sum(one.reserved_mib for one in here if one.launched) <= GPU_MIB, "memory that is really taken"
+            assert sum(one.reserved_mib for one in here if not one.leaving) <= GPU_MIB, "memory that is promised"
+
+    @invariant()
+    def one_start_at_a_time_on_a_gpu(self) -> None:
+        for gpu in self.fleet.supervisor.gpus:
+            assert len(self.on(gpu.gpu_id, State.STARTING, launched=True)) <= 1
+
+    @invariant()
+    def names_are_unique_and_nobody_has_too_many(self) -> None:
+        names = [one.name for one in self.fleet.registry]
+        assert len(set(names)) == len(names)
+        for state in self.fleet.supervisor.models.values():
+            live = [one for one in self.fleet.of(state.spec.name) if not one.leaving]
+            assert len(live) <= state.spec.instances
+
+    @invariant()
+    def a_pinned_model_is_never_put_away(self) -> None:
+        assert all(one.state in (State.STARTING, State.READY, State.FAILED) for one in self.fleet.of("pinned"))
+
+    @invariant()
+    def only_what_is_ready_is_routed(self) -> None:
+        for routes in self.fleet.registry.table().routes.values():
+            for route in routes:
+                one = self.fleet.registry.get(route.instance_id)
+                assert one is not None and one.state is State.READY and not one.suspect
+
+    def teardown(self) -> None:
+        """Whatever has happened: when everybody behaves again, everything that fits is served in the end."""
+        for model in ("small", "pinned") if hasattr(self, "fleet") else ():
+            self.settle()
+            if not self.fleet.of(model, State.READY):
+                self.fleet.activity.waits[model] = 1
+                self.hear(e.Wanted(model))
+                self.settle()
+            assert self.fleet.of(model, State.READY), f"{model} waits for ever"
+
+    def settle(self) -> None:
+        self.fleet.activity.busy.clear()
+        self.fleet.now += 400
+        self.hear(e.Tick())
+        for _ in range(100):
+            if one := self.pick(0, State.STOPPING, State.FAILED):
+                self.hear(e.Gone(one.instance_id))
+            elif one := self.pick(0, State.STARTING):
+                self.becomes_ready(0, False, None)
+            else:
+                self.hear(e.Tick())
+                if not self.pick(0, State.STOPPING, State.FAILED, State.STARTING):
+                    return
+        raise AssertionError("the fleet never comes to rest")
+
+
+TestAnyFleet = AnyFleet.TestCase
+TestAnyFleet.settings = settings(
+    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
