@@ -96,7 +96,8 @@ async def running_gateway(
         gateway.url = (await gateway.event("gateway_ready"))["address"]
         async with aiohttp.ClientSession(gateway.url, timeout=aiohttp.ClientTimeout(total=60)) as gateway.http:
             yield gateway
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         async with asyncio.timeout(30):
             assert await process.wait() == 0
             await reader

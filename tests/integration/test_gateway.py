@@ -234,6 +234,24 @@ async def running_requests(http: aiohttp.ClientSession, address: str, count: int
             await asyncio.sleep(0.02)
 
 
+async def test_on_sigterm_a_stream_in_flight_ends_properly_and_nothing_is_left(tmp_path: Path) -> None:
+    models = {"a": model("a", environment={**FAST, "SIM_TOKENS_PER_S": "40"})}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        await gateway.chat("a")
+        (engine,) = engines_of(gateway.process.pid)
+        body = {"model": "a", "prompt": "x", "max_tokens": 60, "stream": True, "ignore_eos": True}
+        async with gateway.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            gateway.process.terminate()
+            await gateway.event("gateway_stopping")
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await gateway.chat("a")
+            assert (await stream.content.read()).rstrip().endswith(b"data: [DONE]")
+        async with asyncio.timeout(20):
+            await gateway.process.wait()
+        assert not Path(f"/proc/{engine}").exists()
+
+
 async def test_the_official_openai_client(tmp_path: Path) -> None:
     async with (
         running_gateway(tmp_path, config(server={"api_keys": ["sk-test"]})) as gateway,
