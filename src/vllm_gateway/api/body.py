@@ -36,12 +36,12 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
 
 def wanted(body: bytes, content_type: str) -> Wanted:
     """Raises ApiError bad_request, or model_missing."""
-    if content_type.startswith("multipart/form-data"):
+    if content_type.lower().startswith("multipart/form-data"):
         found = _from_form(body, content_type)
     else:
         try:
             found = _decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApiError("bad_request", f"The request body is not the JSON object expected: {error}") from None
     if not found.model:
         raise ApiError("model_missing", "Say which model: the field 'model' is missing or empty.", param="model")
@@ -56,7 +56,7 @@ def _from_form(body: bytes, content_type: str) -> Wanted:
     if not isinstance(boundary, str) or not boundary:
         raise ApiError("bad_request", "A multipart form needs a boundary in its Content-Type.")
     found = Wanted()
-    for part in body.split(b"--" + boundary.encode())[1:-1]:
+    for part in body.split(b"--" + boundary.encode("utf-8", "surrogateescape"))[1:-1]:
         fields, separator, value = part.partition(b"\r\n\r\n")
         if not separator or b"filename=" in fields:
             continue

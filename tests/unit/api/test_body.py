@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is found in a request's body, and what is said when it is not there."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_gateway.api.body import Wanted, wanted
+from vllm_gateway.api.errors import ApiError
+
+JSON = "application/json"
+FORM = "multipart/form-data; boundary=cut-here"
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "cut-here") -> bytes:
+    lines = [
+        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + value for head, value in parts
+    ]
+    return b"\r\n".join([*lines, f"--{boundary}--\r\n".encode()])
+
+
+def test_only_model_and_stream_are_looked_at() -> None:
+    body = b'{"messages": [{"role": "user", "content": "\xc3\xa9"}], "model": "m", "stream": true, "seed": 1e400}'
+    assert wanted(body, JSON) == Wanted("m", True)
+    assert wanted(b'{"model": "m"}', "") == Wanted("m", False)
+    assert wanted(b'{"model": "m", "stream": null}', JSON).model == "m"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'"m"',
+        b'{"model": 3}',
+        b'{"model": "m", "stream": "perhaps"}',
+        b'{"model": "\xff"}',
+        b'{"model": "\\ud800"}',
+        b'{"messages": ' + b"[" * 100_000,
+    ],
+    ids=lambda body: str(body[:30]),
+)
+def test_what_is_not_the_json_expected_is_the_clients_error(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted(body, JSON)
+    assert (caught.value.code, caught.value.status) == ("bad_request", 400)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"model": ""}', b'{"model": null}'])
+def test_a_missing_model_is_named(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted(body, JSON)
+    assert (caught.value.code, caught.value.param) == ("model_missing", "model")
+
+
+@given(st.binary(max_size=200).filter(lambda file: b"--cut-here" not in file))
+def test_a_form_is_read_whatever_its_file_holds(file: bytes) -> None:
+    body = form(
+        ('name="file"; filename="a.wav"', b'\r\n\r\nname="model"\r\n' + file),
+        ('name="model"', b"whisper"),
+        ('name="stream"', b"True"),
+    )
+    assert wanted(body, FORM) == Wanted("whisper", True)
+
+
+def test_a_file_that_is_called_model_is_not_the_model() -> None:
+    body = form(('name="model"; filename="m"', b"file"))
+    with pytest.raises(ApiError) as caught:
+        wanted(body, FORM)
+    assert caught.value.code == "model_missing"
+
+
+def test_a_form_is_known_by_its_type_in_any_case_and_a_quoted_boundary() -> None:
+    body = form(('name="model"', b"m"), boundary="cut here")
+    assert wanted(body, 'Multipart/Form-Data; boundary="cut here"').model == "m"
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=", FORM, f"{FORM}\udcff"])
+def test_a_form_without_its_boundary_is_the_clients_error(kind: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted(b'--other\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--other--', kind)
+    assert caught.value.status == 400
