@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 from yarl import URL
 
@@ -173,6 +174,22 @@ async def test_the_status_page_has_its_documented_shape(tmp_path: Path) -> None:
         assert set(page) == {field.name for field in dataclasses.fields(Status)}
         assert page["parallel_model_config"] == {"gemma3-4B": 2, "qwen2.5": 1}
         assert page["active_models_by_id"]["gemma3-4B"][0] == "vllm_server_gemma3-4B_instance_1"
+
+
+async def test_prometheus_reads_requests_and_memory(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        await gateway.chat("qwen2.5")
+        await gateway.chat("nope")
+        async with gateway.http.get("/metrics") as reply:
+            assert reply.content_type == "text/plain"
+            families = {family.name: family for family in text_string_to_metric_families(await reply.text())}
+        requests = [(one.labels, one.value) for one in families["vllm_gateway_requests"].samples]
+        assert ({"model": "qwen2.5", "status": "200", "outcome": "ok"}, 1) in requests
+        assert ({"model": "", "status": "404", "outcome": "model_not_found"}, 1) in requests
+        memory = families["vllm_gateway_gpu_memory_mib"].samples
+        assert sorted(one.value for one in memory if one.labels["kind"] == "reserved") == [0, 6000]
+        durations = families["vllm_gateway_request_duration_seconds"].samples
+        assert [one.value for one in durations if one.labels.get("le") == "+Inf"] == [1]
 
 
 async def test_the_instances_an_operator_asks_for_by_environment(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from aiohttp import hdrs, web
 
 from vllm_gateway.api.body import read_body, wanted
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.metrics import CONTENT_TYPE, MetricsPage
 from vllm_gateway.api.status import Status
 from vllm_gateway.relay import ClientGone, Relay, UpstreamFailed
 from vllm_gateway.routing import Demand
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo
 from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.metrics import RequestMetrics
 
 ATTEMPTS = 2  # the first try, and one on another instance
 _MAX_ID = 128
@@ -62,6 +64,8 @@ class Api:
         self._keys = [f"Bearer {key}".encode() for key in api_keys]
         self._max_body = max_body
         self._emit: Callable[..., None] = emit
+        self._requests = RequestMetrics()
+        self._metrics = MetricsPage(self._requests, status)
         self._created = int(time.time())
         self.stopping = False
 
@@ -88,7 +92,7 @@ class Api:
             progress.outcome, status = failed.code, failed.status
             response = failed.response(request_id)
         finally:
-            self._write_access_line(request, progress, status)
+            self._finish(request, progress, status)
         return response
 
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
@@ -98,6 +102,8 @@ class Api:
         self._authenticate(request)
         if path == "/gateway/status":
             return _json(self._status(), progress)
+        if path == "/metrics":
+            return web.Response(body=self._metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
         if path == "/v1/models":
             models = [self._model_object(name) for name in sorted(set(self._names.values()))]
             return _json({"object": "list", "data": models}, progress)
@@ -204,8 +210,19 @@ class Api:
             "aliases": found.aliases,
         }
 
-    def _write_access_line(self, request: web.BaseRequest, progress: Progress, status: int) -> None:
+    def _finish(self, request: web.BaseRequest, progress: Progress, status: int) -> None:
         first = progress.first_byte_s
+        duration_s = asyncio.get_running_loop().time() - progress.began
+        self._requests.count(
+            progress.model,
+            status,
+            progress.outcome,
+            duration_s=duration_s,
+            queue_s=progress.queue_s,
+            first_byte_s=first,
+            bytes_out=progress.bytes_out,
+            attempts=progress.attempts,
+        )
         self._emit(
             events.REQUEST_FINISHED,
             request_id=progress.request_id,
@@ -215,7 +232,7 @@ class Api:
             instance=progress.instance,
             status=status,
             outcome=progress.outcome,
-            duration_ms=round((asyncio.get_running_loop().time() - progress.began) * 1000, 2),
+            duration_ms=round(duration_s * 1000, 2),
             first_byte_ms=None if first is None else round(first * 1000, 2),
             queue_ms=round(progress.queue_s * 1000, 2),
             bytes_out=progress.bytes_out,

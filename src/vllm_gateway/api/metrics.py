@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`GET /metrics`: the status page and the request counters as Prometheus reads them."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from vllm_gateway.api.status import Status
+from vllm_gateway.telemetry.metrics import RequestMetrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STATES = ("starting", "ready", "sleeping", "draining", "stopping", "failed")
+
+
+class _FleetCollector(Collector):
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        gpu = GaugeMetricFamily("vllm_gateway_gpu_memory_mib", "Memory of a GPU.", labels=["gpu", "kind"])
+        for one in status.gpus:
+            for kind in ("total", "reserved", "used", "foreign"):
+                gpu.add_metric([one.id, kind], getattr(one, f"{kind}_mib"))
+        yield gpu
+        wanted = GaugeMetricFamily("vllm_gateway_instances_wanted", "As configured.", labels=["model"])
+        waiting = GaugeMetricFamily("vllm_gateway_requests_waiting", "In the model's queue.", labels=["model"])
+        instances = GaugeMetricFamily("vllm_gateway_instances", "Instances by state.", labels=["model", "state"])
+        for name, model in status.models.items():
+            wanted.add_metric([name], model.wanted)
+            waiting.add_metric([name], model.queued)
+            states = [one.state for one in status.active_containers_by_name.values() if one.model == name]
+            for state in _STATES:
+                instances.add_metric([name, state], states.count(state))
+        yield wanted
+        yield waiting
+        yield instances
+        in_flight = GaugeMetricFamily(
+            "vllm_gateway_requests_in_flight", "On each instance.", labels=["model", "instance"]
+        )
+        for shown in status.active_containers_by_name.values():
+            in_flight.add_metric([shown.model, shown.name], shown.in_flight)
+        yield in_flight
+
+
+class MetricsPage:
+    """Renders on demand; nothing is kept for it on the request path but the counters."""
+
+    def __init__(self, requests: RequestMetrics, status: Callable[[], Status]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(requests)
+        self._registry.register(_FleetCollector(status))
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
