@@ -10,21 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vllm_gateway.relay.framing import FIELD_NAME, FIELD_VALUE, Chunked, Framing, Length, UntilClose
+from vllm_gateway.relay.framing import FIELD_NAME, Chunked, Framing, Length, UntilClose
 from vllm_gateway.relay.types import Headers
 
 _NAME = re.compile(FIELD_NAME)
-_FIELDS = re.compile(rb"(?:" + FIELD_NAME + rb":" + FIELD_VALUE + rb"\r\n)*+")
-_HEAD = re.compile(
-    rb"HTTP/1\.([01])( ([1-9][0-9][0-9])(?: " + FIELD_VALUE + rb")?+\r\n)(" + _FIELDS.pattern + rb")\r\n"
-)
-_NEEDS_A_LOOK = re.compile(
-    rb"^(connection|content-length|keep-alive|proxy-[^:]*|te|transfer-encoding|upgrade):(.*)\r\n",
-    re.IGNORECASE | re.MULTILINE,
-)
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01])( ([1-9][0-9][0-9])(?: .*)?)")
 _METHOD = re.compile(r"[A-Z]{1,32}")
 _TARGET = re.compile(r"[^\x00-\x20\x7f]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+
+_NAME = re.compile(FIELD_NAME)
+_CONTROLS = bytes(c for c in range(128) if c < 32 or c == 127).replace(b"\t", b"")
 
 _HOP_BY_HOP = frozenset(
     {
@@ -73,15 +69,7 @@ def own_headers(headers: Headers) -> OwnHeaders:
         if not value.isprintable():
             raise ValueError(f"control character in the value of {name!r}")
         lines += f"{name}: {value}\r\n"
-    return OwnHeaders(tuple([_own_name(name) for name, _ in headers]), lines.encode())
-
-
-@lru_cache(maxsize=64)
-def _own_name(name: str) -> bytes:
-    lowered = name.lower().encode()
-    if _NAME.fullmatch(lowered) is None:
-        raise ValueError(f"not a header's name: {name!r}")
-    return lowered
+    return OwnHeaders(tuple([_field_name(name.encode()) for name, _ in headers]), lines.encode())
 
 
 # --- The request, to the instance
@@ -138,10 +126,8 @@ class ReplyHead:
     """The head of an instance's reply, parsed."""
 
     status: int
-    status_line: bytes
-    """As it goes to the client: always our own HTTP version."""
-    fields: bytes
-    """The lines that are passed on."""
+    lines: bytes
+    """What is passed on: the status line, always of our own HTTP version, and the headers."""
     length: int | None
     chunked: bool
     keep_alive: bool
@@ -157,31 +143,35 @@ class ReplyHead:
 
 def parse_reply_head(head: bytes) -> ReplyHead:
     """Reads a head, from the status line to the empty line. Raises BadHead for all that could be read in two ways."""
-    whole = _HEAD.fullmatch(head)
-    if whole is None:
-        raise BadHead("malformed status line or header line")
-    version_1_0 = whole[1] == b"0"
-    fields = whole[4]
-    kept: list[bytes] = []
+    status_line, *lines = head[:-4].split(b"\r\n")
+    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines) - 4 or not head.endswith(b"\r\n\r\n"):
+        raise BadHead("control character, or a line end that is none")
+    status = _STATUS_LINE.fullmatch(status_line)
+    if status is None:
+        raise BadHead("not a status line of HTTP/1")
+    version_1_0 = status[1] == b"0"
+    kept = [b"HTTP/1.1" + status[2]]
     lengths: list[bytes] = []
     encodings: list[bytes] = []
     connection: list[bytes] = []
-    position = 0
-    for field in _NEEDS_A_LOOK.finditer(fields):
-        name, value = field[1].lower(), field[2].strip(b" \t")
+    for line in lines:
+        raw_name, colon, value = line.partition(b":")
+        name = _field_name(raw_name)
+        if not colon:
+            raise BadHead("header line without a colon")
         if name == b"content-length":
-            lengths.append(value)
-            if len(lengths) == 1:
-                continue  # the only one of these that is passed on
-        elif name == b"transfer-encoding":
-            encodings.append(value.lower())
-        elif name == b"connection":
-            connection.append(value)
-        kept.append(fields[position : field.start()])
-        position = field.end()
-    if position:
-        kept.append(fields[position:])
-        fields = b"".join(kept)
+            lengths.append(value.strip(b" \t"))
+            if len(lengths) > 1:
+                continue
+        elif name in _HOP_BY_HOP:
+            if name == b"transfer-encoding":
+                encodings.append(value.strip(b" \t").lower())
+            elif name == b"connection":
+                connection.append(value)
+            continue
+        kept.append(line)
+    kept.append(b"")
+    passed_on = b"\r\n".join(kept)
 
     length = _one_length(lengths)
     if encodings:
@@ -193,8 +183,16 @@ def parse_reply_head(head: bytes) -> ReplyHead:
     if connection:
         named = tokens(value.decode("latin-1") for value in connection)
         keep_alive = keep_alive and b"close" not in named
-        fields = _without(fields, named - {b"content-length"})
-    return ReplyHead(int(whole[3]), b"HTTP/1.1" + whole[2], fields, length, bool(encodings), keep_alive)
+        passed_on = _without(passed_on, named - {b"content-length"})
+    return ReplyHead(int(status[3]), passed_on, length, bool(encodings), keep_alive)
+
+
+@lru_cache(maxsize=256)  # an engine's replies have the same few names
+def _field_name(name: bytes) -> bytes:
+    """Lower-case."""
+    if _NAME.fullmatch(name) is None:
+        raise BadHead("malformed header name")
+    return name.lower()
 
 
 def _one_length(lengths: Sequence[bytes]) -> int | None:
@@ -207,13 +205,13 @@ def _one_length(lengths: Sequence[bytes]) -> int | None:
     return int(lengths[0])
 
 
-def _without(fields: bytes, names: Iterable[bytes]) -> bytes:
-    """The header lines less those of these lower-case names."""
-    lowered = b"\n" + fields.lower()
+def _without(lines: bytes, names: Iterable[bytes]) -> bytes:
+    """The lines of a head less the headers of these lower-case names."""
+    lowered = lines.lower()
     found = {name for name in names if b"\n" + name + b":" in lowered}
     if not found:
-        return fields
-    return b"".join([line for line in fields.splitlines(keepends=True) if line.partition(b":")[0].lower() not in found])
+        return lines
+    return b"".join([line for line in lines.splitlines(keepends=True) if line.partition(b":")[0].lower() not in found])
 
 
 # --- The reply, to the client
@@ -221,11 +219,11 @@ def _without(fields: bytes, names: Iterable[bytes]) -> bytes:
 
 def reply_head(head: ReplyHead, *, own: OwnHeaders, chunked: bool, connection: bytes) -> bytes:
     """The head for the client: the instance's headers, ours, and what holds for the client's connection."""
-    fields = head.fields
+    lines = head.lines
     if own.names:
-        fields = _without(fields, own.names)
+        lines = _without(lines, own.names)
     if head.status == 204:
-        fields = _without(fields, (b"content-length",))  # RFC 9110 8.6; some clients would wait for a body
+        lines = _without(lines, (b"content-length",))  # RFC 9110 8.6; some clients would wait for a body
     framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""
     persistence = b"Connection: %b\r\n" % connection if connection else b""
-    return b"".join((head.status_line, fields, own.lines, framing, persistence, b"\r\n"))
+    return b"".join((lines, own.lines, framing, persistence, b"\r\n"))
