@@ -140,7 +140,7 @@ class ModelQueue:
                 return
 
     def _choose(self, request: RequestInfo) -> InstanceView | None:
-        open_to_all = [view for view in self._views if view.in_flight < view.max_in_flight]
+        open_to_all = tuple(view for view in self._views if view.in_flight < view.max_in_flight)
         if not open_to_all:
             return None
         try:
