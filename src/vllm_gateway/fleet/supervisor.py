@@ -104,6 +104,7 @@ class Supervisor:
                 one = self.registry.get(instance_id)
                 if one and one.state is State.READY and not one.suspect:
                     self.registry.set_suspect(one, True)
+                    self.models[one.model].used_at = now
                     self._say(log_events.INSTANCE_SUSPECT, instance=one.name, model=one.model, reason=reason)
                     self._effects.append(e.CheckHealth(instance_id))
             case e.Cleared(instance_id):
@@ -132,8 +133,11 @@ class Supervisor:
     def _cancel(self, one: Instance, now: float) -> None:
         self.registry.remove(one)
         for other in filter(None, map(self.registry.get, one.evicts)):
-            if other.state is State.DRAINING and self._room_stays(other):
+            state = self.models[other.model]
+            missed = len(self._live(other.model)) < state.spec.instances
+            if other.state is State.DRAINING and missed and self._room_stays(other):
                 self.registry.move(other, State.READY, "reprieved: nobody waits for its room any more", now)
+                state.active = True
 
     def _room_stays(self, leaving: Instance) -> bool:
         """Whether a draining instance can stay beside everything that is promised on its GPUs."""
@@ -228,7 +232,9 @@ class Supervisor:
         for state in sorted(waiting, key=lambda s: s.wanted_at or 0.0):
             if not self._live(state.spec.name) and self._may_start(state):
                 self._start_first(state, now)
-        somebody_waits_for_room = any(not self._live(s.spec.name) and s.retry_at <= now for s in waiting)
+        somebody_waits_for_room = any(
+            self._may_start(s) and not self._live(s.spec.name) and s.retry_at <= now for s in waiting
+        )
         for state in self.models.values():
             if state.active and self._may_start(state):
                 self._start_missing(state, now, blocked=somebody_waits_for_room)

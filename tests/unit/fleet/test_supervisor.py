@@ -205,3 +205,47 @@ def test_the_root_cause_is_the_last_error_that_points_to_no_other() -> None:
     assert root_cause(tail) == "ValueError: No available memory."
     assert root_cause(["just words", ""]) == "just words"
     assert root_cause([]) == ""
+
+
+def test_a_busy_one_that_is_reprieved_comes_back_if_it_dies_later() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"))
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.want("b")
+    fleet.leave("b")
+    assert a.state is State.READY
+    fleet.hear(e.Died(a.instance_id, "killed", (), 137))
+    assert started(fleet.hear(e.Gone(a.instance_id)))
+
+
+def test_nobody_is_reprieved_who_has_been_replaced() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), spec("c", pinned=True), gpus=2, footprints={"c": 90})
+    a, c = fleet.run("a"), fleet.run("c")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.want("b")
+    fleet.hear(e.Died(c.instance_id, "killed", (), 137))
+    fleet.supervisor.models["c"].active = False
+    fleet.hear(e.Gone(c.instance_id))
+    for one in fleet.of("c"):
+        fleet.hear(e.Died(one.instance_id, "killed", (), 137))
+        fleet.hear(e.Gone(one.instance_id))
+    fleet.want("a")
+    fleet.leave("b")
+    assert len([one for one in fleet.of("a") if not one.leaving]) == 1
+
+
+def test_a_suspect_that_is_cleared_counts_as_used() -> None:
+    fleet = FleetInTheHead(spec("a", idle_timeout_s=60.0))
+    a = fleet.run("a")
+    fleet.tick(59)
+    fleet.hear(e.Suspected(a.instance_id, "reset"))
+    fleet.activity.used.clear()  # what is not routed has no entry
+    fleet.hear(e.Cleared(a.instance_id))
+    assert not stopped(fleet.tick(59))
+    assert stopped(fleet.tick(1)) == [a.instance_id]
+
+
+def test_requests_for_an_external_model_hold_back_no_other() -> None:
+    fleet = FleetInTheHead(spec("far", uses_gpu_memory=False), spec("a", 2), gpus=2)
+    fleet.want("far")
+    assert len(started(fleet.want("a"))) == 2
