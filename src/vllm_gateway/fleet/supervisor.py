@@ -210,6 +210,8 @@ class Supervisor:
                 continue
             if any(self.activity.in_flight(one.instance_id) for one in ready):
                 continue
+            if any(one.state is State.STARTING for one in self._live(spec.name)):
+                continue  # once ready, it would bring the others back
             last = max([state.used_at, *(self._last_used(one) for one in ready)])
             if now - last >= spec.idle_timeout_s:
                 state.active = False

@@ -249,3 +249,15 @@ def test_requests_for_an_external_model_hold_back_no_other() -> None:
     fleet = FleetInTheHead(spec("far", uses_gpu_memory=False), spec("a", 2), gpus=2)
     fleet.want("far")
     assert len(started(fleet.want("a"))) == 2
+
+
+def test_a_model_is_not_put_away_while_one_of_it_still_starts() -> None:
+    fleet = FleetInTheHead(spec("a", 2, idle_timeout_s=60.0), footprints={"a": 40})
+    a = fleet.run("a")
+    (b,) = fleet.of("a", State.STARTING)
+    assert not stopped(fleet.tick(61))
+    fleet.ready(b)
+    assert stopped(fleet.tick(60)) == [a.instance_id, b.instance_id]
+    for one in (a, b):
+        fleet.hear(e.Gone(one.instance_id))
+    assert not fleet.of("a")
