@@ -85,7 +85,7 @@ class TestOwnHeaders:
         ],
     )
     def test_refuses_what_cannot_stand_in_a_header(self, name: str, value: str) -> None:
-        with pytest.raises(ValueError, match="control character|name"):
+        with pytest.raises(ValueError, match=r"control character|name"):
             own_headers([(name, value)])
 
 
