@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples in the documentation are run as they stand there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vllm_gateway.configuration import load_settings
+from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, load_strategy
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_strategy_written_from_scratch_works(tmp_path: Path) -> None:
+    (source,) = blocks(ROOT / "docs/strategies.md", "python")
+    (tmp_path / "fewest_served.py").write_text(source, encoding="utf-8")
+    strategy = load_strategy("fewest_served", tmp_path)()
+    views = [InstanceView(f"i{total}", f"a_{total}", "a", "127.0.0.1", 1, 8, total=total) for total in (5, 2, 9)]
+    request = RequestInfo("r", "a", "/v1/chat/completions", False, b"{}")
+    assert strategy.choose(request, views) is views[1]
+    strategy.finished(request, views[1], Outcome.BROKEN)  # type: ignore[attr-defined]
+    assert strategy.broken == 1  # type: ignore[attr-defined]
+
+
+CONFIGURATIONS = [
+    pytest.param(text, id=f"{page.name}-{index}")
+    for page in PAGES
+    for index, text in enumerate(blocks(page, "yaml"))
+    if "models:" in text
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_the_configurations_in_the_pages_are_valid(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert load_settings(file, {}, {}).models
+
+
+def links() -> list[tuple[Path, str]]:
+    return [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "link"), links())
+def test_links_between_pages_lead_somewhere(page: Path, link: str) -> None:
+    assert (page.parent / link).exists()
