@@ -28,6 +28,8 @@ from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
 
+_OURS_ALONE = frozenset({"authorization", "cookie", "x-api-key"})  # credentials for the gateway, not for engines
+
 
 class Gateway:
     """Everything of one running gateway. Use `serving`."""
@@ -43,7 +45,7 @@ class Gateway:
             emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))
         runtime = self._runtime(simulated_gpu_dir)
         self.fleet = Fleet(settings, runtime, self._probe(simulated_gpu_dir), footprints, emit)
-        self.relay = Relay(Limits())
+        self.relay = Relay(Limits(), drop_request_headers=_OURS_ALONE)
         self.queues = Queues(
             strategies,
             self.fleet,

@@ -176,6 +176,22 @@ async def test_the_status_page_has_its_documented_shape(tmp_path: Path) -> None:
         assert page["active_models_by_id"]["gemma3-4B"][0] == "vllm_server_gemma3-4B_instance_1"
 
 
+async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        url = URL(gateway.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            "Content-Type: application/json\r\nContent-Length: 17\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(10):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b'{"model": "nope"}')
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_prometheus_reads_requests_and_memory(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config()) as gateway:
         await gateway.chat("qwen2.5")

@@ -4,7 +4,7 @@
 from email.message import Message
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from vllm_gateway.api.errors import ApiError
 
@@ -24,6 +24,8 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
     too_large = ApiError("body_too_large", f"The request body is over {limit >> 20} MiB (server.max_body_mib).")
     if (request.content_length or 0) > limit:
         raise too_large
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if request.content_length is not None:
         return await request.content.read(-1) if request.content_length else b""
     parts = bytearray()

@@ -180,6 +180,9 @@ class Api:
         except UpstreamFailed:
             outcome = Outcome.UNREACHABLE
             raise
+        except ValueError as error:
+            outcome = Outcome.CLIENT_ERROR
+            raise ApiError("bad_request", f"The request cannot be passed on: {error}") from None
         finally:
             queue.release(instance, info, outcome)
         return response
