@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job with real vLLM engines on the CPU and a tiny random model: `make test-vllm`."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.gateway import GatewayProcess, running_gateway
+
+PYTHON = os.environ.get("VLLM_PYTHON", "")
+START_S = 300  # two cores, three processes that import one after another
+ENGINE = {
+    "engine_arguments": ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024"],
+    "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
+    "footprint_mib": 4000,
+}
+
+pytestmark = [
+    pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no environment with vLLM; `make test-vllm` makes one"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(2 * START_S),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    script = Path(__file__).with_name("make_model.py")
+    subprocess.run([PYTHON, str(script), str(folder)], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return str(folder)
+
+
+def config(tiny: str, **model: Any) -> dict[str, Any]:
+    return {
+        "runtime": "process",
+        "process": {"command": [PYTHON, "-m", "vllm.entrypoints.openai.api_server"]},
+        "gpus": {"source": "static", "margin_mib": 0, "devices": [{"name": "CPU", "memory_mib": 16_000}]},
+        "models": {"tiny": {"repository": tiny, **ENGINE, **model}},
+    }
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
+    async with running_gateway(tmp_path_factory.mktemp("gateway"), config(tiny, instances=2)) as running:
+        async with asyncio.timeout(START_S):
+            assert (await running.chat("tiny"))[0] == 200
+        await running.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
+        yield running
+
+
+async def totals(gateway: GatewayProcess) -> list[int]:
+    return [one["total"] for one in (await gateway.status())["active_containers_by_name"].values()]
+
+
+async def test_both_instances_answer_in_turn(gateway: GatewayProcess) -> None:
+    before = await totals(gateway)
+    answers = [await gateway.chat("tiny") for _ in range(4)]
+    assert [status for status, _, _ in answers] == [200] * 4
+    after = await totals(gateway)
+    assert [new - old for new, old in zip(after, before, strict=True)] == [2, 2]
+
+
+async def test_the_official_client_chats_and_streams(gateway: GatewayProcess) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        messages: list[Any] = [{"role": "user", "content": "Hello"}]
+        answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=8, temperature=0)
+        stream = await client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=8, temperature=0, stream=True
+        )
+        text = "".join([part.choices[0].delta.content or "" async for part in stream])
+        assert text == answer.choices[0].message.content
+        with pytest.raises(openai.BadRequestError, match="temperature"):
+            await client.chat.completions.create(model="tiny", messages=messages, temperature=-3)
+
+
+async def test_a_request_id_becomes_the_replys_id(gateway: GatewayProcess) -> None:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    async with gateway.http.post("/v1/completions", json=body, headers={"X-Request-Id": "mine-1"}) as reply:
+        assert reply.headers["X-Request-Id"] == "mine-1"
+        assert (await reply.json())["id"] == "cmpl-mine-1"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_disconnects_ends_the_engines_work(gateway: GatewayProcess, stream: bool) -> None:
+    addresses = [one["address"] for one in (await gateway.status())["active_containers_by_name"].values()]
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    request = asyncio.create_task(ask(gateway.http, body))
+    await requests_running(gateway.http, addresses, 1)
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    await requests_running(gateway.http, addresses, 0)
+
+
+async def test_a_killed_engine_is_replaced_and_requests_go_on(gateway: GatewayProcess) -> None:
+    engines = await gateway.status()
+    address = next(iter(engines["active_containers_by_name"].values()))["address"]
+    os.kill(process_listening_on(int(address.rpartition(":")[2])), signal.SIGKILL)
+    answers = await asyncio.gather(*(gateway.chat("tiny") for _ in range(4)))
+    assert [status for status, _, _ in answers] == [200] * 4
+    await gateway.event("instance_failed", model="tiny")
+    await gateway.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
+
+
+async def test_an_idle_engine_is_stopped_with_all_its_processes(tiny: str, tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(tiny, idle_timeout_s=2)) as gateway:
+        async with asyncio.timeout(START_S):
+            await gateway.chat("tiny")
+        (one,) = (await gateway.status())["active_containers_by_name"].values()
+        group = os.getpgid(process_listening_on(int(one["address"].rpartition(":")[2])))
+        await gateway.event("instance_stopped", limit_s=60, model="tiny")
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+
+
+async def ask(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
+    async with http.post("/v1/completions", json=body) as reply:
+        await reply.read()
+
+
+async def requests_running(http: aiohttp.ClientSession, addresses: list[str], count: int) -> None:
+    """Waits until the engines together run so many requests, by their own metrics."""
+    async with asyncio.timeout(20):
+        while True:
+            running = 0.0
+            for address in addresses:
+                async with http.get(f"http://{address}/metrics") as reply:
+                    found = re.findall(r"^vllm:num_requests_running{[^}]*} (\S+)$", await reply.text(), re.MULTILINE)
+                    running += sum(map(float, found))
+            if running == count:
+                return
+            await asyncio.sleep(0.02)
+
+
+def process_listening_on(port: int) -> int:
+    """The process that was started with `--port`: the leader of an engine."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"--port" in words and words[words.index(b"--port") + 1] == str(port).encode():
+                return int(entry.name)
+    raise LookupError(port)
