@@ -94,11 +94,18 @@ async def test_a_request_id_becomes_the_replys_id(gateway: GatewayProcess) -> No
 async def test_a_client_that_disconnects_ends_the_engines_work(gateway: GatewayProcess, stream: bool) -> None:
     addresses = [one["address"] for one in (await gateway.status())["active_containers_by_name"].values()]
     body = {"model": "tiny", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    before = await generated(gateway.http, addresses)
     request = asyncio.create_task(ask(gateway.http, body))
-    await requests_running(gateway.http, addresses, 1)
+    async with asyncio.timeout(20):
+        while await generated(gateway.http, addresses) < before + 10:
+            await asyncio.sleep(0.02)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
-    await requests_running(gateway.http, addresses, 0)
+    async with asyncio.timeout(20):
+        last = -1.0
+        while last != (last := await generated(gateway.http, addresses)):
+            await asyncio.sleep(0.5)
+    assert last < before + 800
 
 
 async def test_a_killed_engine_is_replaced_and_requests_go_on(gateway: GatewayProcess) -> None:
@@ -127,18 +134,14 @@ async def ask(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
         await reply.read()
 
 
-async def requests_running(http: aiohttp.ClientSession, addresses: list[str], count: int) -> None:
-    """Waits until the engines together run so many requests, by their own metrics."""
-    async with asyncio.timeout(20):
-        while True:
-            running = 0.0
-            for address in addresses:
-                async with http.get(f"http://{address}/metrics") as reply:
-                    found = re.findall(r"^vllm:num_requests_running{[^}]*} (\S+)$", await reply.text(), re.MULTILINE)
-                    running += sum(map(float, found))
-            if running == count:
-                return
-            await asyncio.sleep(0.02)
+async def generated(http: aiohttp.ClientSession, addresses: list[str]) -> float:
+    """Tokens that the engines have generated together, by their own count."""
+    total = 0.0
+    for address in addresses:
+        async with http.get(f"http://{address}/metrics") as reply:
+            counts = re.findall(r"^vllm:generation_tokens_total{[^}]*} (\S+)$", await reply.text(), re.MULTILINE)
+            total += sum(map(float, counts))
+    return total
 
 
 def process_listening_on(port: int) -> int:
