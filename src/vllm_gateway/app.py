@@ -15,6 +15,10 @@ from aiohttp import web
 from vllm_gateway import __version__
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, ProbeError, SimulatedProbe, StaticProbe
+from vllm_gateway.api.inference import Inference
+from vllm_gateway.api.journal import Journal
+from vllm_gateway.api.keys import ApiKeys
+from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.status import GpuStatus, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
@@ -55,16 +59,15 @@ class Gateway:
             departed=self._departed,
         )
         self.fleet.attach(self.queues, self.queues)
-        names = {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
+        names = ModelNames({alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)})
+        self.inference = Inference(names=names, queues=self.queues, relay=self.relay, demand=self.fleet)
         self.api = Api(
             names=names,
-            queues=self.queues,
-            relay=self.relay,
-            demand=self.fleet,
+            keys=ApiKeys(settings.server.api_keys),
+            inference=self.inference,
+            journal=Journal(emit),
             status=self.status,
-            api_keys=settings.server.api_keys,
             max_body=settings.server.max_body_mib << 20,
-            emit=emit,
         )
         self._began = 0.0
 
@@ -193,7 +196,7 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
                 await site.start()
                 host, port = runner.addresses[0][:2]
                 yield f"http://{host}:{port}"
-                gateway.api.stopping = True
+                gateway.inference.stopping = True
             finally:
                 await runner.cleanup()
         finally:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carries one request to an instance and its reply back, byte for byte and without a copy more than needed.
 
-    client <-> aiohttp's low-level server -> handler -> Relay.carry -> Connection (pooled) <-> instance
-       ^                                                                   |
-       '------------------- the reply's bytes, as they are read -----------'
+    client <-> whoever read the request -> Client -> Relay.carry -> Connection (pooled) <-> instance
+       ^                                                                |
+       '----------------- the reply's bytes, as they are read ----------'
 
 Usage, in the handler of a `web.Server(handler, handler_cancellation=True, auto_decompress=False)`:
 
-    body = await request.read()
+    client = AiohttpClient(request)
     try:
-        return await relay.carry(request, "127.0.0.1", 8001, body)
+        carried = await relay.carry(client, "127.0.0.1", 8001, await request.read())
     except UpstreamFailed as failure:   # not a byte has reached the client: try another instance, or say so
         ...
+    return CarriedResponse(request, carried, lambda: relay.settle(client, carried))
 
 What it promises:
 - A reply is the instance's own, or it ends without its proper end: a client never takes a cut reply for a whole one.
@@ -23,8 +24,19 @@ What it promises:
   while it was idle is replaced by a fresh one, and that counts as no failure.
 """
 
-from vllm_gateway.relay.client import CarriedResponse
+from vllm_gateway.relay.aiohttp_client import AiohttpClient, CarriedResponse
+from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.relay import Relay
 from vllm_gateway.relay.types import Carried, ClientGone, Headers, Limits, UpstreamFailed
 
-__all__ = ["Carried", "CarriedResponse", "ClientGone", "Headers", "Limits", "Relay", "UpstreamFailed"]
+__all__ = [
+    "AiohttpClient",
+    "Carried",
+    "CarriedResponse",
+    "Client",
+    "ClientGone",
+    "Headers",
+    "Limits",
+    "Relay",
+    "UpstreamFailed",
+]

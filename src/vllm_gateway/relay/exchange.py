@@ -8,9 +8,7 @@ only: the exchange is over, or the client reads too slowly and has to be waited 
 import asyncio
 import enum
 
-from aiohttp import HttpVersion11, web
-
-from vllm_gateway.relay.client import ClientStalled, drain
+from vllm_gateway.relay.client import Client, ClientStalled, drain
 from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
 from vllm_gateway.relay.heads import BadHead, OwnHeaders, ReplyHead, parse_reply_head, reply_head
 from vllm_gateway.relay.types import Carried, Limits, UpstreamFailed
@@ -36,7 +34,7 @@ class Exchange:
 
     __slots__ = (
         "_client",
-        "_client_protocol",
+        "_client_transport",
         "_connection",
         "_framing",
         "_heard",
@@ -46,7 +44,6 @@ class Exchange:
         "_own",
         "_paused",
         "_quiet_until",
-        "_request",
         "_reusable",
         "_sent_at",
         "_unframe",
@@ -63,17 +60,16 @@ class Exchange:
 
     def __init__(
         self,
-        request: web.BaseRequest,
-        client: asyncio.Transport,
+        client: Client,
+        client_transport: asyncio.Transport,
         connection: Connection,
         *,
         own: OwnHeaders,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._request = request
         self._client = client
-        self._client_protocol = request.protocol
+        self._client_transport = client_transport
         self._connection = connection
         self._own = own
         self._limits = limits
@@ -105,7 +101,15 @@ class Exchange:
 
     @property
     def carried(self) -> Carried:
-        return Carried(self.status, self.bytes_sent, self.first_byte_s, self.broken is None, self.broken)
+        return Carried(
+            self.status,
+            self.bytes_sent,
+            self.first_byte_s,
+            self.broken is None,
+            self.broken,
+            self.keeps_client,
+            self.self_delimiting,
+        )
 
     # --- The request goes out
 
@@ -173,13 +177,13 @@ class Exchange:
                 return
 
     def _begin(self, head: ReplyHead, body: bytes) -> None:
-        request = self._request
-        http_1_1 = request.version >= HttpVersion11
-        framing = self._framing = head.framing(request.method)
+        client = self._client
+        http_1_1 = client.http_1_1
+        framing = self._framing = head.framing(client.method)
         chunked = isinstance(framing, Chunked)
         self._unframe = chunked and not http_1_1
         self._reusable = head.keep_alive and framing.self_delimiting
-        self.keeps_client = request.keep_alive and self.self_delimiting
+        self.keeps_client = client.keep_alive and self.self_delimiting
         self.status = head.status
         self.first_byte_s = self._loop.time() - self._sent_at
         persistence = (b"" if http_1_1 else b"keep-alive") if self.keeps_client else b"close"
@@ -214,17 +218,17 @@ class Exchange:
         if head:
             out = head + out
 
-        client = self._client
-        if client.is_closing():
+        transport = self._client_transport
+        if transport.is_closing():
             self._end("client_gone")
             return
         if out:
-            client.write(out)
+            transport.write(out)
             self.bytes_sent += len(out)
         if framing.done:
             self._reusable = self._reusable and not surplus
             self._end(None)
-        elif self._client_protocol.writing_paused and not self._paused:
+        elif self._client.writing_paused and not self._paused:
             self._pause()
 
     # --- The client is slow
@@ -237,13 +241,13 @@ class Exchange:
 
     async def _wait_for_client(self) -> None:
         try:
-            await drain(self._request, self._client, self._limits.client_stall_s)
+            await drain(self._client, self._client_transport, self._limits.client_stall_s)
         except ClientStalled:
             self._end("client_stalled")
             return
         if self.phase is _OVER:
             return
-        if self._client.is_closing():
+        if self._client_transport.is_closing():
             self._end("client_gone")
             return
         self._wake = self._loop.create_future()
@@ -272,7 +276,7 @@ class Exchange:
 
     def check_time(self, now: float) -> None:
         """Called by the sweep."""
-        if self._client.is_closing():
+        if self._client_transport.is_closing():
             self.cut("client_gone")
         elif self._paused:
             return

@@ -111,11 +111,9 @@ def _request_line(method: str, target: str, authority: str) -> bytes:
     return f"{method} {target} HTTP/1.1\r\nHost: {authority}\r\n".encode("utf-8", "surrogateescape")
 
 
-def tokens(values: Iterable[str]) -> frozenset[bytes]:
+def tokens(values: Iterable[bytes]) -> frozenset[bytes]:
     """The lower-case names that Connection headers list."""
-    return frozenset(
-        token.strip().lower().encode("utf-8", "surrogateescape") for value in values for token in value.split(",")
-    )
+    return frozenset(token.strip().lower() for value in values for token in value.split(b","))
 
 
 # --- The reply, from the instance
@@ -181,7 +179,7 @@ def parse_reply_head(head: bytes) -> ReplyHead:
             raise BadHead("a transfer encoding other than chunked")
     keep_alive = not version_1_0
     if connection:
-        named = tokens(value.decode("latin-1") for value in connection)
+        named = tokens(connection)
         keep_alive = keep_alive and b"close" not in named
         passed_on = _without(passed_on, named - {b"content-length"})
     return ReplyHead(int(status[3]), passed_on, length, bool(encodings), keep_alive)

@@ -2,24 +2,23 @@
 """The relay: takes a request whose body has been read, finds it a connection to the instance, and sees it through."""
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Self
 
-from aiohttp import web
-
-from vllm_gateway.relay.client import CarriedResponse, is_gone
+from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, reset
 from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.heads import REQUEST_ONLY_HERE, own_headers, request_head, tokens
-from vllm_gateway.relay.types import ClientGone, Headers, Limits, UpstreamFailed
+from vllm_gateway.relay.types import Carried, ClientGone, Headers, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Address, Connection, Pool
 
 
 class Relay:
     """Carries requests to instances and their replies back; owns the connections to the instances.
 
-    The server in front must be made with `handler_cancellation=True`: the cancelled handler is how a client that
-    leaves is noticed within milliseconds (without it, at the next sweep or the next bytes of the reply). It must have
-    `auto_decompress=False` too, or the handler must drop Content-Encoding: the body goes on as it is given here.
+    The server in front must cancel the task of a client that leaves (aiohttp's: `handler_cancellation=True`): that is
+    how it is noticed within milliseconds (without it, at the next sweep or the next bytes of the reply). It must not
+    decompress (`auto_decompress=False`), or the handler must drop Content-Encoding: the body goes on as it is given.
     """
 
     def __init__(
@@ -48,50 +47,51 @@ class Relay:
 
     async def carry(
         self,
-        request: web.BaseRequest,
+        client: Client,
         host: str,
         port: int,
         body: bytes,
         *,
-        target: str | None = None,
         extra_request_headers: Headers = (),
         extra_reply_headers: Headers = (),
-    ) -> CarriedResponse:
-        """Sends the request to the instance at `host:port` and its reply to the client; return the result to aiohttp.
+    ) -> Carried:
+        """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
 
-        `target` is the path and query to ask for, by default the request's own, as received. Extra headers replace
-        those of the same name. Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client,
-        and ValueError for a request that cannot be written as one (control characters).
+        Extra headers replace those of the same name. Raises UpstreamFailed or ClientGone while nothing of the reply has
+        reached the client, and ValueError for a request that cannot be written as one (control characters).
         """
-        client = request.transport
-        if client is None or client.is_closing():
+        transport = client.transport
+        if transport is None or transport.is_closing():
             raise ClientGone
         address = (host, port)
-        head = self._head(request, address, target, extra_request_headers, len(body))
+        head = self._head(client, address, extra_request_headers, len(body))
         own = own_headers(extra_reply_headers)
-        client.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
+        transport.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
 
         connection = self._pool.take(address)
         while True:
             reused = connection is not None
             if connection is None:
-                connection = await self._connect(request, address)
-            exchange = Exchange(request, client, connection, own=own, limits=self._limits, loop=self._loop)
+                connection = await self._connect(client, address)
+            exchange = Exchange(client, transport, connection, own=own, limits=self._limits, loop=self._loop)
             try:
-                await self._see_through(exchange, request, client, head, body)
-                break
+                await self._see_through(exchange, client, transport, head, body)
+                return exchange.carried
             except UpstreamFailed:
                 if not (reused and exchange.stale):
                     raise
                 connection = None  # closed while it was idle: says nothing about the instance
-        return CarriedResponse(
-            request,
-            client,
-            exchange.carried,
-            keep_alive=exchange.keeps_client,
-            self_delimiting=exchange.self_delimiting,
-            stall_s=self._limits.client_stall_s,
-        )
+
+    async def settle(self, client: Client, carried: Carried) -> None:
+        """Lets the next request of this connection wait until the client has read this reply, within bounds."""
+        transport = client.transport
+        if transport is None:
+            return
+        if carried.broken is not None and not carried.self_delimiting:
+            reset(transport)
+        elif client.writing_paused:
+            with contextlib.suppress(ClientStalled):
+                await drain(client, transport, self._limits.client_stall_s)
 
     def forget(self, host: str, port: int) -> None:
         """The instance is gone: closes the idle connections to it."""
@@ -110,25 +110,23 @@ class Relay:
 
     # --- One attempt
 
-    def _head(
-        self, request: web.BaseRequest, address: Address, target: str | None, extra: Headers, body_length: int
-    ) -> bytes:
+    def _head(self, client: Client, address: Address, extra: Headers, body_length: int) -> bytes:
         host, port = address
         dropped = self._dropped
-        connection = request.headers.getall("Connection", ())
-        if connection and connection != ["keep-alive"]:
+        connection = [value for name, value in client.raw_headers if name.lower() == b"connection"]
+        if connection and connection != [b"keep-alive"]:
             dropped |= tokens(connection)
         return request_head(
-            request.method,
-            request.raw_path if target is None else target,
+            client.method,
+            client.target,
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            request.raw_headers,
+            client.raw_headers,
             dropped=dropped,
             own=own_headers(extra),
             body_length=body_length,
         )
 
-    async def _connect(self, request: web.BaseRequest, address: Address) -> Connection:
+    async def _connect(self, client: Client, address: Address) -> Connection:
         if self._closed:
             raise UpstreamFailed("relay_closed", retryable=False)
         try:
@@ -141,13 +139,13 @@ class Relay:
         except OSError as error:
             raise UpstreamFailed("connect_failed", retryable=True, detail=str(error)) from None
         except asyncio.CancelledError:
-            if not _left(request):
+            if not _left(client):
                 raise
             raise ClientGone from None
         return connection
 
     async def _see_through(
-        self, exchange: Exchange, request: web.BaseRequest, client: asyncio.Transport, head: bytes, body: bytes
+        self, exchange: Exchange, client: Client, transport: asyncio.Transport, head: bytes, body: bytes
     ) -> None:
         """Returns once the reply has begun and is over; raises while nothing of it has reached the client."""
         self._watch(exchange)
@@ -155,12 +153,12 @@ class Relay:
             exchange.send(head, body)
             await exchange.reply()
         except asyncio.CancelledError:
-            left = _left(request)
+            left = _left(client)
             exchange.cut("client_gone" if left else "cancelled")
             begun = exchange.failure is None
             if not left:
                 if begun:
-                    client.abort()  # nothing else can be said on it any more
+                    transport.abort()  # nothing else can be said on it any more
                 raise
             if not begun:
                 raise ClientGone from None
@@ -188,9 +186,9 @@ class Relay:
         self._sweeper = self._loop.call_later(self._sweep_s, self._sweep) if busy else None
 
 
-def _left(request: web.BaseRequest) -> bool:
-    """Whether a cancellation of the handler means that its client left; if so it has been dealt with."""
-    if not is_gone(request):
+def _left(client: Client) -> bool:
+    """Whether a cancellation of the handler means that the client left; if so it has been dealt with."""
+    if not is_gone(client):
         return False
     task = asyncio.current_task()
     if task is not None:

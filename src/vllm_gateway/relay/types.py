@@ -65,3 +65,7 @@ class Carried:
     broken: str | None
     """Why the reply was cut: upstream_closed, upstream_reset, idle_timeout, bad_reply, client_gone, client_stalled,
     cancelled, relay_closed. None while it is complete."""
+    keeps_client: bool
+    """The client's connection can take another request."""
+    self_delimiting: bool
+    """Whether the client can tell a cut reply from a complete one by its framing alone."""

@@ -33,6 +33,17 @@ class RequestInfo:
     path: str
     stream: bool
     body: bytes
+    raw_headers: Sequence[tuple[bytes, bytes]] = ()
+    client: str = ""
+    """Who asks: a digest of the API key where keys are set, else the address that the connection comes from."""
+
+    def header(self, name: str) -> str | None:
+        """The value of the first header of that name, in any case; None if there is none."""
+        wanted = name.lower().encode("latin-1")
+        for raw_name, value in self.raw_headers:
+            if len(raw_name) == len(wanted) and raw_name.lower() == wanted:
+                return value.decode("utf-8", "surrogateescape")
+        return None
 
 
 class Outcome(Enum):

@@ -12,7 +12,16 @@ from typing import Any
 
 from aiohttp import web
 
-from vllm_gateway.relay import Carried, ClientGone, Headers, Limits, Relay, UpstreamFailed
+from vllm_gateway.relay import (
+    AiohttpClient,
+    Carried,
+    CarriedResponse,
+    ClientGone,
+    Headers,
+    Limits,
+    Relay,
+    UpstreamFailed,
+)
 
 LIMIT_S = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -183,9 +192,10 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
         self.entered += 1
+        client = AiohttpClient(request)
         try:
-            response = await self.relay.carry(
-                request,
+            carried = await self.relay.carry(
+                client,
                 "127.0.0.1",
                 self.instance_port,
                 body,
@@ -198,8 +208,8 @@ class Gateway:
         except ClientGone:
             self.outcomes.append("client_gone")
             return web.Response(status=499)
-        self.outcomes.append(response.outcome)
-        return response
+        self.outcomes.append(carried)
+        return CarriedResponse(request, carried, lambda: self.relay.settle(client, carried))
 
     async def connect(self, *, receive_buffer: int | None = None) -> Peer:
         sock = socket.socket()

@@ -67,7 +67,7 @@ class TestRequestHead:
             a_request(method=method)
 
     def test_tokens_of_connection_headers(self) -> None:
-        assert tokens(["close, X-Mine", " Keep-Alive "]) == {b"close", b"x-mine", b"keep-alive"}
+        assert tokens([b"close, X-Mine", b" Keep-Alive "]) == {b"close", b"x-mine", b"keep-alive"}
 
 
 class TestOwnHeaders:

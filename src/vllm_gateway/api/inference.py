@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One inference request, whoever read it: body -> model -> queue -> an instance, and another one if that fails."""
+
+import asyncio
+
+from vllm_gateway.api.body import wanted
+from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.journal import Progress
+from vllm_gateway.api.names import ModelNames
+from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
+from vllm_gateway.routing import Demand
+from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo
+
+ATTEMPTS = 2  # the first try, and one on another instance
+
+
+class Inference:
+    """Carries requests to the models; knows no routes, no keys and no server."""
+
+    def __init__(self, *, names: ModelNames, queues: Queues, relay: Relay, demand: Demand) -> None:
+        self._names = names
+        self._queues = queues
+        self._relay = relay
+        self._demand = demand
+        self.stopping = False
+
+    def check_open(self) -> None:
+        """Raises ApiError while the gateway shuts down; to be asked before a body is read."""
+        if self.stopping:
+            raise ApiError("stopping", "The gateway is shutting down. Try again.", retry_after_s=1.0)
+
+    async def serve(self, client: Client, body: bytes, caller: str, progress: Progress) -> Carried:
+        """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
+        info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
+        found = wanted(body, info.header("content-type") or "")
+        assert found.model
+        info.model = progress.model = self._names.model_of(found.model)
+        info.stream = progress.stream = bool(found.stream)
+        queue = self._queues.of(info.model)
+        while True:
+            instance = await self._place(queue, info, progress)
+            try:
+                return await self._try(client, info, instance, queue, progress)
+            except UpstreamFailed as failed:
+                self._demand.suspect(instance.instance_id, failed.reason)
+                if progress.attempts >= ATTEMPTS or not failed.retryable:
+                    text = f"The instance that had the request failed before it answered ({failed.reason}). Try again."
+                    raise ApiError("instance_failed", text, retry_after_s=1.0) from None
+
+    async def settle(self, client: Client, carried: Carried) -> None:
+        """To be awaited between a reply and the next request of its connection."""
+        await self._relay.settle(client, carried)
+
+    async def _place(self, queue: ModelQueue, info: RequestInfo, progress: Progress) -> InstanceView:
+        loop = asyncio.get_running_loop()
+        waits_since = loop.time()
+        try:
+            instance = await queue.acquire(info)
+        except Refused as refused:
+            raise ApiError.of(refused.refusal) from None
+        finally:
+            progress.queue_s += loop.time() - waits_since
+        progress.attempts += 1
+        progress.instance = instance.name
+        return instance
+
+    async def _try(
+        self, client: Client, info: RequestInfo, instance: InstanceView, queue: ModelQueue, progress: Progress
+    ) -> Carried:
+        outcome = Outcome.CLIENT_GONE
+        header = ("X-Request-Id", info.request_id)
+        try:
+            carried = await self._relay.carry(
+                client,
+                instance.host,
+                instance.port,
+                info.body,
+                extra_request_headers=[header],
+                extra_reply_headers=[header],
+            )
+            progress.status = carried.status
+            progress.first_byte_s, progress.bytes_out = carried.first_byte_s, carried.bytes_sent
+            outcome = _outcome(carried)
+            progress.outcome = carried.broken or "ok"
+        except UpstreamFailed:
+            outcome = Outcome.UNREACHABLE
+            raise
+        except ValueError as error:
+            outcome = Outcome.CLIENT_ERROR
+            raise ApiError("bad_request", f"The request cannot be passed on: {error}") from None
+        finally:
+            queue.release(instance, info, outcome)
+        return carried
+
+
+def _outcome(carried: Carried) -> Outcome:
+    if carried.broken:
+        return Outcome.CLIENT_GONE if carried.broken.startswith("client") else Outcome.BROKEN
+    if carried.status >= 500:
+        return Outcome.SERVER_ERROR
+    return Outcome.CLIENT_ERROR if carried.status >= 400 else Outcome.OK

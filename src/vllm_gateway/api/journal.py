@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of each request once it is over: its line in the log, and its part in the counters."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.metrics import RequestMetrics
+
+_MAX_ID = 128
+
+
+def request_id_of(given: str | None) -> str:
+    """The client's own X-Request-Id if it is a sound one, else a new one."""
+    return given if given and len(given) <= _MAX_ID and given.isprintable() else uuid.uuid4().hex
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the journal says of a request; filled in on its way."""
+
+    request_id: str
+    method: str
+    path: str
+    began: float
+    model: str | None = None
+    instance: str | None = None
+    stream: bool = False
+    queue_s: float = 0.0
+    attempts: int = 0
+    first_byte_s: float | None = None
+    bytes_out: int = 0
+    status: int = 499  # until it is answered: the client left, nobody reads it
+    outcome: str = "ok"
+
+
+@dataclass(slots=True)
+class Journal:
+    """Every request of the gateway comes by here, at its end, once."""
+
+    emit: Callable[..., None]
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    def finished(self, progress: Progress) -> None:
+        first = progress.first_byte_s
+        duration_s = asyncio.get_running_loop().time() - progress.began
+        self.metrics.count(
+            progress.model,
+            progress.status,
+            progress.outcome,
+            duration_s=duration_s,
+            queue_s=progress.queue_s,
+            first_byte_s=first,
+            bytes_out=progress.bytes_out,
+            attempts=progress.attempts,
+        )
+        self.emit(
+            events.REQUEST_FINISHED,
+            request_id=progress.request_id,
+            method=progress.method,
+            path=progress.path,
+            model=progress.model,
+            instance=progress.instance,
+            status=progress.status,
+            outcome=progress.outcome,
+            duration_ms=round(duration_s * 1000, 2),
+            first_byte_ms=None if first is None else round(first * 1000, 2),
+            queue_ms=round(progress.queue_s * 1000, 2),
+            bytes_out=progress.bytes_out,
+            attempts=progress.attempts,
+            stream=progress.stream,
+        )
