@@ -27,7 +27,7 @@ from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.relay import Limits, Relay
-from vllm_gateway.scheduling import InstanceView, Queues, StrategyError, load_strategy
+from vllm_gateway.scheduling import InstanceView, Queues, StrategyError, make_strategy
 from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
@@ -43,7 +43,10 @@ class Gateway:
         self._emit: Callable[..., None] = emit
         directory = Path(settings.strategies_dir) if settings.strategies_dir else None
         self._strategy_names = {name: model.strategy or settings.strategy for name, model in settings.models.items()}
-        strategies = {name: load_strategy(chosen, directory)() for name, chosen in self._strategy_names.items()}
+        clock = asyncio.get_running_loop().time
+        strategies = {
+            name: make_strategy(chosen, directory, clock=clock) for name, chosen in self._strategy_names.items()
+        }
         footprints = FootprintStore(Path(settings.memory_footprint_file))
         for damage in filter(None, [footprints.load()]):
             emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))

@@ -17,6 +17,20 @@ class Route:
     port: int
     max_in_flight: int
     weight: float = 1.0
+    ready_since: float = 0.0  # loop time
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """What an engine says of itself. The counters count tokens and only rise."""
+
+    at: float  # loop time
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0  # 0..1
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    cache_tokens: int | None = None  # the capacity of its KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +86,6 @@ class Traffic(Protocol):
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         """Ends every request that waits for `model`."""
+
+    def measured(self, instance_id: str, metrics: EngineMetrics) -> None:
+        """An engine was asked for its metrics."""

@@ -2,6 +2,7 @@
 """One inference request, whoever read it: body -> model -> queue -> an instance, and another one if that fails."""
 
 import asyncio
+from functools import partial
 
 from vllm_gateway.api.body import wanted
 from vllm_gateway.api.errors import ApiError
@@ -77,6 +78,7 @@ class Inference:
                 info.body,
                 extra_request_headers=[header],
                 extra_reply_headers=[header],
+                began=partial(queue.first_byte, instance, info) if queue.wants_first_byte else None,
             )
             progress.status = carried.status
             progress.first_byte_s, progress.bytes_out = carried.first_byte_s, carried.bytes_sent

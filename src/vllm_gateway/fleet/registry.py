@@ -77,7 +77,13 @@ class ContainerRegistry:
         for one in sorted(self, key=lambda one: (one.model, one.number)):
             if one.state is State.READY and not one.suspect and one.running is not None:
                 route = Route(
-                    one.instance_id, one.name, one.model, one.running.host, one.running.port, one.max_in_flight
+                    one.instance_id,
+                    one.name,
+                    one.model,
+                    one.running.host,
+                    one.running.port,
+                    one.max_in_flight,
+                    ready_since=one.since,
                 )
                 routes[one.model] = (*routes.get(one.model, ()), route)
         return RoutingTable(routes)

@@ -7,6 +7,7 @@ only: the exchange is over, or the client reads too slowly and has to be waited 
 
 import asyncio
 import enum
+from collections.abc import Callable
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain
 from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
@@ -33,6 +34,7 @@ class Exchange:
     """Carries one request over one connection. Made for one use; the connection is given back or closed at its end."""
 
     __slots__ = (
+        "_began",
         "_client",
         "_client_transport",
         "_connection",
@@ -67,7 +69,9 @@ class Exchange:
         own: OwnHeaders,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
+        began: Callable[[], None] | None = None,
     ) -> None:
+        self._began = began
         self._client = client
         self._client_transport = client_transport
         self._connection = connection
@@ -225,6 +229,9 @@ class Exchange:
         if out:
             transport.write(out)
             self.bytes_sent += len(out)
+            if self._began is not None and data:
+                began, self._began = self._began, None
+                began()
         if framing.done:
             self._reusable = self._reusable and not surplus
             self._end(None)

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -54,11 +55,13 @@ class Relay:
         *,
         extra_request_headers: Headers = (),
         extra_reply_headers: Headers = (),
+        began: Callable[[], None] | None = None,
     ) -> Carried:
         """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
 
-        Extra headers replace those of the same name. Raises UpstreamFailed or ClientGone while nothing of the reply has
-        reached the client, and ValueError for a request that cannot be written as one (control characters).
+        Extra headers replace those of the same name. `began` is called at the first byte of the reply's body: engines
+        send a stream's head before they have read the prompt. Raises UpstreamFailed or ClientGone while nothing of the
+        reply has reached the client, and ValueError for a request that cannot be written as one (control characters).
         """
         transport = client.transport
         if transport is None or transport.is_closing():
@@ -73,7 +76,9 @@ class Relay:
             reused = connection is not None
             if connection is None:
                 connection = await self._connect(client, address)
-            exchange = Exchange(client, transport, connection, own=own, limits=self._limits, loop=self._loop)
+            exchange = Exchange(
+                client, transport, connection, own=own, limits=self._limits, loop=self._loop, began=began
+            )
             try:
                 await self._see_through(exchange, client, transport, head, body)
                 return exchange.carried

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which ready instance takes this request: the Scheduler interface and the queue of each model."""
 
-from vllm_gateway.scheduling.loader import StrategyError, load_strategy
+from vllm_gateway.routing import EngineMetrics
+from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
+from vllm_gateway.scheduling.prompt import Prompt
 from vllm_gateway.scheduling.queue import ModelQueue, Refused
 from vllm_gateway.scheduling.queues import Queues
+from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
 
 __all__ = [
+    "EngineMetrics",
     "InstanceView",
     "ModelQueue",
     "Outcome",
+    "Prompt",
     "Queues",
     "Refused",
     "RequestInfo",
     "Scheduler",
+    "Scoring",
     "StrategyError",
+    "StrategySpec",
     "load_strategy",
+    "make_strategy",
 ]

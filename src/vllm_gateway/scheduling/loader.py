@@ -5,26 +5,65 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from random import Random
 from types import ModuleType
-from typing import cast
+from typing import Any, cast, get_type_hints
+
+import msgspec
 
 from vllm_gateway.scheduling.types import Scheduler
 
 GROUP = "vllm_gateway.strategies"
 SHIPPED = "vllm_gateway.strategies"
 
-Factory = Callable[[], Scheduler]
+Factory = Callable[..., Scheduler]
+StrategySpec = str | Mapping[str, Any]  # a name, or `name` with options
 
 
 class StrategyError(Exception):
-    """No such strategy, or its file cannot be loaded. The text names what there is."""
+    """No such strategy or option, or its file cannot be loaded. The text names what there is."""
+
+
+def make_strategy(
+    spec: StrategySpec,
+    strategies_dir: Path | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    random: Random | None = None,
+) -> Scheduler:
+    """A new strategy, as the configuration describes it. Raises StrategyError."""
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise StrategyError("a strategy with options needs its `name` among them")
+    factory = load_strategy(name, strategies_dir)
+    given = {
+        "clock": clock,
+        "random": random or Random(),  # noqa: S311
+        "make": lambda inner: make_strategy(inner, strategies_dir, clock=clock, random=random),
+    }
+    taken = {key for key, one in inspect.signature(factory).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    known = sorted(taken - given.keys())
+    hints = get_type_hints(vars(factory).get("__init__"), include_extras=True) if options else {}
+    for option, value in options.items():
+        if option not in known:
+            raise StrategyError(f"strategy {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+        try:
+            options[option] = msgspec.convert(value, hints.get(option, Any))
+        except msgspec.ValidationError as error:
+            raise StrategyError(f"strategy {name!r}, option {option!r}: {error}") from None
+    try:
+        return factory(**options, **{key: value for key, value in given.items() if key in taken})
+    except (TypeError, ValueError) as error:
+        raise StrategyError(f"strategy {name!r}: {error}") from error
 
 
 def load_strategy(name: str, strategies_dir: Path | None = None) -> Factory:
-    """The class called `name`; one object of it is made for each model. Raises StrategyError."""
+    """The class called `name`; `make_strategy` makes one object of it for each model. Raises StrategyError."""
     shipped = [module.name for module in pkgutil.iter_modules(importlib.import_module(SHIPPED).__path__)]
     if name in shipped:
         return _strategy_in(importlib.import_module(f"{SHIPPED}.{name}"), name)

@@ -44,7 +44,9 @@ class ModelQueue:
         self.model = model
         self.strategy = strategy
         self.served = 0
-        self._finished = getattr(strategy, "finished", None)
+        self._first_byte: Callable[..., None] | None = getattr(strategy, "first_byte", None)
+        self._finished: Callable[..., None] | None = getattr(strategy, "finished", None)
+        self._departed: Callable[..., None] | None = getattr(strategy, "departed", None)
         self._demand = demand
         self._size = size
         self._timeout_s = timeout_s
@@ -106,15 +108,30 @@ class ModelQueue:
         assert view.in_flight >= 0, view
         if outcome in (Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR):
             view.failures += 1
-        if self._finished is not None:
-            try:
-                self._finished(request, view, outcome)
-            except Exception as error:
-                self._strategy_failed(self.model, error)
+        self._tell(self._finished, request, view, outcome)
         if view.instance_id in self._ids:
             self._serve_waiters()
         elif view.in_flight == 0:
             self._drained(view)
+
+    @property
+    def wants_first_byte(self) -> bool:
+        return self._first_byte is not None
+
+    def first_byte(self, view: InstanceView, request: RequestInfo) -> None:
+        """The reply's content has begun."""
+        self._tell(self._first_byte, request, view)
+
+    def forget(self, view: InstanceView) -> None:
+        """It left the table for good, and its last request has ended."""
+        self._tell(self._departed, view.instance_id)
+
+    def _tell(self, hook: Callable[..., None] | None, *facts: object) -> None:
+        if hook is not None:
+            try:
+                hook(*facts)
+            except Exception as error:
+                self._strategy_failed(self.model, error)
 
     def update(self, routes: Sequence[Route], view_of: Callable[[Route], InstanceView]) -> None:
         """Takes the model's part of a new routing table."""

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 
-from vllm_gateway.routing import Demand, Refusal, Route, RoutingTable
+from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable
 from vllm_gateway.scheduling.queue import ModelQueue
 from vllm_gateway.scheduling.types import InstanceView, Scheduler
 
@@ -48,7 +48,7 @@ class Queues:
         for view in [view for view in self._views.values() if view.instance_id not in self._listed]:
             self._departed(view)
             if not view.in_flight:
-                del self._views[view.instance_id]
+                self._forget(view)
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         self._queues[model].refuse(refusal)
@@ -79,8 +79,17 @@ class Queues:
                 route.max_in_flight,
                 route.weight,
             )
+        view.ready_since = route.ready_since
         return view
 
-    def _drained(self, view: InstanceView) -> None:
+    def measured(self, instance_id: str, metrics: EngineMetrics) -> None:
+        if view := self._views.get(instance_id):
+            view.metrics = metrics
+
+    def _forget(self, view: InstanceView) -> None:
         self._views.pop(view.instance_id, None)
+        self._queues[view.model].forget(view)
+
+    def _drained(self, view: InstanceView) -> None:
+        self._forget(view)
         self._demand.drained(view.instance_id)
