@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test test-vllm check format clean
+.PHONY: help setup run test test-vllm bench-quick check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -36,10 +36,13 @@ test-vllm: setup .venv-vllm/.installed
 endif
 	$(BIN)/python -m pytest tests/vllm
 
+bench-quick: setup ## CPU per request, this gateway and nginx, under two minutes (AGAINST=../other-checkout, ROWS=plain_1k,plain_64k)
+	$(BIN)/python -m bench quick $(if $(AGAINST),--against $(AGAINST)) $(if $(ROWS),--rows $(ROWS))
+
 check: setup ## lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src strategies tests
+	$(BIN)/mypy src strategies tests bench
 	$(BIN)/python -m pytest -q tests/unit/test_import_directions.py
 
 format: setup ## apply the formatter
