@@ -9,7 +9,7 @@ import pytest
 
 from vllm_gateway.allocator.estimate import estimate_mib
 from vllm_gateway.allocator.footprints import FootprintStore, footprint_key
-from vllm_gateway.allocator.ledger import fits_now, held_mib
+from vllm_gateway.allocator.ledger import fits_beside, held_mib
 from vllm_gateway.allocator.types import Gpu, Resident
 
 GPUS = [Gpu("g0", 0, "card", 24576, foreign_mib=500), Gpu("g1", 1, "card", 24576, problem="fell off the bus")]
@@ -19,14 +19,14 @@ CARD = 24576
 
 def test_what_leaves_is_held_until_it_is_gone() -> None:
     assert (held_mib("g0", LEAVING), held_mib("g1", LEAVING), held_mib("g2", LEAVING)) == (14000, 10000, 0)
-    assert fits_now(["g0"], 10076, GPUS, LEAVING)
-    assert not fits_now(["g0"], 10077, GPUS, LEAVING)
-    assert not fits_now(["g0"], 10076, GPUS, LEAVING, margin_mib=1)
+    assert fits_beside(LEAVING, ["g0"], 10076, GPUS, 0)
+    assert not fits_beside(LEAVING, ["g0"], 10077, GPUS, 0)
+    assert not fits_beside(LEAVING, ["g0"], 10076, GPUS, 1)
 
 
 def test_an_unknown_or_broken_gpu_has_no_room() -> None:
-    assert not fits_now(["g1"], 1, GPUS, [])
-    assert not fits_now(["g0", "g7"], 1, GPUS, [])
+    assert not fits_beside([], ["g1"], 1, GPUS, 0)
+    assert not fits_beside([], ["g0", "g7"], 1, GPUS, 0)
 
 
 def test_a_key_is_readable_and_tells_arguments_apart() -> None:

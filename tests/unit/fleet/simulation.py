@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import Footprint, ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
-from vllm_gateway.fleet.supervisor import Footprint, ModelSpec, Supervisor
+from vllm_gateway.fleet.supervisor import Supervisor
 from vllm_gateway.routing import Refusal
 
 

@@ -4,7 +4,7 @@
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import State
-from vllm_gateway.fleet.supervisor import LONGEST_BACKOFF_S, backoff_s, root_cause
+from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
 
 
 def test_a_cold_model_starts_all_its_instances_side_by_side_on_different_gpus() -> None:
@@ -102,7 +102,7 @@ def test_a_failed_start_refuses_the_waiting_with_the_engines_words_and_frees_its
     assert refusal.code == "model_start_failed"
     assert "--foo" in refusal.message
     assert refusal.retry_after_s == 1.0
-    assert all(resident.leaving for resident in fleet.supervisor.residents())
+    assert all(other.leaving for other in fleet.registry)
     fleet.hear(e.Gone(one.instance_id))
     assert not started(fleet.want("a")), "it backs off"
     assert len(fleet.refusals) == 2, "and says so at once"

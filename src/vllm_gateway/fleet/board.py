@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the supervisor sees when it decides, and the steps that hearing and reconciling share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vllm_gateway.allocator.ledger import fits_beside
+from vllm_gateway.allocator.types import Gpu, Policy, Resident
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import ModelState
+from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.routing import Activity, Refusal
+from vllm_gateway.telemetry import events as log_events
+
+
+@dataclass(slots=True)
+class Board:
+    """`effects` collects what is to be done about the event at hand."""
+
+    registry: ContainerRegistry
+    activity: Activity
+    policy: Policy
+    models: dict[str, ModelState]
+    say: Callable[..., None]
+    gpus: Sequence[Gpu] = ()
+    effects: list[e.Effect] = field(default_factory=list)
+
+    # seeing
+
+    def live(self, model: str) -> list[Instance]:
+        return [one for one in self.registry.by_model(model) if not one.leaving]
+
+    def last_used(self, one: Instance) -> float:
+        used = self.activity.last_used(one.instance_id)
+        return one.ready_at if used is None else max(used, one.ready_at)
+
+    def resident(self, one: Instance) -> Resident:
+        return Resident(
+            one.instance_id,
+            one.model,
+            one.gpu_ids,
+            one.reserved_mib,
+            busy=self.activity.in_flight(one.instance_id) > 0,
+            pinned=self.models[one.model].spec.pinned,
+            evictable=one.state is State.READY,
+            leaving=one.leaving,
+            ready_since=one.ready_at,
+            last_used=self.last_used(one),
+        )
+
+    def residents(self) -> list[Resident]:
+        return [self.resident(one) for one in self.registry if one.gpu_ids]
+
+    def is_promised_room(self, one: Instance) -> bool:
+        """Whether it fits its GPUs beside everything else that is promised there."""
+        return self._fits(one, [other for other in self.registry if not other.leaving])
+
+    def is_room_free(self, one: Instance) -> bool:
+        """Whether it fits its GPUs beside everything that was launched there and is not yet gone."""
+        return self._fits(one, [other for other in self.registry if other.launched])
+
+    def changing(self, gpu_id: str, *, but: Instance, starts_only: bool = False) -> bool:
+        return any(
+            one is not but
+            and gpu_id in one.gpu_ids
+            and one.launched
+            and (one.state is State.STARTING or (not starts_only and one.state in (State.STOPPING, State.FAILED)))
+            for one in self.registry
+        )
+
+    def _fits(self, one: Instance, others: Sequence[Instance]) -> bool:
+        beside = [self.resident(other) for other in others if other is not one]
+        return fits_beside(beside, one.gpu_ids, one.reserved_mib, self.gpus, self.policy.margin_mib)
+
+    # stepping
+
+    def drain(self, one: Instance, why: str, now: float) -> None:
+        self.registry.move(one, State.DRAINING, why, now)
+        self.say(log_events.INSTANCE_DRAINING, instance=one.name, model=one.model, reason=why)
+
+    def cancel(self, one: Instance, now: float) -> None:
+        """Gives up a start that holds only its reservation; those that were to leave for it stay, if they still can."""
+        self.registry.remove(one)
+        for other in filter(None, map(self.registry.get, one.evicts)):
+            state = self.models[other.model]
+            missed = len(self.live(other.model)) < state.spec.instances
+            if other.state is State.DRAINING and missed and self.is_promised_room(other):
+                self.registry.move(other, State.READY, "reprieved: nobody waits for its room any more", now)
+                state.active = True
+
+    def refuse(self, model: str, refusal: Refusal) -> None:
+        """Ends the requests that wait for it."""
+        self.effects.append(e.Refuse(model, refusal))
+
+    def refuse_failed(self, state: ModelState, message: str, now: float) -> None:
+        wait = max(state.retry_at - now, 1.0)
+        self.refuse(state.spec.name, Refusal("model_start_failed", message, retry_after_s=wait))

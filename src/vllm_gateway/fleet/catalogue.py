@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the settings and the measured footprints say of each model: its spec, its footprint, its launch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_gateway.allocator.estimate import estimate_mib
+from vllm_gateway.allocator.footprints import FootprintStore, footprint_key
+from vllm_gateway.allocator.types import Gpu, Policy
+from vllm_gateway.fleet.engines import vllm
+from vllm_gateway.fleet.instance import Instance
+from vllm_gateway.fleet.models import Footprint, ModelSpec
+from vllm_gateway.fleet.runtimes import Launch
+from vllm_gateway.settings import Settings
+
+
+class Catalogue:
+    def __init__(self, settings: Settings, footprints: FootprintStore) -> None:
+        self.settings = settings
+        self.footprints = footprints
+
+    def policy(self) -> Policy:
+        return Policy(self.settings.gpus.margin_mib, self.settings.gpus.min_resident_s)
+
+    def specs(self) -> dict[str, ModelSpec]:
+        settings = self.settings
+        return {
+            name: ModelSpec(
+                name,
+                len(model.endpoints) or model.instances,
+                vllm.spec_hash(name, model, settings),
+                model.tensor_parallel_size,
+                model.max_in_flight or settings.max_in_flight,
+                settings.idle_timeout_s if model.idle_timeout_s is None else model.idle_timeout_s,
+                model.pinned,
+                uses_gpu_memory=not model.endpoints,
+            )
+            for name, model in settings.models.items()
+        }
+
+    def footprint_of(self, name: str, gpus: Sequence[Gpu]) -> Footprint:
+        model = self.settings.models[name]
+        if model.footprint_mib:
+            return Footprint(model.footprint_mib, known=True)
+        if known := self.footprints.get(self.footprint_key(name, gpus)):
+            return Footprint(known, known=True)
+        smallest = min((gpu.total_mib for gpu in gpus), default=0)
+        folder = self.settings.docker.cache_dir
+        cache = Path(folder) if folder else None
+        return Footprint(
+            estimate_mib(str(model.repository), cache, model.tensor_parallel_size, smallest),
+            known=False,
+        )
+
+    def footprint_key(self, name: str, gpus: Sequence[Gpu]) -> str:
+        model = self.settings.models[name]
+        gpu_name = gpus[0].name if gpus else "no GPU"
+        image = vllm.image_of(model, self.settings)
+        return footprint_key(str(model.repository), image, vllm.arguments(name, model, share=None), gpu_name)
+
+    def launch_of(self, one: Instance, gpus: Sequence[Gpu]) -> Launch:
+        model = self.settings.models[one.model]
+        totals = [gpu.total_mib for gpu in gpus if gpu.gpu_id in one.gpu_ids]
+        share = one.reserved_mib / min(totals) if totals else None
+        return Launch(
+            name=one.name,
+            model=one.model,
+            number=one.number,
+            image=vllm.image_of(model, self.settings),
+            arguments=vllm.arguments(one.model, model, share=share),
+            environment=vllm.environment(model, self.settings),
+            gpu_ids=one.gpu_ids,
+            footprint_mib=one.reserved_mib,
+            spec_hash=one.spec_hash,
+        )

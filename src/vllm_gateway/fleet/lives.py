@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of each instance, from its start to the return of its memory: tasks that tell what they see."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.health import POLL_S, Health
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.memory import GpuMemory, Used
+from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
+from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.telemetry import events as log_events
+
+
+class Lives:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        memory: GpuMemory,
+        health: Health,
+        tasks: Tasks,
+        hear: Callable[[e.Event], None],
+        emit: Callable[..., None],
+    ) -> None:
+        self._runtime = runtime
+        self._memory = memory
+        self._health = health
+        self._tasks = tasks
+        self._hear = hear
+        self._emit: Callable[..., None] = emit
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._used_before: dict[str, Used] = {}
+
+    def start(self, one: Instance, launch: Launch) -> None:
+        self._watches[one.instance_id] = self._tasks.spawn(self._start(one, launch))
+
+    def watch(self, one: Instance, running: Running) -> None:
+        """Of an instance that runs already."""
+        self._watches[one.instance_id] = self._tasks.spawn(self._until_death(one, running))
+
+    def stop(self, one: Instance, grace_s: float) -> None:
+        self._tasks.spawn(self._stop(one, grace_s))
+
+    def remove(self, one: Instance) -> None:
+        self._tasks.spawn(self._remove(one))
+
+    def check(self, one: Instance) -> None:
+        self._tasks.spawn(self._check(one))
+
+    async def _start(self, one: Instance, launch: Launch) -> None:
+        self._used_before[one.instance_id] = await self._memory.used()
+        try:
+            running = await self._runtime.start(launch)
+        except (StartError, RuntimeDown) as error:
+            self._hear(e.Died(one.instance_id, str(error)))
+            return
+        self._hear(e.Launched(one.instance_id, running))
+        await self._until_death(one, running)
+
+    async def _until_death(self, one: Instance, running: Running) -> None:
+        """Polls its health until it is ready, and notices its death at any time."""
+        death = asyncio.create_task(self._runtime.wait(running.handle))
+        try:
+            while not death.done() and not await self._health.passes(running):
+                await asyncio.wait([death], timeout=POLL_S)
+            if not death.done():
+                measured = await self._measured(one)
+                self._hear(e.BecameReady(one.instance_id, measured))
+            ended = await death
+        finally:
+            death.cancel()
+        reason = "out of memory" if ended.out_of_memory else f"the engine ended with exit status {ended.code}"
+        self._hear(e.Died(one.instance_id, reason, ended.log_tail, ended.code))
+
+    async def _measured(self, one: Instance) -> int | None:
+        return await self._memory.measure(one, self._used_before.get(one.instance_id, {})) if one.discovery else None
+
+    async def _check(self, one: Instance) -> None:
+        """A suspect that does not answer is treated as dead: it is removed, and another one takes its place."""
+        assert one.running is not None
+        for _ in range(3):
+            if await self._health.passes(one.running):
+                self._hear(e.Cleared(one.instance_id))
+                return
+            if one.state is not State.READY:
+                return
+            await asyncio.sleep(POLL_S)
+        self._hear(e.Died(one.instance_id, "its health check fails"))
+
+    async def _stop(self, one: Instance, grace_s: float) -> None:
+        if one.running is not None:
+            pids, before = await self._memory.pids(one), await self._memory.used()
+            await self._quietly(self._runtime.stop(one.running.handle, grace_s))
+            await self._memory.back(one, pids, before)
+        self._forget(one)
+
+    async def _remove(self, one: Instance) -> None:
+        if one.running is None and (watch := self._watches.get(one.instance_id)):
+            watch.cancel()  # a start that has not come to an instance yet leaves nothing
+        if one.running is not None and not one.external:
+            await self._quietly(self._runtime.remove(one.running.handle))
+            await self._memory.back(one, frozenset(), {})
+        self._forget(one)
+
+    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
+        """The engine behind the runtime may be away: the instance is found and removed at the next start."""
+        try:
+            await work
+        except RuntimeDown as error:
+            self._emit(log_events.RUNTIME_DOWN, runtime="docker", problem=str(error))
+
+    def _forget(self, one: Instance) -> None:
+        watch = self._watches.pop(one.instance_id, None)
+        if watch and watch is not asyncio.current_task():
+            watch.cancel()
+        self._used_before.pop(one.instance_id, None)
+        self._hear(e.Gone(one.instance_id))

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the supervisor knows of each model: what is wanted, and how that went so far."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vllm_gateway.allocator.types import Gpu
+
+FIRST_BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What the supervisor needs to know of a model."""
+
+    name: str
+    instances: int
+    spec_hash: str
+    gpu_count: int
+    max_in_flight: int
+    idle_timeout_s: float  # 0: never
+    pinned: bool
+    uses_gpu_memory: bool  # False: no GPUs at all (external engines)
+
+
+@dataclass(slots=True)
+class ModelState:
+    spec: ModelSpec
+    active: bool = False  # asked for, and not put away since
+    wanted_at: float | None = None  # since when requests wait while nothing is ready
+    failures: int = 0
+    retry_at: float = 0.0
+    last_error: str | None = None
+    why_fewer: str | None = None  # why fewer run than wanted
+    used_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    mib: int
+    known: bool  # False: an estimate; the start is a discovery run
+
+
+FootprintOf = Callable[[str, Sequence[Gpu]], Footprint]
+
+
+def root_cause(tail: Sequence[str]) -> str:
+    """The line of an engine's last ones that says most: the last error that points to no other."""
+    errors = [line for line in tail if "rror:" in line and "root cause" not in line]
+    return next(reversed(errors or [line for line in tail if line.strip()]), "")
+
+
+def backoff_s(failures: int) -> float:
+    """1, 2, 4, ... seconds, at most LONGEST_BACKOFF_S."""
+    return min(FIRST_BACKOFF_S * 2.0 ** (failures - 1), LONGEST_BACKOFF_S)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings what is wanted and what runs together: who starts, who leaves for it, what is stopped and launched now."""
+
+from dataclasses import dataclass
+
+from vllm_gateway.allocator.plan import plan
+from vllm_gateway.allocator.types import Need, NoRoom, Placement
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.board import Board
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import Footprint, FootprintOf, ModelSpec, ModelState
+from vllm_gateway.routing import Refusal
+from vllm_gateway.telemetry import events as log_events
+
+
+@dataclass(slots=True)
+class Reconciler:
+    board: Board
+    footprint_of: FootprintOf
+
+    def reconcile(self, now: float) -> None:
+        board = self.board
+        refused = {effect.model for effect in board.effects if isinstance(effect, e.Refuse)}
+        waiting = [
+            s for s in board.models.values() if board.activity.waiting(s.spec.name) and s.spec.name not in refused
+        ]
+        for state in sorted(waiting, key=lambda s: s.wanted_at or 0.0):
+            if not board.live(state.spec.name) and self._may_start(state):
+                self._start_first(state, now)
+        somebody_waits_for_room = any(
+            self._may_start(s) and not board.live(s.spec.name) and s.retry_at <= now for s in waiting
+        )
+        for state in board.models.values():
+            if state.active and self._may_start(state):
+                self._start_missing(state, now, blocked=somebody_waits_for_room)
+        self._stop_the_drained(now)
+        self._launch(now)
+
+    def _may_start(self, state: ModelState) -> bool:
+        return state.spec.uses_gpu_memory and bool(self.board.gpus)
+
+    def _start_first(self, state: ModelState, now: float) -> None:
+        name = state.spec.name
+        if state.retry_at > now:
+            text = f"{name} failed to start and is tried again later. {state.last_error}"
+            self.board.refuse_failed(state, text, now)
+            return
+        footprint = self.footprint_of(name, self.board.gpus)
+        answer = self._plan(state.spec, footprint, now, first=True)
+        if isinstance(answer, Placement):
+            self._reserve(state, footprint, answer, now)
+            return
+        state.why_fewer = answer.reason
+        if answer.never:
+            self.board.say(log_events.MODEL_NO_ROOM, model=name, reason=answer.reason)
+            state.active = False
+            self.board.refuse(name, Refusal("no_room", f"{name} {answer.reason}"))
+
+    def _start_missing(self, state: ModelState, now: float, *, blocked: bool) -> None:
+        """Extra instances take free room only; the crashed first one of an active model comes back the same way."""
+        spec = state.spec
+        state.why_fewer = None if self.board.live(spec.name) else state.why_fewer
+        while (have := len(self.board.live(spec.name))) < spec.instances:
+            footprint = self.footprint_of(spec.name, self.board.gpus)
+            if state.retry_at > now:
+                state.why_fewer = f"waits {state.retry_at - now:.0f} s after a failed start: {state.last_error}"
+            elif blocked:
+                state.why_fewer = "another model waits for room"
+            elif not footprint.known and have:
+                state.why_fewer = "its footprint is being measured on the first instance"
+            else:
+                answer = self._plan(spec, footprint, now, first=False)
+                if isinstance(answer, Placement):
+                    self._reserve(state, footprint, answer, now)
+                    continue
+                state.why_fewer = f"no room: {answer.reason}"
+            return
+
+    def _plan(self, spec: ModelSpec, footprint: Footprint, now: float, *, first: bool) -> Placement | NoRoom:
+        need = Need(spec.name, footprint.mib, spec.gpu_count, may_evict=first, may_drain_busy=footprint.known)
+        return plan(need, self.board.gpus, self.board.residents(), self.board.policy, now)
+
+    def _reserve(self, state: ModelState, footprint: Footprint, placement: Placement, now: float) -> None:
+        board, spec = self.board, state.spec
+        number = board.registry.free_number(spec.name)
+        one = Instance(
+            instance_id=board.registry.new_id(),
+            name=board.registry.name_of(spec.name, number),
+            model=spec.name,
+            number=number,
+            spec_hash=spec.spec_hash,
+            max_in_flight=spec.max_in_flight,
+            gpu_ids=placement.gpu_ids,
+            reserved_mib=footprint.mib,
+            discovery=not footprint.known,
+            since=now,
+            evicts=placement.evict,
+        )
+        board.registry.add(one)
+        leaving = [other for other in map(board.registry.get, placement.evict) if other is not None]
+        board.say(
+            log_events.INSTANCE_PLANNED,
+            instance=one.name,
+            model=one.model,
+            gpus=list(one.gpu_ids),
+            footprint_mib=one.reserved_mib,
+            evicts=[other.name for other in leaving],
+        )
+        for other in leaving:
+            board.say(log_events.EVICTION, model=other.model, instance=other.name, for_model=spec.name)
+            board.drain(other, f"makes room for {spec.name}", now)
+            if not board.live(other.model):
+                board.models[other.model].active = False
+
+    def _stop_the_drained(self, now: float) -> None:
+        board = self.board
+        for one in list(board.registry):
+            if one.state is not State.DRAINING or board.activity.in_flight(one.instance_id):
+                continue
+            if not any(board.changing(gpu_id, but=one, starts_only=True) for gpu_id in one.gpu_ids):
+                board.registry.move(one, State.STOPPING, one.why, now)
+                board.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=one.why)
+                board.effects.append(e.Stop(one.instance_id))
+
+    def _launch(self, now: float) -> None:
+        """Starts what is reserved, one memory change at a time on a GPU, and only into room that is really there."""
+        board = self.board
+        for one in list(board.registry):
+            if one.state is not State.STARTING or one.launched:
+                continue
+            quiet = not any(board.changing(gpu_id, but=one) for gpu_id in one.gpu_ids)
+            if quiet and board.is_room_free(one):
+                one.launched, one.launched_at = True, now
+                board.say(log_events.INSTANCE_STARTING, instance=one.name, model=one.model, gpus=list(one.gpu_ids))
+                board.effects.append(e.Start(one.instance_id))
