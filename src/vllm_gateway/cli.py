@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: serve, check, status."""
+"""The commands: serve, check, status, simulate."""
 
 import argparse
 import json
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_gateway import __version__
+from vllm_gateway.cli_simulate_arguments import add_arguments as add_simulate_arguments
 
 EXIT_BAD_CONFIG = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    commands = {"serve": _serve, "check": _check, "status": _status}
+    commands = {"serve": _serve, "check": _check, "status": _status, "simulate": _simulate}
     return commands[arguments.command](arguments)
 
 
@@ -35,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--url", default=os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000"))
     status.add_argument("--api-key", default=os.environ.get("VLLM_GATEWAY_API_KEY"))
     status.add_argument("--json", action="store_true", help="as the gateway answers it")
+    simulate = commands.add_parser("simulate", help="compare strategies on recorded traffic, without engines")
+    add_simulate_arguments(simulate)
     return parser
 
 
@@ -76,6 +79,12 @@ def _status(arguments: argparse.Namespace) -> int:
         return 1
     print(json.dumps(page, indent=2) if arguments.json else table(page))
     return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from vllm_gateway.cli_simulate import simulate
+
+    return simulate(arguments)
 
 
 if __name__ == "__main__":

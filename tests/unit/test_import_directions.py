@@ -17,6 +17,7 @@ ALLOWED = {
     "allocator": {"settings", "telemetry", "simulator.gpu_memory"},
     "telemetry": {"settings"},
     "simulator": set[str](),
+    "replay": {"scheduling"},
     "strategies": {"scheduling"},
     "settings": set[str](),
     "routing": set[str](),
