@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Round robin: each ready instance in turn. The default: fair, right when requests cost about the same."""
+"""Round robin: each ready instance in turn. The default. Right when requests cost about the same."""
 
 from collections.abc import Sequence
 

@@ -36,6 +36,7 @@ def make_strategy(
     random: Random | None = None,
 ) -> Scheduler:
     """A new strategy, as the configuration describes it. Raises StrategyError."""
+    random = random or Random()  # noqa: S311
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -43,7 +44,7 @@ def make_strategy(
     factory = load_strategy(name, strategies_dir)
     given = {
         "clock": clock,
-        "random": random or Random(),  # noqa: S311
+        "random": random,
         "make": lambda inner: make_strategy(inner, strategies_dir, clock=clock, random=random),
     }
     taken = {key for key, one in inspect.signature(factory).parameters.items() if one.kind is one.KEYWORD_ONLY}

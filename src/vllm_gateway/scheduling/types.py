@@ -37,7 +37,7 @@ class InstanceView:
         return metrics if metrics and now - metrics.at <= METRICS_MAX_AGE_S else None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestInfo:
     """One request: what a strategy may decide by. What lies in the body is read when it is first asked for."""
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The books of each engine's prefill: what it has still to read, how fast it reads, and what it has cached."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from vllm_gateway.routing import EngineMetrics
+from vllm_gateway.scheduling.prefix_mirror import PrefixMirror
+from vllm_gateway.scheduling.prompt import Prompt
+from vllm_gateway.scheduling.types import InstanceView, RequestInfo
+
+_FORGETS = 0.98  # of the sums behind every average, at each new sample
+_ASSUMED_TOKENS_PER_S = 8000.0
+_ASSUMED_FOR_S = 2.0  # how much measured time outweighs the assumption
+_LEAST_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    cache_tokens: int  # of an engine that does not tell
+    max_blocks: int
+    max_age_s: float
+
+
+class Book:
+    """One engine's. It reads prompts in the order in which they come: the first byte of a reply says how far it is."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.unread: OrderedDict[RequestInfo, int] = OrderedDict()  # in order; the tokens that are not cached
+        self._limits = limits
+        self._tokens = 0  # sum over `unread`
+        self._since = now  # when it began with the first of them
+        self._mirror = PrefixMirror()
+        self._cache = _CacheSize(limits.cache_tokens)
+        self._read_tokens = _ASSUMED_TOKENS_PER_S * _ASSUMED_FOR_S
+        self._read_s = _ASSUMED_FOR_S
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self._read_tokens / self._read_s
+
+    def cached(self, prompt: Prompt) -> int:
+        """Tokens of the prompt that need not be read. The last one always is."""
+        return min(self._mirror.leading(prompt.blocks) * prompt.block_tokens, prompt.tokens - 1)
+
+    def remaining(self, now: float) -> float:
+        """Tokens to read before a newcomer's turn."""
+        self._expire(now)
+        if not self.unread:
+            return 0.0
+        first = next(iter(self.unread.values()))
+        return self._tokens - min(first, (now - self._since) * self.tokens_per_s)
+
+    def take(self, request: RequestInfo, now: float) -> None:
+        """The request is sent there."""
+        self._expire(now)
+        prompt = request.prompt
+        if not self.unread:
+            self._since = now
+        cached = self.cached(prompt)
+        self.unread[request] = prompt.tokens - cached
+        self._tokens += prompt.tokens - cached
+        self._cache.sent(prompt.tokens, cached)
+        self._mirror.use(prompt.blocks, now)
+        blocks = int(self._cache.tokens / prompt.block_tokens)
+        self._mirror.trim(min(blocks, self._limits.max_blocks), now - self._limits.max_age_s)
+
+    def read(self, request: RequestInfo, now: float) -> None:
+        """Its reply has begun: it and those before it have been read."""
+        if request not in self.unread:
+            return
+        tokens = 0
+        for before in list(self.unread):
+            if before is request or not before.stream:
+                tokens += self._pop(before)
+            if before is request:
+                break
+        self._read_tokens = self._read_tokens * _FORGETS + tokens
+        self._read_s = self._read_s * _FORGETS + now - self._since
+        self._since = now
+
+    def drop(self, request: RequestInfo, now: float) -> None:
+        """It has ended, perhaps before it was read."""
+        if request in self.unread:
+            if next(iter(self.unread)) is request:
+                self._since = now
+            self._pop(request)
+
+    def heard(self, metrics: EngineMetrics) -> None:
+        self._cache.heard(metrics)
+
+    def _expire(self, now: float) -> None:
+        """A reply that is not streamed does not say when its prompt had been read: the speed of the others does."""
+        while self.unread:
+            first, tokens = next(iter(self.unread.items()))
+            done = self._since + tokens / self.tokens_per_s
+            if first.stream or done > now:
+                return
+            self._pop(first)
+            self._since = done
+
+    def _pop(self, request: RequestInfo) -> int:
+        tokens = self.unread.pop(request)
+        self._tokens -= tokens
+        return tokens
+
+
+class _CacheSize:
+    """How many of our tokens the engine's cache holds: as large as it says, less what its counters contradict."""
+
+    def __init__(self, assumed_tokens: int) -> None:
+        self._capacity = assumed_tokens
+        self._share = 1.0
+        self._last: EngineMetrics | None = None
+        self._sent = self._expected = 0.0  # by our books
+        self._queried = self._hit = 0.0  # by the engine's
+
+    @property
+    def tokens(self) -> float:
+        scale = self._queried / self._sent if self._sent and self._queried else 1.0
+        return self._capacity * self._share / min(4.0, max(0.25, scale))
+
+    def sent(self, tokens: int, cached: int) -> None:
+        self._sent += tokens
+        self._expected += cached
+
+    def heard(self, metrics: EngineMetrics) -> None:
+        last = self._last
+        if last is not None and metrics.at == last.at:
+            return
+        self._last = metrics
+        self._capacity = metrics.cache_tokens or self._capacity
+        if last is None or metrics.prefix_queries < last.prefix_queries:
+            self._sent = self._expected = self._queried = self._hit = 0.0
+            return
+        self._queried += metrics.prefix_queries - last.prefix_queries
+        self._hit += metrics.prefix_hits - last.prefix_hits
+        if self._queried and self._sent and self._expected:
+            expected, found = self._expected / self._sent, self._hit / self._queried
+            self._share = min(1.0, max(_LEAST_SHARE, self._share * (1 + 0.1 * (found - expected) / expected)))
+        self._sent, self._expected = self._sent * _FORGETS, self._expected * _FORGETS
+        self._queried, self._hit = self._queried * _FORGETS, self._hit * _FORGETS
+
+
+class PrefillBooks:
+    """The books of all instances of a model."""
+
+    def __init__(self, *, cache_tokens: int, max_blocks: int, max_age_s: float) -> None:
+        self._limits = Limits(cache_tokens, max_blocks, max_age_s)
+        self._books: dict[str, Book] = {}
+
+    def __len__(self) -> int:
+        return len(self._books)
+
+    def of(self, instance: InstanceView, now: float) -> Book:
+        book = self._books.get(instance.instance_id)
+        if book is None:
+            book = self._books[instance.instance_id] = Book(self._limits, now)
+        if instance.metrics is not None:
+            book.heard(instance.metrics)
+        return book
+
+    def forget(self, instance_id: str) -> None:
+        self._books.pop(instance_id, None)

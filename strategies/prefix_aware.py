@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefix aware: the least prefill work, by what each prefix cache holds. Right for chats, agents, shared prompts."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from msgspec import Meta
+
+from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, Scoring
+from vllm_gateway.scheduling.prefill import PrefillBooks
+
+_Positive = Annotated[int, Meta(gt=0)]
+DECODE_SHARE = 0.25  # a token that is still to be generated there delays a newcomer as this many prompt tokens would
+
+
+class PrefixAware(Scoring):
+    """The score is in seconds: until the prompts that were sent there are read, and then this one's tokens that are not
+    cached there; and a little for each reply that is being generated. So a popular prefix stays at its home while that
+    is quick, and spreads when another instance could read it sooner than the home gets to it."""
+
+    name = "prefix_aware"
+    wants_metrics = True
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        cache_tokens: _Positive = 300_000,
+        max_blocks: _Positive = 50_000,
+        max_age_s: Annotated[float, Meta(gt=0)] = 3600.0,
+    ) -> None:
+        super().__init__()
+        self._clock = clock
+        self._books = PrefillBooks(cache_tokens=cache_tokens, max_blocks=max_blocks, max_age_s=max_age_s)
+
+    def scores(self, request: RequestInfo, instances: Sequence[InstanceView]) -> Sequence[float]:
+        now, prompt = self._clock(), request.prompt
+        scores = []
+        for instance in instances:
+            book = self._books.of(instance, now)
+            decoding = max(0, instance.in_flight - len(book.unread)) * request.output_tokens * DECODE_SHARE
+            work = book.remaining(now) + prompt.tokens - book.cached(prompt) + decoding
+            scores.append(work / book.tokens_per_s / instance.weight)
+        return scores
+
+    def placed(self, request: RequestInfo, instance: InstanceView) -> None:
+        now = self._clock()
+        self._books.of(instance, now).take(request, now)
+
+    def first_byte(self, request: RequestInfo, instance: InstanceView) -> None:
+        self._books.of(instance, self._clock()).read(request, self._clock())
+
+    def finished(self, request: RequestInfo, instance: InstanceView, outcome: Outcome) -> None:
+        self._books.of(instance, self._clock()).drop(request, self._clock())
+
+    def departed(self, instance_id: str) -> None:
+        self._books.forget(instance_id)
