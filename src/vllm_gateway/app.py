@@ -220,8 +220,8 @@ async def serve(settings: Settings) -> int:
         emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
         async with serving(settings, emit) as address:
             emit(events.GATEWAY_READY, address=address)
-            if sys.stdout.isatty():
-                print(_hint(settings, address), flush=True)
+            if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
+                print(_hint(settings, address), file=sys.stderr, flush=True)
             await stop.wait()
             emit(events.GATEWAY_STOPPING)
         emit(events.GATEWAY_STOPPED)

@@ -3,6 +3,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,18 +90,26 @@ def load_settings(
         raise ConfigError(_without_repeats(draft.problems + problems)) from None
     if draft.problems:
         raise ConfigError(_without_repeats(draft.problems))
-    _log.emit(events.PARALLEL_MODELS_CONFIG, models={name: model.instances for name, model in settings.models.items()})
+    counts = {name: model.instances for name, model in settings.models.items()}
+    load_parallel_models_config(environ, counts if draft.names_models else None)
     return settings
 
 
-def load_parallel_models_config(environ: Mapping[str, str]) -> dict[str, int]:
-    """How many instances of which model PARALLEL_MODELS_JSON asks for; where it names none, the default."""
+def load_parallel_models_config(
+    environ: Mapping[str, str] | None = None, configured: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """How many instances of which model are wanted; logged as an event. Raises ConfigError.
+
+    PARALLEL_MODELS_JSON of `environ` (default: the process's own) before the `configured` numbers; where neither names
+    a model, `{"gemma3-4B": 2}`.
+    """
     problems: list[Problem] = []
-    wanted = _parallel_models(environ, problems)
+    wanted = _parallel_models(os.environ if environ is None else environ, problems)
     if problems:
         raise ConfigError(problems)
-    models = dict(wanted or DEFAULT_PARALLEL_MODELS)
-    _log.emit(events.PARALLEL_MODELS_CONFIG, models=models, source=PARALLEL_MODELS if wanted else "default")
+    models = {**(configured or {}), **(wanted or {})} or dict(DEFAULT_PARALLEL_MODELS)
+    source = PARALLEL_MODELS if wanted else "configuration" if configured else "default"
+    _log.emit(events.PARALLEL_MODELS_CONFIG, models=models, source=source)
     return models
 
 
@@ -116,6 +125,7 @@ class _Draft:
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Keys, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    names_models: bool = False  # the file or ALLOWED_MODELS_JSON does
 
     def put(self, keys: Keys, value: object, place: str) -> None:
         """Sets one value; where the file has no mapping on the way, the file's problem is reported, not this one."""
@@ -264,6 +274,7 @@ def _read_models(draft: _Draft, environ: Mapping[str, str]) -> None:
     file_names_models = bool(draft.models())
     for name, repository in _allowed_models(environ, draft.problems).items():
         draft.put(("models", name, "repository"), repository, ALLOWED_MODELS)
+    draft.names_models = bool(draft.models())
     before = len(draft.problems)
     wanted = _parallel_models(environ, draft.problems)
     if not wanted:

@@ -97,6 +97,17 @@ def test_the_result_is_logged() -> None:
     assert (line["event"], line["models"]) == ("parallel_models_config", {"logged": 1})
 
 
+def test_it_reads_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALLEL_MODELS_JSON", '{"a": 3}')
+    assert load_parallel_models_config() == {"a": 3}
+    monkeypatch.delenv("PARALLEL_MODELS_JSON")
+    assert load_parallel_models_config() == DEFAULT
+
+
+def test_the_environment_wins_over_what_is_configured() -> None:
+    assert load_parallel_models_config({"PARALLEL_MODELS_JSON": '{"a": 3}'}, {"a": 1, "b": 2}) == {"a": 3, "b": 2}
+
+
 def counts(file: Path | None, **environ: str) -> dict[str, int]:
     return {name: model.instances for name, model in load_settings(file, environ).models.items()}
 
