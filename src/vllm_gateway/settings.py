@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of the configuration: every setting and every default stands here."""
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -18,8 +19,15 @@ def _endpoint(url: str) -> str:
     return url.rstrip("/")
 
 
+def _volume(text: str) -> str:
+    if re.fullmatch(r"[^:]+:/[^:]+(:r[ow])?", text) is None:
+        raise ValueError("a volume must be of the form /on/the/host:/in/the/engine, :ro at its end for read only")
+    return text
+
+
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mib = Annotated[int, Field(gt=0)]
+Volume = Annotated[str, AfterValidator(_volume)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
@@ -43,7 +51,10 @@ class Docker(_Strict):
     image: str = "vllm/vllm-openai:latest"
     container_prefix: str = Field("vllm_server", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
     network: str | None = Field(None, description="Reach containers by name on this Docker network, publish no ports.")
-    cache_dir: str | None = Field(None, description="Host folder mounted as the engine's Hugging Face cache.")
+    cache_dir: str | None = Field(
+        None, description="Host folder mounted as the engine's Hugging Face cache; none: a Docker volume."
+    )
+    volumes: tuple[Volume, ...] = Field((), description="More mounts for engines: /on/the/host:/in/the/engine[:ro].")
     pull: Literal["missing", "never", "always"] = "missing"
     ipc: Literal["host", "private"] = "host"
     shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")  # noqa: S108

@@ -11,6 +11,8 @@ from vllm_gateway.settings import Docker
 
 LAUNCH = Launch("s_m_instance_2", "m", 2, "image:1", ("--model", "m"), {"A": "b=c"}, ("GPU-a", "GPU-b"), 4096, "abc")
 
+COMPILED = "vllm-gateway-vllm:/root/.cache/vllm"
+
 
 def config(**settings: Any) -> dict[str, Any]:
     return container_config(LAUNCH, Docker.model_validate(settings), "me", 8000)
@@ -40,12 +42,18 @@ def test_on_a_network_nothing_is_published() -> None:
     [
         ({}, {"IpcMode": "host"}, "ShmSize"),
         ({"ipc": "private", "shm_mib": 2}, {"ShmSize": 2 << 20}, "IpcMode"),
-        ({"cache_dir": "/models"}, {"Binds": ["/models:/root/.cache/huggingface"]}, "ShmSize"),
+        ({}, {"Binds": ["vllm-gateway-huggingface:/root/.cache/huggingface", COMPILED]}, "ShmSize"),
+        ({"cache_dir": "/models"}, {"Binds": ["/models:/root/.cache/huggingface", COMPILED]}, "ShmSize"),
+        (
+            {"cache_dir": "/c", "volumes": ["/m:/models:ro"]},
+            {"Binds": ["/c:/root/.cache/huggingface", COMPILED, "/m:/models:ro"]},
+            "ShmSize",
+        ),
     ],
 )
 def test_settings_reach_the_host_configuration(settings: dict[str, Any], there: dict[str, Any], absent: str) -> None:
     host = config(**settings)["HostConfig"]
-    assert there.items() <= host.items()
+    assert {name: host.get(name) for name in there} == there
     assert absent not in host
 
 

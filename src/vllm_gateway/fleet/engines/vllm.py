@@ -44,5 +44,6 @@ def spec_hash(name: str, model: Model, settings: Settings) -> str:
         sorted(environment(model, settings).items()),
         settings.docker.cache_dir,
         settings.docker.network,
+        settings.docker.volumes,
     ]
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]
