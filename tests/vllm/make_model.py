@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=8192,
+        max_position_embeddings=131072,
         eos_token_id=0,
         bos_token_id=0,
     )
