@@ -89,7 +89,7 @@ async def test_a_gateway_in_a_container_reaches_its_engines_by_name(
     await docker.networks.create({"Name": NETWORK})
     async with gateway_container(lab, docker, config) as url, aiohttp.ClientSession(url) as http:
         body = {"model": "a", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-        seen = set()
+        seen: set[str] = set()
         async with asyncio.timeout(30):
             while len(seen) < 2:
                 async with http.post("/v1/chat/completions", json=body) as reply:
