@@ -3,6 +3,9 @@
 
 import asyncio
 import contextlib
+import io
+import json
+import os
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,10 +14,12 @@ from typing import Any
 import aiodocker
 import pytest
 
+from tests.docker.registry import serving_image
 from tests.lab.lab import Lab
 from vllm_gateway.fleet.runtimes import Launch, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
-from vllm_gateway.settings import Docker
+from vllm_gateway.settings import Docker, Log
+from vllm_gateway.telemetry import log
 
 # Listens before it says so, and ends as it is told by the one who connects: with that exit status.
 ENGINE = """
@@ -276,6 +281,26 @@ async def test_an_absent_image_says_what_to_do(runtime: DockerRuntime, owner: st
     with pytest.raises(StartError, match=r"no-such-image.*docker pull"):
         await runtime.start(launch(owner, "no-such-image:1"))
     assert await runtime.find() == []
+
+
+async def test_an_image_is_pulled_and_the_log_says_how_far(gate: Gate, owner: str, docker: aiodocker.Docker) -> None:
+    out = io.StringIO()
+    log.configure(Log(format="json"), out, strict=True)
+    runtime = DockerRuntime(settings(pull="missing"), owner)
+    await runtime.open()
+    try:
+        async with serving_image(f"{owner}:1", os.urandom(8 << 20)) as name:
+            running = await runtime.start(launch(owner, name))
+            await runtime.remove(running.handle)
+            await docker.images.delete(name, force=True)
+    finally:
+        await runtime.close()
+        log.shutdown()
+    told = [json.loads(line) for line in out.getvalue().splitlines() if '"image_pull' in line]
+    assert [line["event"] for line in (told[0], told[-1])] == ["image_pull_started", "image_pulled"]
+    progress = [line for line in told if line["event"] == "image_pull_progress"]
+    assert progress
+    assert progress[0]["total_mib"] == 8
 
 
 async def test_a_failed_start_leaves_no_container(gate: Gate, image: str, owner: str) -> None:

@@ -2,12 +2,16 @@
 """The main job on a real Docker engine with stand-in GPUs, read through the real NVML binding."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiodocker
+import aiohttp
+import openai
 
-from tests.gateway import GatewayProcess, running_gateway
+from tests.gateway import CHAT, GatewayProcess, running_gateway
 from tests.lab.lab import Lab
 
 FAST = {"SIM_LOAD_S": "0.5", "SIM_TTFT_S": "0", "SIM_WEIGHTS_MIB": "2000", "SIM_TOKENS_PER_S": "500"}
@@ -43,6 +47,15 @@ async def kill(lab: Lab, name: str) -> None:
         await docker.close()
 
 
+@asynccontextmanager
+async def streaming(gateway: GatewayProcess, name: str) -> AsyncIterator[aiohttp.StreamReader]:
+    """A stream that has begun and goes on for a while."""
+    body = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1000, "stream": True}
+    async with gateway.http.post(CHAT, json={**body, "ignore_eos": True}) as reply:
+        await reply.content.readline()
+        yield reply.content
+
+
 async def both_ready(gateway: GatewayProcess, name: str) -> dict[str, Any]:
     return await gateway.until(lambda page: page["models"][name]["running"] == 2)
 
@@ -72,6 +85,63 @@ async def test_a_third_model_evicts_the_least_recently_used(lab: Lab, tmp_path: 
         assert (await gateway.chat("c"))[0] == 200
         assert [line["model"] for line in gateway.events("eviction")] == ["b"]
         assert await containers(lab) == ["vllm_server_a_instance_1", "vllm_server_c_instance_1"]
+
+
+async def test_a_busy_instance_is_never_evicted(lab: Lab, tmp_path: Path) -> None:
+    """The least recently used of the two that stand in the way is in use: the other one leaves."""
+    lab.reset_gpus(2, 40_000)
+    settings = config(lab, a=model("a"), b=model("b"), c=model("c"))
+    async with running_gateway(tmp_path, settings, lab.environment) as gateway:
+        await asyncio.gather(gateway.chat("a"), gateway.chat("b"))
+        async with streaming(gateway, "a") as content:
+            await gateway.chat("b")
+            assert (await gateway.chat("c"))[0] == 200
+            assert [line["model"] for line in gateway.events("eviction")] == ["b"]
+            assert (await content.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_least_connections_prefers_the_idle_instance(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(2, 40_000)
+    settings = {**config(lab, a=model("a", instances=2)), "strategy": "least_connections"}
+    async with running_gateway(tmp_path, settings, lab.environment) as gateway:
+        await gateway.chat("a")
+        await both_ready(gateway, "a")
+        async with streaming(gateway, "a") as content:
+            busy = next(
+                name
+                for name, one in (await gateway.status())["active_containers_by_name"].items()
+                if one["in_flight"] == 1
+            )
+            served_by = {(await gateway.chat("a"))[1]["x-simulated-instance"] for _ in range(4)}
+            assert len(served_by) == 1
+            assert busy not in served_by
+            await content.read()
+
+
+async def test_a_model_over_two_gpus_takes_its_part_of_each(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(2, 40_000)
+    async with running_gateway(tmp_path, config(lab, a=model("a", tensor_parallel_size=2)), lab.environment) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        page = await gateway.status()
+        (one,) = page["active_containers_by_name"].values()
+        assert one["gpus"] == ["GPU-sim-0", "GPU-sim-1"]
+        assert [gpu["reserved_mib"] for gpu in page["gpus"]] == [30_000, 30_000]
+
+
+async def test_the_official_client_chats_streams_and_lists(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(1, 40_000)
+    async with (
+        running_gateway(tmp_path, config(lab, a=model("a")), lab.environment) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
+    ):
+        messages: list[Any] = [{"role": "user", "content": "Hello"}]
+        answer = await client.chat.completions.create(model="a", messages=messages, max_tokens=8, temperature=0)
+        stream = await client.chat.completions.create(
+            model="a", messages=messages, max_tokens=8, temperature=0, stream=True
+        )
+        text = "".join([part.choices[0].delta.content or "" async for part in stream])
+        assert text == answer.choices[0].message.content
+        assert [one.id async for one in client.models.list()] == ["a"]
 
 
 async def test_a_killed_container_is_replaced_and_its_memory_is_free_again(lab: Lab, tmp_path: Path) -> None:

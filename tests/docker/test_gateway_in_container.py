@@ -60,8 +60,8 @@ async def gateway_container(lab: Lab, docker: aiodocker.Docker, config: Path) ->
     """The address at which this machine reaches it."""
     gateway = await docker.containers.create(container(lab, config), name="gateway-under-test")
     await gateway.start()
-    (port,) = await gateway.port("8000/tcp")
-    url = f"http://127.0.0.1:{port['HostPort']}"
+    published = (await gateway.show())["NetworkSettings"]["Ports"]["8000/tcp"]
+    url = f"http://127.0.0.1:{published[0]['HostPort']}"
     async with aiohttp.ClientSession() as http, asyncio.timeout(30):
         while True:
             try:

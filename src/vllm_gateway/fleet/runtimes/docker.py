@@ -217,12 +217,13 @@ class DockerRuntime:
     async def _pull(self, image: str) -> None:
         self._log.emit(events.IMAGE_PULL_STARTED, image=image)
         layers: dict[str, tuple[int, int]] = {}
-        began = told = time.monotonic()
+        began = time.monotonic()
+        told = began - _PROGRESS_EVERY_S
         async for step in self._docker.images.pull(image, stream=True):
             detail = step.get("progressDetail") or {}
             if step.get("status") == "Downloading" and detail.get("total"):
                 layers[step["id"]] = (detail.get("current", 0), detail["total"])
-            if time.monotonic() - told >= _PROGRESS_EVERY_S:
+            if layers and time.monotonic() - told >= _PROGRESS_EVERY_S:
                 told = time.monotonic()
                 self._log.emit(events.IMAGE_PULL_PROGRESS, image=image, status=step.get("status"), **_progress(layers))
         self._log.emit(events.IMAGE_PULLED, image=image, seconds=round(time.monotonic() - began, 1))
