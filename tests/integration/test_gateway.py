@@ -312,6 +312,8 @@ async def test_the_official_openai_client(tmp_path: Path) -> None:
         (CHAT, b"[1]", 400, "bad_request"),
         (CHAT, b" " * (2 << 20), 413, "body_too_large"),
         ("/sleep", b"{}", 404, "not_found"),
+        ("/v1/models", b"{}", 405, "method_not_allowed"),
+        ("/gateway/status", b"", 405, "method_not_allowed"),
         ("/v1/%2e%2e/sleep", b'{"model": "gemma3-4B"}', 404, "not_found"),
     ],
 )

@@ -65,6 +65,8 @@ class ApiError(Exception):
         headers = {"X-Request-Id": request_id}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+        if self.status == 405:
+            headers["Allow"] = "GET, HEAD"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return web.Response(

@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import orjson
@@ -42,6 +42,11 @@ class Api:
         self._max_body = max_body
         self._metrics = MetricsPage(journal.metrics, status)
         self._created = int(time.time())
+        self._pages: Mapping[str, Callable[[web.BaseRequest, Progress], web.Response]] = {
+            "/gateway/status": self._show_status,
+            "/metrics": self._show_metrics,
+            "/v1/models": self._list_models,
+        }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = request_id_of(request.headers.get("X-Request-Id"))
@@ -70,23 +75,32 @@ class Api:
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         path = request.rel_url.raw_path
         if path == "/health":
+            _only_get(request)
             return _json({"status": "ok"}, progress)
         caller = self._keys.caller(
             request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape"), request.remote or ""
         )
-        if path == "/gateway/status":
-            return _json(self._status(), progress)
-        if path == "/metrics":
-            return web.Response(body=self._metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
-        if path == "/v1/models":
-            models = [self._model_object(name) for name in self._names.models()]
-            return _json({"object": "list", "data": models}, progress)
-        if path.startswith("/v1/models/"):
-            name = request.rel_url.path.removeprefix("/v1/models/")
-            return _json(self._model_object(self._names.model_of(name)), progress)
+        if path in self._pages or path.startswith("/v1/models/"):
+            _only_get(request)
+            page = self._pages.get(path, self._one_model)
+            return page(request, progress)
         if not path.startswith("/v1/") or "/.." in request.rel_url.path:
             raise ApiError("not_found", f"No route {path}. Try /v1/models, /gateway/status or /health.")
         return await self._infer(request, caller, progress)
+
+    def _show_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        return _json(self._status(), progress)
+
+    def _show_metrics(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+    def _list_models(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        models = [self._model_object(name) for name in self._names.models()]
+        return _json({"object": "list", "data": models}, progress)
+
+    def _one_model(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        name = request.rel_url.path.removeprefix("/v1/models/")
+        return _json(self._model_object(self._names.model_of(name)), progress)
 
     async def _infer(self, request: web.BaseRequest, caller: str, progress: Progress) -> web.StreamResponse:
         self._inference.check_open()
@@ -107,6 +121,11 @@ class Api:
             "state": found.state,
             "aliases": found.aliases,
         }
+
+
+def _only_get(request: web.BaseRequest) -> None:
+    if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+        raise ApiError("method_not_allowed", f"{request.path} is read with GET.")
 
 
 def _json(value: object, progress: Progress) -> web.Response:
