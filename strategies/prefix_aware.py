@@ -39,7 +39,7 @@ class PrefixAware(Scoring):
         for instance in instances:
             book = self._books.of(instance, now)
             decoding = max(0, instance.in_flight - len(book.unread)) * request.output_tokens * DECODE_SHARE
-            work = book.remaining(now) + prompt.tokens - book.cached(prompt) + decoding
+            work = book.remaining(now) + book.work(prompt) + decoding
             scores.append(work / book.tokens_per_s / instance.weight)
         return scores
 
