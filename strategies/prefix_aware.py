@@ -14,9 +14,11 @@ DECODE_SHARE = 0.25  # a token that is still to be generated there delays a newc
 
 
 class PrefixAware(Scoring):
-    """The score is in seconds: until the prompts that were sent there are read, and then this one's tokens that are not
-    cached there; and a little for each reply that is being generated. So a popular prefix stays at its home while that
-    is quick, and spreads when another instance could read it sooner than the home gets to it."""
+    """The score is in seconds of delay, for this request and for others. Until the prompts that were sent there are
+    read; then for this one's tokens that are not cached there, once for itself and once for each that will wait behind
+    it: as many, on average, as wait now. And a little for each reply that is being generated. So a popular prefix
+    stays at its home while that is quick and spreads when another instance could read it sooner; and the longer the
+    queues are, the more it counts to read nothing twice."""
 
     name = "prefix_aware"
     wants_metrics = True
@@ -35,11 +37,12 @@ class PrefixAware(Scoring):
 
     def scores(self, request: RequestInfo, instances: Sequence[InstanceView]) -> Sequence[float]:
         now, prompt = self._clock(), request.prompt
+        books = [self._books.of(instance, now) for instance in instances]
+        behind = sum(len(book.unread) for book in books) / len(books)
         scores = []
-        for instance in instances:
-            book = self._books.of(instance, now)
+        for instance, book in zip(instances, books, strict=True):
             decoding = max(0, instance.in_flight - len(book.unread)) * request.output_tokens * DECODE_SHARE
-            work = book.remaining(now) + book.work(prompt) + decoding
+            work = book.remaining(now) + book.work(prompt) * (1 + behind) + decoding
             scores.append(work / book.tokens_per_s / instance.weight)
         return scores
 

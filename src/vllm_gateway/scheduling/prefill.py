@@ -9,11 +9,13 @@ from vllm_gateway.scheduling.prefix_mirror import PrefixMirror
 from vllm_gateway.scheduling.prompt import Prompt
 from vllm_gateway.scheduling.types import InstanceView, RequestInfo
 
-_FORGETS = 0.98  # of the sums behind every average, at each new sample
+_FORGETS = 0.98  # of the counts behind a hit rate, at each new sample
+_SPEED_FORGETS = 0.998  # an engine keeps its speed; what differs from minute to minute is the traffic
+_SHARE_GAIN = 0.01  # half of an error within a window of samples: slower than the noise in it
 _ASSUMED_TOKENS_PER_S = 8000.0
 _ASSUMED_FOR_S = 2.0  # how much measured time outweighs the assumption
 _LEAST_SHARE = 0.02
-_ATTENTION = 3e-5  # each token looks back: behind 33,000 others it is twice the work. About this in models from 7B to 70B
+_ATTENTION = 3e-5  # a token looks back on all before it: behind 33,000 it is twice the work, in models from 7B to 70B
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Book:
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.unread: OrderedDict[RequestInfo, float] = OrderedDict()  # in order, with the work that is left
+        self._expected: dict[RequestInfo, int] = {}  # of `unread`: the tokens that should be cached
         self._limits = limits
         self._queued = 0.0  # sum over `unread`
         self._since = now  # when it began with the first of them
@@ -64,8 +67,8 @@ class Book:
         if not self.unread:
             self._since = now
         work = self.unread[request] = self.work(prompt)
+        self._expected[request] = self.cached(prompt)
         self._queued += work
-        self._cache.sent(prompt.tokens, self.cached(prompt))
         self._mirror.use(prompt.blocks, now)
         blocks = int(self._cache.tokens / prompt.block_tokens)
         self._mirror.trim(min(blocks, self._limits.max_blocks), now - self._limits.max_age_s)
@@ -77,11 +80,11 @@ class Book:
         work = 0.0
         for before in list(self.unread):
             if before is request or not before.stream:
-                work += self._pop(before)
+                work += self._was_read(before)
             if before is request:
                 break
-        self._read_tokens = self._read_tokens * _FORGETS + work
-        self._read_s = self._read_s * _FORGETS + now - self._since
+        self._read_tokens = self._read_tokens * _SPEED_FORGETS + work
+        self._read_s = self._read_s * _SPEED_FORGETS + now - self._since
         self._since = now
 
     def drop(self, request: RequestInfo, now: float) -> None:
@@ -101,11 +104,17 @@ class Book:
             done = self._since + work / self.tokens_per_s
             if first.stream or done > now:
                 return
-            self._pop(first)
+            self._was_read(first)
             self._since = done
+
+    def _was_read(self, request: RequestInfo) -> float:
+        """Only now is it in the engine's counters too: it may have waited there for long."""
+        self._cache.read(request.prompt.tokens, self._expected[request])
+        return self._pop(request)
 
     def _pop(self, request: RequestInfo) -> float:
         work = self.unread.pop(request)
+        del self._expected[request]
         self._queued -= work
         return work
 
@@ -117,16 +126,16 @@ class _CacheSize:
         self._capacity = assumed_tokens
         self._share = 1.0
         self._last: EngineMetrics | None = None
-        self._sent = self._expected = 0.0  # by our books
+        self._read = self._expected = 0.0  # by our books
         self._queried = self._hit = 0.0  # by the engine's
 
     @property
     def tokens(self) -> float:
-        scale = self._queried / self._sent if self._sent and self._queried else 1.0
+        scale = self._queried / self._read if self._read and self._queried else 1.0
         return self._capacity * self._share / min(4.0, max(0.25, scale))
 
-    def sent(self, tokens: int, cached: int) -> None:
-        self._sent += tokens
+    def read(self, tokens: int, cached: int) -> None:
+        self._read += tokens
         self._expected += cached
 
     def heard(self, metrics: EngineMetrics) -> None:
@@ -136,14 +145,15 @@ class _CacheSize:
         self._last = metrics
         self._capacity = metrics.cache_tokens or self._capacity
         if last is None or metrics.prefix_queries < last.prefix_queries:
-            self._sent = self._expected = self._queried = self._hit = 0.0
+            self._read = self._expected = self._queried = self._hit = 0.0
             return
         self._queried += metrics.prefix_queries - last.prefix_queries
         self._hit += metrics.prefix_hits - last.prefix_hits
-        if self._queried and self._sent and self._expected:
-            expected, found = self._expected / self._sent, self._hit / self._queried
-            self._share = min(1.0, max(_LEAST_SHARE, self._share * (1 + 0.1 * (found - expected) / expected)))
-        self._sent, self._expected = self._sent * _FORGETS, self._expected * _FORGETS
+        if self._queried and self._read and self._expected:
+            expected, found = self._expected / self._read, self._hit / self._queried
+            share = self._share * (1 + _SHARE_GAIN * (found - expected) / expected)
+            self._share = min(1.0, max(_LEAST_SHARE, share))
+        self._read, self._expected = self._read * _FORGETS, self._expected * _FORGETS
         self._queried, self._hit = self._queried * _FORGETS, self._hit * _FORGETS
 
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.scheduling import InstanceView, RequestInfo, Scheduler, StrategyError, load_strategy
+from vllm_gateway.scheduling import (
+    InstanceView,
+    Prompt,
+    RequestInfo,
+    Scheduler,
+    StrategyError,
+    load_strategy,
+    make_strategy,
+)
 
 REQUEST = RequestInfo("r", "m", "/v1/chat/completions", False, b"{}")
 SHIPPED = ("least_connections", "round_robin")
@@ -99,3 +107,29 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.py").write_text(text)
     with pytest.raises(StrategyError, match=r"broken\.py"):
         load_strategy("broken", tmp_path)
+
+
+def test_the_longer_the_queues_the_more_a_cached_prefix_is_worth() -> None:
+    """With nobody waiting, another instance reads the prompt sooner than its home, which is reading a long one."""
+
+    def home_keeps_it(waiting: int) -> bool:
+        now = [0.0]
+        strategy = make_strategy("prefix_aware", clock=lambda: now[0])
+        home, other = instances(0, 0)
+
+        def ask(number: int, tokens: int, blocks: tuple[int, ...], offered: list[InstanceView]) -> InstanceView:
+            request = RequestInfo.simulated(f"r{number}", "m", Prompt(tokens, blocks, 100))
+            chosen = strategy.choose(request, offered)
+            if number == 0:
+                strategy.first_byte(request, chosen)  # type: ignore[attr-defined]
+            return chosen
+
+        ask(0, 2000, tuple(range(20)), [home])
+        ask(1, 4000, (), [home])
+        for number in range(waiting):
+            ask(2 + number, 1000, (), [home])
+            ask(99 + number, 1000, (), [other])
+        return ask(999, 2000, tuple(range(20)), [home, other]) is home
+
+    assert not home_keeps_it(waiting=0)
+    assert home_keeps_it(waiting=3)
