@@ -18,6 +18,9 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._held) + len(self._idle)
 
+    def __contains__(self, block: int) -> bool:
+        return block in self._held or block in self._idle
+
     @property
     def used_tokens(self) -> int:
         """What running sequences hold; the rest is free, or holds idle blocks that make way."""

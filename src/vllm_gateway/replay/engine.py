@@ -62,7 +62,7 @@ class SimulatedEngine:
         self.next_s: float | None = None  # the end of the step, or steps, under way
         self.waiting: deque[Sequence] = deque()
         self._options = options
-        self._timing = options.timing
+        self.timing = options.timing
         self._first_token = first_token
         self._running: dict[Sequence, None] = {}  # in order of admission
         self._prefilling: Sequence | None = None  # the one whose prefill is not complete: never more than one
@@ -84,9 +84,10 @@ class SimulatedEngine:
         return self._decoding
 
     @property
-    def prefilling_tokens(self) -> int:
+    def prefilling_s(self) -> float:
         """What the prefill under way still has to compute in steps to come."""
-        return 0 if self._prefilling is None else self._prefilling.target - self._prefilling.prefilled
+        under_way = self._prefilling
+        return 0.0 if under_way is None else self.timing.prefill_s(under_way.prefilled, under_way.target)
 
     def fits(self, request: TracedRequest) -> bool:
         """Whether it could ever be served; vLLM refuses what is longer than the model's context."""
@@ -168,7 +169,7 @@ class SimulatedEngine:
         while budget > 0 and (sequence := self._prefilling or self._admit()) is not None:
             begin = sequence.prefilled
             end = min(sequence.target, begin + budget)
-            duration += self._timing.prefill_s(begin, end)
+            duration += self.timing.prefill_s(begin, end)
             budget -= end - begin
             sequence.prefilled = end
             if end < sequence.target:
@@ -179,7 +180,7 @@ class SimulatedEngine:
         self._began_s = now
         self._planned = 0
         if duration:
-            self.next_s = now + duration + self._timing.decode_s(self._decoding, self._context_tokens)
+            self.next_s = now + duration + self.timing.decode_s(self._decoding, self._context_tokens)
         elif self._decoding:
             self._planned = self._steps_without_event()
             self.next_s = now + self._steps_s(self._planned)
@@ -246,14 +247,14 @@ class SimulatedEngine:
 
     def _steps_s(self, steps: int) -> float:
         """The context grows by a token for each sequence with each step."""
-        first = self._timing.decode_s(self._decoding, self._context_tokens)
-        return steps * first + self._timing.context_token_s * self._decoding * steps * (steps - 1) / 2
+        first = self.timing.decode_s(self._decoding, self._context_tokens)
+        return steps * first + self.timing.context_token_s * self._decoding * steps * (steps - 1) / 2
 
     def _cut(self, now: float) -> None:
         """A newcomer is looked at after the step that is under way at `now`, not after all that were planned."""
         passed = now - self._began_s
-        first = self._timing.decode_s(self._decoding, self._context_tokens)
-        growth = self._timing.context_token_s * self._decoding / 2
+        first = self.timing.decode_s(self._decoding, self._context_tokens)
+        growth = self.timing.context_token_s * self._decoding / 2
         linear = first - growth  # steps_s(k) = linear x k + growth x k^2
         root = (sqrt(linear * linear + 4 * growth * passed) - linear) / (2 * growth) if growth else passed / linear
         self._planned = min(self._planned, max(1, ceil(root - 1e-9)))
