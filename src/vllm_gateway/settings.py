@@ -82,7 +82,11 @@ class Gpus(_Strict):
     source: Literal["nvml", "static", "simulated"] = "nvml"
     devices: tuple[Device, ...] = ()
     margin_mib: int = Field(512, ge=0, description="Left free on every GPU.")
-    min_resident_s: Seconds = Field(60, description="Younger instances are evicted last.")
+    min_resident_s: Seconds = Field(60, description="A model in use keeps its place for so long; 0: no quantum.")
+    max_swap_wait_s: Seconds = Field(
+        120,
+        description="Beyond min_resident_s it keeps its place while its queue is served, until others waited so long.",
+    )
 
     @model_validator(mode="after")
     def _devices_fit_the_source(self) -> "Gpus":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers one question: where does a new instance go, and who makes way for it? A pure function of a snapshot.
 
-Free room is taken before anybody is evicted. An eviction takes the residents that are missed least: the old before
-the young (`Policy.min_resident_s`), the idle before the busy, as few as suffice, the least recently used. Either the
+Free room is taken before anybody is evicted. An eviction takes the residents that are missed least: the idle before
+the busy, as few as suffice, the least recently used. A resident in use keeps its place for a quantum
+(`Policy.min_resident_s`), so that two models which do not fit together are not swapped at every request. Either the
 whole plan fits or nobody is evicted.
 """
 
@@ -17,7 +18,7 @@ MAX_EXACT_CANDIDATES = 12  # 4096 subsets
 MAX_EXACT_SUBSETS = 1 << 14  # looked at in one plan; beyond it the greedy search answers
 MAX_COMBINATIONS = 256  # of GPUs that are looked at one by one
 
-_Cost = tuple[tuple[int, ...], tuple[float, ...], tuple[str, ...]]
+_Cost = tuple[tuple[int, int], tuple[float, ...], tuple[str, ...]]
 
 
 def plan(
@@ -70,25 +71,32 @@ class _Books:
     def free(self, gpu: Gpu) -> int:
         return self.room(gpu, lambda _: False)
 
-    def rank(self, resident: Resident) -> int:
-        """0: an old idle resident, missed least; 1: old and busy; 2: young; 3: young and busy."""
-        young = self.now - resident.ready_since < self.policy.min_resident_s
-        return 2 * young + resident.busy
+    def keeps_its_place(self, resident: Resident) -> bool:
+        """In use, and either within its quantum or still at work on its queue while nobody else waits too long.
 
-    def eviction_order(self, resident: Resident) -> tuple[int, float, str]:
-        return self.rank(resident), resident.last_used, resident.instance_id
+        The quantum holds however long others have waited: a model that takes longer to load than they may wait would
+        otherwise be evicted as soon as it is ready, and nobody would be served.
+        """
+        in_use = resident.busy or resident.waited_for or self.now - resident.last_used < self.policy.idle_s
+        if not in_use or not self.policy.min_resident_s:
+            return False
+        if self.now - resident.ready_since < self.policy.min_resident_s:
+            return True
+        return resident.waited_for and self.need.waited_s < self.policy.max_swap_wait_s
+
+    def eviction_order(self, resident: Resident) -> tuple[bool, float, str]:
+        return resident.busy, resident.last_used, resident.instance_id
 
     def cost(self, evicted: Iterable[Resident]) -> _Cost:
-        """What an eviction costs: members of the worst class first, so in the end their number; then how recently used.
+        """What an eviction costs: the number of busy ones, then that of idle ones, then how recently they were used.
 
         A proper subset always costs less, so the cheapest set that suffices has nobody in it who could have stayed.
         """
         members = list(evicted)
-        by_class = [0, 0, 0, 0]
-        for member in members:
-            by_class[3 - self.rank(member)] += 1
+        busy = sum(member.busy for member in members)
         recent_first = sorted((member.last_used for member in members), reverse=True)
-        return tuple(by_class), tuple(recent_first), tuple(sorted(member.instance_id for member in members))
+        ids = sorted(member.instance_id for member in members)
+        return (busy, len(members) - busy), tuple(recent_first), tuple(ids)
 
 
 def _never(books: _Books, all_gpus: Sequence[Gpu]) -> NoRoom | None:
@@ -146,6 +154,7 @@ def _candidates(books: _Books) -> list[Resident]:
             and not resident.pinned
             and resident.model != books.need.model
             and (books.need.may_drain_busy or not resident.busy)
+            and not books.keeps_its_place(resident)
             and not usable.isdisjoint(resident.gpu_ids)
         ),
         key=books.eviction_order,
@@ -219,6 +228,8 @@ def _reason_for_now(books: _Books, had_candidates: bool) -> str:
     where = "there is" if need.gpu_count == 1 else f"on {_gpus(need.gpu_count)} there is"
     if not need.may_evict:
         why = "extra instances take free room only"
+    elif any(map(books.keeps_its_place, books.residents)):
+        why = "models in use keep their place for a while (gpus.min_resident_s)"
     elif not need.may_drain_busy:
         why = "idle instances alone do not make the room, and busy ones are not drained for this start"
     elif had_candidates:

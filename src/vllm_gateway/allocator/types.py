@@ -26,6 +26,7 @@ class Resident:
     gpu_ids: tuple[str, ...]
     mib: int  # on each of its GPUs
     busy: bool = False
+    waited_for: bool = False  # requests of its model wait for a place
     pinned: bool = False
     evictable: bool = True  # ready, not starting
     leaving: bool = False
@@ -42,12 +43,15 @@ class Need:
     gpu_count: int = 1
     may_evict: bool = True  # the model's first instance; extra ones take free room only
     may_drain_busy: bool = True  # False in a discovery run
+    waited_s: float = 0.0  # how long requests have waited for it
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     margin_mib: int = 512  # left free on every GPU
-    min_resident_s: float = 60.0  # younger residents are evicted last
+    min_resident_s: float = 60.0  # a resident in use keeps its place so long
+    max_swap_wait_s: float = 120.0  # and beyond that while its queue is served, until another has waited so long
+    idle_s: float = 2.0  # a resident unused for so long is not in use
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Board:
             one.gpu_ids,
             one.reserved_mib,
             busy=self.activity.in_flight(one.instance_id) > 0,
+            waited_for=self.activity.waiting(one.model) > 0,
             pinned=self.models[one.model].spec.pinned,
             evictable=one.state is State.READY,
             leaving=one.leaving,

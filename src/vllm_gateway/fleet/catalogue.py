@@ -20,7 +20,8 @@ class Catalogue:
         self.footprints = footprints
 
     def policy(self) -> Policy:
-        return Policy(self.settings.gpus.margin_mib, self.settings.gpus.min_resident_s)
+        gpus = self.settings.gpus
+        return Policy(gpus.margin_mib, gpus.min_resident_s, gpus.max_swap_wait_s)
 
     def specs(self) -> dict[str, ModelSpec]:
         settings = self.settings

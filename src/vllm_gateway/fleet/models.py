@@ -28,12 +28,15 @@ class ModelSpec:
 class ModelState:
     spec: ModelSpec
     active: bool = False  # asked for, and not put away since
-    wanted_at: float | None = None  # since when requests wait while nothing is ready
+    waits_since: float | None = None  # requests wait, and nothing is ready
     failures: int = 0
     retry_at: float = 0.0
     last_error: str | None = None
     why_fewer: str | None = None  # why fewer run than wanted
     used_at: float = 0.0
+
+    def waited_s(self, now: float) -> float:
+        return 0.0 if self.waits_since is None else now - self.waits_since
 
 
 @dataclass(frozen=True, slots=True)

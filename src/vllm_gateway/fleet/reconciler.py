@@ -20,13 +20,12 @@ class Reconciler:
 
     def reconcile(self, now: float) -> None:
         board = self.board
-        refused = {effect.model for effect in board.effects if isinstance(effect, e.Refuse)}
-        waiting = [
-            s for s in board.models.values() if board.activity.waiting(s.spec.name) and s.spec.name not in refused
-        ]
-        for state in sorted(waiting, key=lambda s: s.wanted_at or 0.0):
+        waiting = self._waiting(now)
+        for state in waiting:
             if not board.live(state.spec.name) and self._may_start(state):
                 self._start_first(state, now)
+                if not board.live(state.spec.name) and state.waited_s(now) >= board.policy.max_swap_wait_s:
+                    break  # those who came later would take the room that it waits for
         somebody_waits_for_room = any(
             self._may_start(s) and not board.live(s.spec.name) and s.retry_at <= now for s in waiting
         )
@@ -35,6 +34,20 @@ class Reconciler:
                 self._start_missing(state, now, blocked=somebody_waits_for_room)
         self._stop_the_drained(now)
         self._launch(now)
+
+    def _waiting(self, now: float) -> list[ModelState]:
+        """The models that requests wait for while nothing of them is ready, the longest wait first."""
+        board = self.board
+        refused = {effect.model for effect in board.effects if isinstance(effect, e.Refuse)}
+        found = []
+        for name, state in board.models.items():
+            ready = any(one.state is State.READY for one in board.registry.by_model(name))
+            if ready or name in refused or not board.activity.waiting(name):
+                state.waits_since = None
+                continue
+            state.waits_since = now if state.waits_since is None else state.waits_since
+            found.append(state)
+        return sorted(found, key=lambda state: state.waited_s(now), reverse=True)
 
     def _may_start(self, state: ModelState) -> bool:
         return state.spec.uses_gpu_memory and bool(self.board.gpus)
@@ -77,8 +90,17 @@ class Reconciler:
             return
 
     def _plan(self, spec: ModelSpec, footprint: Footprint, now: float, *, first: bool) -> Placement | NoRoom:
-        need = Need(spec.name, footprint.mib, spec.gpu_count, may_evict=first, may_drain_busy=footprint.known)
-        return plan(need, self.board.gpus, self.board.residents(), self.board.policy, now)
+        """A start that measures a footprint leaves the busy alone, unless they would let it wait for ever."""
+        policy, waited_s = self.board.policy, self.board.models[spec.name].waited_s(now)
+        need = Need(
+            spec.name,
+            footprint.mib,
+            spec.gpu_count,
+            may_evict=first,
+            may_drain_busy=footprint.known or waited_s >= policy.max_swap_wait_s,
+            waited_s=waited_s,
+        )
+        return plan(need, self.board.gpus, self.board.residents(), policy, now)
 
     def _reserve(self, state: ModelState, footprint: Footprint, placement: Placement, now: float) -> None:
         board, spec = self.board, state.spec

@@ -57,7 +57,6 @@ class Supervisor:
             case e.Wanted(model):
                 state = board.models[model]
                 state.active, state.used_at = True, now
-                state.wanted_at = state.wanted_at if state.wanted_at is not None else now
             case e.Unwanted(model):
                 self._nobody_waits(board.models[model], now)
             case e.Launched(instance_id, running):
@@ -89,7 +88,6 @@ class Supervisor:
     def _nobody_waits(self, state: ModelState, now: float) -> None:
         """Starts that hold only their reservation are given up."""
         board, name = self._board, state.spec.name
-        state.wanted_at = None
         if any(one.state is State.READY for one in board.registry.by_model(name)):
             return
         for one in board.registry.by_model(name):
@@ -109,7 +107,7 @@ class Supervisor:
                 board.effects.append(e.KeepFootprint(one.model, measured_mib))
         board.registry.move(one, State.READY, "healthy", now)
         state = board.models[one.model]
-        state.active, state.wanted_at, state.last_error = True, None, None
+        state.active, state.last_error = True, None
         state.used_at = max(state.used_at, now)
         board.say(
             log_events.INSTANCE_READY,

@@ -5,13 +5,14 @@ from dataclasses import replace
 from itertools import chain, combinations
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_gateway.allocator.plan import plan
 from vllm_gateway.allocator.types import Gpu, Need, NoRoom, Placement, Policy, Resident
 
-POLICY = Policy(margin_mib=512, min_resident_s=60)
+POLICY = Policy(margin_mib=512, min_resident_s=60, max_swap_wait_s=120, idle_s=2)
 NOW = 1000.0
 Case = tuple[list[Gpu], list[Resident], Need]
 
@@ -24,8 +25,10 @@ def resident(name: str, mib: int = 10000, gpus: str = "g0", **more: object) -> R
     return replace(Resident(name, f"model-{name}", tuple(gpus.split()), mib), **more)  # type: ignore[arg-type]
 
 
-def rank(one: Resident) -> int:
-    return 2 * (NOW - one.ready_since < POLICY.min_resident_s) + one.busy
+def keeps_its_place(need: Need, one: Resident) -> bool:
+    in_use = one.busy or one.waited_for or NOW - one.last_used < POLICY.idle_s
+    young = NOW - one.ready_since < POLICY.min_resident_s
+    return in_use and (young or (one.waited_for and need.waited_s < POLICY.max_swap_wait_s))
 
 
 def rooms(gpus: list[Gpu], residents: list[Resident], gone: set[str]) -> dict[str, int]:
@@ -45,7 +48,7 @@ def fits(need: Need, gpus: list[Gpu], residents: list[Resident], gone: set[str])
 
 def may_go(need: Need, one: Resident) -> bool:
     allowed = one.evictable and not one.leaving and not one.pinned and one.model != need.model
-    return need.may_evict and allowed and (need.may_drain_busy or not one.busy)
+    return need.may_evict and allowed and (need.may_drain_busy or not one.busy) and not keeps_its_place(need, one)
 
 
 def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
@@ -73,11 +76,12 @@ def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
             tuple(g.gpu_id for g in dice.sample(gpus, dice.choice([1, 1, min(2, len(gpus))]))),
             dice.choice([1000, 2500, 4000, 7000, 12000]),
             busy=dice.random() < 0.4,
+            waited_for=dice.random() < 0.2,
             pinned=dice.random() < 0.15,
             evictable=dice.random() < 0.85,
             leaving=dice.random() < 0.15,
             ready_since=dice.choice([100.0, 100.0, 970.0]),
-            last_used=float(dice.randint(100, 110)),
+            last_used=float(dice.choice([*range(100, 110), 999])),
         )
         if len(residents) < 7 and all(room >= 0 for room in rooms(gpus, [*residents, one], set()).values()):
             residents.append(one)
@@ -87,6 +91,7 @@ def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
         dice.choice([1, 1, 1, 2, 2, 3]),
         may_evict=dice.random() < 0.8,
         may_drain_busy=dice.random() < 0.6,
+        waited_s=dice.choice([0.0, 119.0, 120.0]),
     )
     return gpus, residents, need
 
@@ -127,20 +132,20 @@ def test_only_those_are_evicted_who_may_be_and_only_if_it_helps(case: Case) -> N
         evicted = [by_id[instance_id] for instance_id in answer.evict]
         assert all(may_go(need, one) for one in evicted)
         assert not (evicted and fits(need, gpus, residents, set()))
-        order = [(rank(one), one.last_used) for one in evicted]
+        order = [(one.busy, one.last_used) for one in evicted]
         assert order == sorted(order)
 
 
 @settings(max_examples=500, deadline=None)
 @given(cases)
 def test_no_cheaper_eviction_would_do(case: Case) -> None:
-    """Idle before busy, old before young, no smaller set, the least recently used: by trying them all."""
+    """Idle before busy, no smaller set, the least recently used: by trying them all."""
     gpus, residents, need = case
     answer = plan(need, gpus, residents, POLICY, NOW)
     if isinstance(answer, Placement) and answer.evict:
 
         def cost(members: list[Resident]) -> tuple[list[int], list[float]]:
-            counts = [sum(rank(one) == wanted for one in members) for wanted in (3, 2, 1, 0)]
+            counts = [sum(one.busy == wanted for one in members) for wanted in (True, False)]
             return counts, sorted((one.last_used for one in members), reverse=True)
 
         candidates = [r for r in residents if may_go(need, r)]
@@ -188,9 +193,33 @@ def test_the_least_recently_used_goes() -> None:
     assert plan(Need("m", 12000), [gpu()], both, POLICY, NOW) == Placement(("g0",), ("old",))
 
 
-def test_an_old_busy_one_goes_before_a_young_idle_one() -> None:
-    both = [resident("young", ready_since=NOW - 10), resident("busy", busy=True)]
-    assert plan(Need("m", 12000), [gpu()], both, POLICY, NOW) == Placement(("g0",), ("busy",))
+@pytest.mark.parametrize(
+    ("ready_s_ago", "use", "waited_s", "goes"),
+    [
+        (10, {"busy": True}, 1000, False),  # within its quantum, however long others wait
+        (10, {"last_used": NOW - 1}, 0, False),
+        (10, {}, 0, True),  # nobody uses it: at once
+        (60, {"busy": True}, 0, True),  # its quantum is over
+        (60, {"waited_for": True}, 119, False),  # it serves its queue
+        (60, {"waited_for": True}, 120, True),  # but nobody else waits longer than that for it
+    ],
+)
+def test_a_model_in_use_keeps_its_place_for_a_quantum(
+    ready_s_ago: float, use: dict[str, object], waited_s: float, goes: bool
+) -> None:
+    one = resident("0", 20000, ready_since=NOW - ready_s_ago, **use)
+    answer = plan(Need("m", 12000, waited_s=waited_s), [gpu()], [one], POLICY, NOW)
+    if goes:
+        assert answer == Placement(("g0",), ("0",))
+    else:
+        assert isinstance(answer, NoRoom)
+        assert not answer.never
+        assert "gpus.min_resident_s" in answer.reason
+
+
+def test_without_a_quantum_it_is_plain_lru() -> None:
+    one = resident("0", 20000, ready_since=NOW, busy=True, waited_for=True)
+    assert plan(Need("m", 12000), [gpu()], [one], replace(POLICY, min_resident_s=0), NOW) == Placement(("g0",), ("0",))
 
 
 def test_a_discovery_run_and_an_extra_instance_leave_the_busy_alone() -> None:

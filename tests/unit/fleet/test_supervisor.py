@@ -3,7 +3,7 @@
 
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet.instance import State
+from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
 
 
@@ -45,6 +45,65 @@ def test_the_least_recently_used_makes_room_and_is_gone_before_the_next_starts()
     assert not started(effects)
     assert b.state is State.READY
     assert started(fleet.hear(e.Gone(a.instance_id)))
+
+
+def in_use(fleet: FleetInTheHead, one: Instance) -> None:
+    """It always has a request in flight."""
+    fleet.activity.busy[one.instance_id] = 1
+    fleet.activity.used[one.instance_id] = fleet.now
+
+
+def test_two_models_in_constant_use_are_swapped_once_a_quantum() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), min_resident_s=60)
+    one, other = fleet.run("a"), "b"
+    for _ in range(3):
+        in_use(fleet, one)
+        fleet.want(other)
+        for _ in range(59):
+            assert not stopped(fleet.tick(1))
+            in_use(fleet, one)
+        assert one.state is State.READY
+        fleet.tick(1)
+        assert one.state is State.DRAINING, "the quantum is over"
+        fleet.activity.busy[one.instance_id] = 0
+        fleet.hear(e.Drained(one.instance_id))
+        one, other = fleet.run(other), one.model
+
+
+def test_a_model_that_nobody_uses_makes_way_within_its_quantum() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), min_resident_s=60)
+    a = fleet.run("a")
+    fleet.now += 2
+    assert stopped(fleet.want("b")) == [a.instance_id]
+
+
+def test_who_has_waited_too_long_is_not_overtaken() -> None:
+    """`wide` needs both GPUs; small ones that come and go would always hold one of them."""
+    fleet = FleetInTheHead(spec("wide", gpu_count=2), spec("a"), spec("b"), spec("c"), gpus=2, min_resident_s=60)
+    a, b = fleet.run("a"), fleet.run("b")
+    in_use(fleet, a)
+    fleet.want("wide")
+    fleet.now += 50
+    fleet.hear(e.Died(b.instance_id, "killed"))
+    fleet.hear(e.Gone(b.instance_id))
+    fleet.now += 70
+    a.ready_at = fleet.now  # as if it had been swapped in just now
+    fleet.want("c")
+    assert not fleet.of("c"), "wide has waited for 120 s: the room is kept for it"
+    fleet.tick(60)
+    assert a.state is State.DRAINING
+    assert fleet.of("wide", State.STARTING)
+
+
+def test_a_discovery_run_does_not_wait_for_the_busy_for_ever() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), unknown=["b"], min_resident_s=60)
+    a = fleet.run("a")
+    in_use(fleet, a)
+    fleet.want("b")
+    fleet.tick(119)
+    assert a.state is State.READY
+    fleet.tick(1)
+    assert a.state is State.DRAINING
 
 
 def test_idle_goes_before_busy_even_if_used_later() -> None:
