@@ -77,6 +77,8 @@ class _Books:
         The quantum holds however long others have waited: a model that takes longer to load than they may wait would
         otherwise be evicted as soon as it is ready, and nobody would be served.
         """
+        if resident.waited_for and resident.last_used <= resident.ready_since:
+            return True  # just ready: those who waited for it come first, even without a quantum
         in_use = resident.busy or resident.waited_for or self.now - resident.last_used < self.policy.idle_s
         if not in_use or not self.policy.min_resident_s:
             return False

@@ -26,6 +26,8 @@ def resident(name: str, mib: int = 10000, gpus: str = "g0", **more: object) -> R
 
 
 def keeps_its_place(need: Need, one: Resident) -> bool:
+    if one.waited_for and one.last_used <= one.ready_since:
+        return True
     in_use = one.busy or one.waited_for or NOW - one.last_used < POLICY.idle_s
     young = NOW - one.ready_since < POLICY.min_resident_s
     return in_use and (young or (one.waited_for and need.waited_s < POLICY.max_swap_wait_s))
@@ -200,8 +202,8 @@ def test_the_least_recently_used_goes() -> None:
         (10, {"last_used": NOW - 1}, 0, False),
         (10, {}, 0, True),  # nobody uses it: at once
         (60, {"busy": True}, 0, True),  # its quantum is over
-        (60, {"waited_for": True}, 119, False),  # it serves its queue
-        (60, {"waited_for": True}, 120, True),  # but nobody else waits longer than that for it
+        (60, {"waited_for": True, "last_used": NOW - 9}, 119, False),  # it serves its queue
+        (60, {"waited_for": True, "last_used": NOW - 9}, 120, True),  # but nobody else waits longer than that for it
     ],
 )
 def test_a_model_in_use_keeps_its_place_for_a_quantum(
@@ -217,9 +219,12 @@ def test_a_model_in_use_keeps_its_place_for_a_quantum(
         assert "gpus.min_resident_s" in answer.reason
 
 
-def test_without_a_quantum_it_is_plain_lru() -> None:
-    one = resident("0", 20000, ready_since=NOW, busy=True, waited_for=True)
-    assert plan(Need("m", 12000), [gpu()], [one], replace(POLICY, min_resident_s=0), NOW) == Placement(("g0",), ("0",))
+def test_without_a_quantum_it_is_plain_lru_but_nobody_goes_before_it_has_served() -> None:
+    lru = replace(POLICY, min_resident_s=0)
+    one = resident("0", 20000, ready_since=NOW - 5, last_used=NOW - 1, busy=True, waited_for=True)
+    assert plan(Need("m", 12000), [gpu()], [one], lru, NOW) == Placement(("g0",), ("0",))
+    just_ready = replace(one, last_used=NOW - 5, busy=False)
+    assert isinstance(plan(Need("m", 12000, waited_s=1000), [gpu()], [just_ready], lru, NOW), NoRoom)
 
 
 def test_a_discovery_run_and_an_extra_instance_leave_the_busy_alone() -> None:

@@ -5,6 +5,7 @@ from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
+from vllm_gateway.fleet.runtimes import Running
 
 
 def test_a_cold_model_starts_all_its_instances_side_by_side_on_different_gpus() -> None:
@@ -68,6 +69,22 @@ def test_two_models_in_constant_use_are_swapped_once_a_quantum() -> None:
         fleet.activity.busy[one.instance_id] = 0
         fleet.hear(e.Drained(one.instance_id))
         one, other = fleet.run(other), one.model
+
+
+def test_nobody_makes_way_before_it_has_served_those_who_waited_for_it() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), min_resident_s=0)
+    a = fleet.run("a")
+    fleet.want("b")
+    fleet.hear(e.Gone(a.instance_id))
+    fleet.want("a")
+    (b,) = fleet.of("b")
+    fleet.now += 1
+    fleet.hear(e.Launched(b.instance_id, Running(b.name, "127.0.0.1", 8000)))
+    assert not stopped(fleet.hear(e.BecameReady(b.instance_id)))
+    assert [route.instance_id for route in fleet.registry.table().of("b")] == [b.instance_id]
+    fleet.now += 1
+    fleet.activity.used[b.instance_id], fleet.activity.waits["b"] = fleet.now, 0
+    assert stopped(fleet.hear(e.Unwanted("b"))) == [b.instance_id]
 
 
 def test_a_model_that_nobody_uses_makes_way_within_its_quantum() -> None:
