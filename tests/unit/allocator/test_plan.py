@@ -209,7 +209,7 @@ def test_the_least_recently_used_goes() -> None:
 def test_a_model_in_use_keeps_its_place_for_a_quantum(
     ready_s_ago: float, use: dict[str, object], waited_s: float, goes: bool
 ) -> None:
-    one = resident("0", 20000, ready_since=NOW - ready_s_ago, **use)
+    one = replace(resident("0", 20000, ready_since=NOW - ready_s_ago), **use)  # type: ignore[arg-type]
     answer = plan(Need("m", 12000, waited_s=waited_s), [gpu()], [one], POLICY, NOW)
     if goes:
         assert answer == Placement(("g0",), ("0",))

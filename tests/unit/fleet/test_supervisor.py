@@ -63,9 +63,8 @@ def test_two_models_in_constant_use_are_swapped_once_a_quantum() -> None:
         for _ in range(59):
             assert not stopped(fleet.tick(1))
             in_use(fleet, one)
-        assert one.state is State.READY
         fleet.tick(1)
-        assert one.state is State.DRAINING, "the quantum is over"
+        assert fleet.of(one.model, State.DRAINING) == [one], "the quantum is over"
         fleet.activity.busy[one.instance_id] = 0
         fleet.hear(e.Drained(one.instance_id))
         one, other = fleet.run(other), one.model
@@ -118,9 +117,9 @@ def test_a_discovery_run_does_not_wait_for_the_busy_for_ever() -> None:
     in_use(fleet, a)
     fleet.want("b")
     fleet.tick(119)
-    assert a.state is State.READY
+    assert fleet.of("a", State.READY) == [a]
     fleet.tick(1)
-    assert a.state is State.DRAINING
+    assert fleet.of("a", State.DRAINING) == [a]
 
 
 def test_idle_goes_before_busy_even_if_used_later() -> None:
