@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chain: filters, then a weighted sum of other strategies' scores. Right when no single measure fits the traffic."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -41,11 +42,16 @@ class Chain(Scoring):
         self.wants_metrics = any(getattr(member, "wants_metrics", False) for member in self._members)
 
     def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
+        kept = instances
         for member, at_most in self._filters:
-            scores = member.scores(request, instances)
-            kept = [one for one, score in zip(instances, scores, strict=True) if score <= at_most]
-            instances = kept or instances
-        return super().choose(request, instances)
+            scores = member.scores(request, kept)
+            within = [one for one, score in zip(kept, scores, strict=True) if score <= at_most]
+            kept = within or kept
+        chosen = super().choose(request, kept)
+        if len(kept) < len(instances):
+            by_id = {one.instance_id: score for one, score in zip(kept, self.last_scores, strict=True)}
+            self.last_scores = [by_id.get(one.instance_id, math.inf) for one in instances]
+        return chosen
 
     def scores(self, request: RequestInfo, instances: Sequence[InstanceView]) -> Sequence[float]:
         sums = [0.0] * len(instances)

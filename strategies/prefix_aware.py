@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, Scoring
-from vllm_gateway.scheduling.prefill import PrefillBooks
+from vllm_gateway.scheduling.prefill import PrefillBooks, work_of
 
 _Positive = Annotated[int, Meta(gt=0)]
 DECODE_SHARE = 0.25  # a token that is still to be generated there delays a newcomer as this many prompt tokens would
@@ -34,21 +34,33 @@ class PrefixAware(Scoring):
         super().__init__()
         self._clock = clock
         self._books = PrefillBooks(cache_tokens=cache_tokens, max_blocks=max_blocks, max_age_s=max_age_s)
+        self._most_cached = 0
+        self._numbers = (0, 0, 0, 0.0)
 
     def scores(self, request: RequestInfo, instances: Sequence[InstanceView]) -> Sequence[float]:
         now, prompt = self._clock(), request.prompt
         books = [self._books.of(instance, now) for instance in instances]
         behind = sum(len(book.unread) for book in books) / len(books)
-        scores = []
+        scores, self._most_cached = [], 0
         for instance, book in zip(instances, books, strict=True):
+            cached = book.cached(prompt)
             decoding = max(0, instance.in_flight - len(book.unread)) * request.output_tokens * DECODE_SHARE
-            work = book.remaining(now) + book.work(prompt) * (1 + behind) + decoding
+            work = book.remaining(now) + work_of(prompt, cached) * (1 + behind) + decoding
             scores.append(work / book.tokens_per_s / instance.weight)
+            self._most_cached = max(self._most_cached, cached)
         return scores
 
     def placed(self, request: RequestInfo, instance: InstanceView) -> None:
-        now = self._clock()
-        self._books.of(instance, now).take(request, now)
+        now, prompt = self._clock(), request.prompt
+        book = self._books.of(instance, now)
+        self._numbers = (book.cached(prompt), self._most_cached, prompt.tokens, book.remaining(now))
+        book.take(request, now)
+
+    def reason(self) -> str:
+        """Of the last choice, for the decision records."""
+        cached, most, tokens, ahead = self._numbers
+        text = f"about {cached} of {tokens} prompt tokens are cached there, {ahead:.0f} are to be read before them"
+        return text if cached == most else f"{text}; {most} are cached elsewhere, where it would take longer"
 
     def first_byte(self, request: RequestInfo, instance: InstanceView) -> None:
         self._books.of(instance, self._clock()).read(request, self._clock())

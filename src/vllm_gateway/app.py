@@ -20,14 +20,14 @@ from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
-from vllm_gateway.api.status import GpuStatus, InstanceStatus, ModelStatus, Status
+from vllm_gateway.api.status import DecisionsPage, GpuStatus, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import State
 from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.relay import Limits, Relay
-from vllm_gateway.scheduling import InstanceView, Queues, StrategyError, make_strategy
+from vllm_gateway.scheduling import Decision, Decisions, InstanceView, Placement, Queues, StrategyError, make_strategy
 from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
@@ -41,12 +41,7 @@ class Gateway:
     def __init__(self, settings: Settings, simulated_gpu_dir: Path | None, emit: Callable[..., None]) -> None:
         self.settings = settings
         self._emit: Callable[..., None] = emit
-        directory = Path(settings.strategies_dir) if settings.strategies_dir else None
-        self._strategy_names = {name: model.strategy or settings.strategy for name, model in settings.models.items()}
-        clock = asyncio.get_running_loop().time
-        strategies = {
-            name: make_strategy(chosen, directory, clock=clock) for name, chosen in self._strategy_names.items()
-        }
+        placements = {name: self._placement(name) for name in settings.models}
         footprints = FootprintStore(Path(settings.memory_footprint_file))
         for damage in filter(None, [footprints.load()]):
             emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))
@@ -54,14 +49,14 @@ class Gateway:
         self.fleet = Fleet(settings, runtime, self._probe(simulated_gpu_dir), footprints, emit)
         self.relay = Relay(Limits(), drop_request_headers=_OURS_ALONE)
         self.queues = Queues(
-            strategies,
+            placements,
             self.fleet,
             size=settings.queue_size,
             timeout_s=settings.queue_timeout_s,
-            strategy_failed=self._strategy_failed,
             departed=self._departed,
         )
-        self.fleet.attach(self.queues, self.queues)
+        measured = frozenset(name for name, placement in placements.items() if placement.wants_metrics)
+        self.fleet.attach(self.queues, self.queues, measured)
         names = ModelNames({alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)})
         self.inference = Inference(names=names, queues=self.queues, relay=self.relay, demand=self.fleet)
         self.api = Api(
@@ -70,6 +65,7 @@ class Gateway:
             inference=self.inference,
             journal=Journal(emit),
             status=self.status,
+            decisions=self.decisions,
             max_body=settings.server.max_body_mib << 20,
         )
         self._began = 0.0
@@ -96,8 +92,37 @@ class Gateway:
         await self.fleet.close()
         await self.relay.close()
 
-    def _strategy_failed(self, model: str, error: Exception) -> None:
-        self._emit(events.STRATEGY_FAILED, strategy=self._strategy_names[model], model=model, error=repr(error))
+    def _placement(self, model: str) -> Placement:
+        """Raises StrategyError."""
+        settings, emit = self.settings, self._emit
+        clock = asyncio.get_running_loop().time
+        directory = Path(settings.strategies_dir) if settings.strategies_dir else None
+        keep, log_every = settings.decisions.keep, settings.decisions.log_every
+
+        def failed(error: Exception) -> None:
+            emit(events.STRATEGY_FAILED, strategy=settings.strategy_name(model), model=model, error=repr(error))
+
+        def tell(decision: Decision) -> None:
+            emit(
+                events.ROUTING_DECISION,
+                request_id=decision.request_id,
+                model=model,
+                instance=decision.instance,
+                reason=decision.reason,
+                scores=decision.scores,
+            )
+
+        return Placement(
+            make_strategy(settings.strategy_of(model), directory, clock=clock),
+            failed=failed,
+            clock=clock,
+            slow_start_s=settings.slow_start_s,
+            decisions=Decisions(keep, log_every, tell) if keep or log_every else None,
+        )
+
+    def decisions(self, model: str) -> DecisionsPage:
+        kept = self.queues.of(model).placement.decisions
+        return DecisionsPage(model, self.settings.strategy_name(model), kept.latest() if kept else [])
 
     def _departed(self, view: InstanceView) -> None:
         self.relay.forget(view.host, view.port)
@@ -124,7 +149,7 @@ class Gateway:
                 max_in_flight=one.max_in_flight,
                 total=view.total if view else 0,
                 last_used_s_ago=None if used is None else round(now - used, 1),
-                strategy=self._strategy_names[one.model],
+                strategy=self.settings.strategy_name(one.model),
                 external=one.external,
             )
         gpus = [
@@ -171,7 +196,7 @@ class Gateway:
             starting=starting,
             queued=queue.waiting,
             served=queue.served,
-            strategy=self._strategy_names[name],
+            strategy=self.settings.strategy_name(name),
             pinned=model.pinned,
             aliases=list(model.aliases),
             why_fewer=state.why_fewer if ready + starting < state.spec.instances else None,

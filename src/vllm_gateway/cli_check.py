@@ -34,7 +34,7 @@ def _describe(settings: Settings) -> list[str]:
     for name, model in settings.models.items():
         source = model.repository or ", ".join(model.endpoints)
         instances = str(len(model.endpoints) or model.instances)
-        rows.append((name, instances, source, model.strategy or settings.strategy))
+        rows.append((name, instances, source, settings.strategy_name(name)))
     return [
         f"address  http://{host}:{server.port} ({access})",
         f"runtime  {settings.runtime} ({engine})",

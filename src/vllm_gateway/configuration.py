@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from vllm_gateway.scheduling import StrategyError, make_strategy
 from vllm_gateway.settings import Model, Settings
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import get_logger
@@ -88,6 +89,7 @@ def load_settings(
     except ValidationError as error:
         problems = [draft.explain(details) for details in error.errors(include_url=False)]
         raise ConfigError(_without_repeats(draft.problems + problems)) from None
+    _find_bad_strategies(draft, settings)
     if draft.problems:
         raise ConfigError(_without_repeats(draft.problems))
     counts = {name: model.instances for name, model in settings.models.items()}
@@ -366,6 +368,17 @@ def _find_contradictions(draft: _Draft) -> None:
                 if setting in model:
                     message = f"'{setting}' is for engines that the gateway starts; remove it or `endpoints`"
                     draft.complain(("models", name, setting), message)
+
+
+def _find_bad_strategies(draft: _Draft, settings: Settings) -> None:
+    directory = Path(settings.strategies_dir) if settings.strategies_dir else None
+    named: dict[Keys, Any] = {("models", name, "strategy"): model.strategy for name, model in settings.models.items()}
+    for keys, strategy in {("strategy",): settings.strategy, **named}.items():
+        try:
+            if strategy is not None:
+                make_strategy(strategy, directory)
+        except StrategyError as error:
+            draft.complain(keys, str(error))
 
 
 assert set(_ENGINE_SETTINGS) <= set(Model.model_fields)

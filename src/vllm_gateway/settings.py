@@ -2,10 +2,10 @@
 """The shape of the configuration: every setting and every default stands here."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 
 def _endpoint(url: str) -> str:
@@ -25,6 +25,21 @@ def _volume(text: str) -> str:
     return text
 
 
+def _strategy(value: object) -> str | dict[str, Any]:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return value
+    raise ValueError("name a strategy, or give a mapping of its `name` and its options")
+
+
+_STRATEGY_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+    ]
+}
+Strategy = Annotated[str | dict[str, Any], PlainValidator(_strategy), WithJsonSchema(_STRATEGY_SCHEMA)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mib = Annotated[int, Field(gt=0)]
 Volume = Annotated[str, AfterValidator(_volume)]
@@ -100,6 +115,13 @@ class Log(_Strict):
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
 
 
+class Decisions(_Strict):
+    """Why requests went where they went; of strategies that have scores."""
+
+    keep: int = Field(100, ge=0, le=10_000, description="The latest of each model, for GET /gateway/decisions.")
+    log_every: int = Field(0, ge=0, description="Every so many, one is logged; 0: none.")
+
+
 class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
@@ -115,7 +137,10 @@ class Model(_Strict):
     pinned: bool = Field(False, description="Never evicted, never stopped for idleness.")
     idle_timeout_s: Seconds | None = Field(None, description="Overrides the default; 0: never.")
     max_in_flight: int | None = Field(None, ge=1)
-    strategy: str | None = None
+    weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        (), description="How strong instance 1, 2, ... is, against 1 where nothing is said."
+    )
+    strategy: Strategy | None = None
 
     @model_validator(mode="after")
     def _repository_or_endpoints(self) -> "Model":
@@ -136,8 +161,10 @@ class Settings(_Strict):
     gpus: Gpus = Gpus()
     log: Log = Log()
     models: dict[str, Model] = Field(default_factory=dict)
-    strategy: str = Field("round_robin", description="For every model that names none.")
+    strategy: Strategy = Field("round_robin", description="For every model that names none.")
     strategies_dir: str | None = None
+    slow_start_s: Seconds = Field(10, description="A new instance takes its full share only after so long; 0: at once.")
+    decisions: Decisions = Decisions()
     max_in_flight: int = Field(256, ge=1, description="Requests at once on one instance.")
     queue_size: int = Field(1000, ge=1, description="Waiting requests of one model; beyond it: 429.")
     queue_timeout_s: Seconds = Field(600, gt=0, description="Longest wait for an instance.")
@@ -146,3 +173,10 @@ class Settings(_Strict):
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
     memory_footprint_file: str = "memory_footprints.json"
     hf_token: str | None = Field(None, description="Passed to engines; never logged.")
+
+    def strategy_of(self, model: str) -> str | dict[str, Any]:
+        return self.models[model].strategy or self.strategy
+
+    def strategy_name(self, model: str) -> str:
+        strategy = self.strategy_of(model)
+        return strategy if isinstance(strategy, str) else str(strategy["name"])

@@ -49,7 +49,8 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize("text", CONFIGURATIONS)
 def test_the_configurations_in_the_pages_are_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
-    file.write_text(text, encoding="utf-8")
+    (tmp_path / "fewest_served.py").write_text(blocks(ROOT / "docs/strategies.md", "python")[0], encoding="utf-8")
+    file.write_text(text.replace("/etc/vllm-gateway/strategies", str(tmp_path)), encoding="utf-8")
     assert load_settings(file, {}, {}).models
 
 

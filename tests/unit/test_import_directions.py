@@ -21,7 +21,7 @@ ALLOWED = {
     "strategies": {"scheduling"},
     "settings": set[str](),
     "routing": set[str](),
-    "configuration": {"settings", "telemetry"},
+    "configuration": {"scheduling", "settings", "telemetry"},
     "cli_check": {"configuration", "settings"},
     "__init__": set[str](),
 }

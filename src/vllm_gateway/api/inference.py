@@ -70,6 +70,7 @@ class Inference:
     ) -> Carried:
         outcome = Outcome.CLIENT_GONE
         header = ("X-Request-Id", info.request_id)
+        placement = queue.placement
         try:
             carried = await self._relay.carry(
                 client,
@@ -78,7 +79,7 @@ class Inference:
                 info.body,
                 extra_request_headers=[header],
                 extra_reply_headers=[header],
-                began=partial(queue.first_byte, instance, info) if queue.wants_first_byte else None,
+                began=partial(placement.first_byte, info, instance) if placement.wants_first_byte else None,
             )
             progress.status = carried.status
             progress.first_byte_s, progress.bytes_out = carried.first_byte_s, carried.bytes_sent

@@ -16,7 +16,7 @@ from vllm_gateway.api.journal import Journal, Progress, request_id_of
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.metrics import CONTENT_TYPE, MetricsPage
 from vllm_gateway.api.names import ModelNames
-from vllm_gateway.api.status import Status
+from vllm_gateway.api.status import DecisionsPage, Status
 from vllm_gateway.relay import AiohttpClient, CarriedResponse, ClientGone
 from vllm_gateway.telemetry import events
 
@@ -32,6 +32,7 @@ class Api:
         inference: Inference,
         journal: Journal,
         status: Callable[[], Status],
+        decisions: Callable[[str], DecisionsPage],
         max_body: int,
     ) -> None:
         self._names = names
@@ -39,11 +40,13 @@ class Api:
         self._inference = inference
         self._journal = journal
         self._status = status
+        self._decisions = decisions
         self._max_body = max_body
         self._metrics = MetricsPage(journal.metrics, status)
         self._created = int(time.time())
         self._pages: Mapping[str, Callable[[web.BaseRequest, Progress], web.Response]] = {
             "/gateway/status": self._show_status,
+            "/gateway/decisions": self._show_decisions,
             "/metrics": self._show_metrics,
             "/v1/models": self._list_models,
         }
@@ -90,6 +93,12 @@ class Api:
 
     def _show_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
         return _json(self._status(), progress)
+
+    def _show_decisions(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        name = request.rel_url.query.get("model")
+        if not name:
+            raise ApiError("model_missing", f"Say which model: {request.path}?model=NAME", param="model")
+        return _json(self._decisions(self._names.model_of(name)), progress)
 
     def _show_metrics(self, request: web.BaseRequest, progress: Progress) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})

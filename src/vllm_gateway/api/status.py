@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from vllm_gateway.scheduling import Decision
+
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
@@ -70,3 +72,12 @@ class Status:
     known_footprints_mib: dict[str, int]
     gpus: list[GpuStatus]
     models: dict[str, ModelStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionsPage:
+    """`GET /gateway/decisions?model=`: the newest first. Empty for a strategy that has no scores."""
+
+    model: str
+    strategy: str
+    decisions: list[Decision]

@@ -42,6 +42,7 @@ def _instance(registry: ContainerRegistry, found: Found, running: Running, spec:
         found.number,
         found.spec_hash,
         spec.max_in_flight,
+        weight=spec.weight_of(found.number),
         gpu_ids=found.gpu_ids,
         reserved_mib=found.footprint_mib,
         since=now,

@@ -34,7 +34,17 @@ async def follow(
         if healthy and known is None:
             current = registry.new_id()
             name = f"{spec.name}@{url.netloc}"
-            one = Instance(current, name, spec.name, number, "", spec.max_in_flight, external=True, launched=True)
+            one = Instance(
+                current,
+                name,
+                spec.name,
+                number,
+                "",
+                spec.max_in_flight,
+                spec.weight_of(number),
+                external=True,
+                launched=True,
+            )
             one.running, one.since = running, asyncio.get_running_loop().time()
             registry.add(one)
             hear(e.BecameReady(current))

@@ -2,11 +2,11 @@
 """The shell around the supervisor: carries its effects out and tells it what came of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe
-from vllm_gateway.fleet import endpoints
+from vllm_gateway.fleet import endpoints, engine_metrics
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt
 from vllm_gateway.fleet.catalogue import Catalogue
@@ -44,6 +44,7 @@ class Fleet:
         self.registry = ContainerRegistry(settings.docker.container_prefix)
         self.supervisor: Supervisor
         self._traffic: Traffic
+        self._measured: Collection[str] = ()
         self._published = -1
         self._tasks = Tasks(emit)
         self._health = Health()
@@ -57,8 +58,10 @@ class Fleet:
             emit=emit,
         )
 
-    def attach(self, traffic: Traffic, activity: Activity) -> None:
+    def attach(self, traffic: Traffic, activity: Activity, measured: Collection[str] = ()) -> None:
+        """`measured`: the models whose engines are asked for their metrics."""
         self._traffic = traffic
+        self._measured = measured
         self.supervisor = Supervisor(
             specs=self._catalogue.specs(),
             registry=self.registry,
@@ -88,6 +91,8 @@ class Fleet:
                     endpoint, number, specs[name], registry=self.registry, health=self._health, hear=self._hear
                 )
                 self._tasks.spawn(following)
+        if self._measured:
+            self._tasks.spawn(engine_metrics.follow(self._measured, self.registry, self._traffic.measured))
         self._tasks.spawn(self._keep_time())
 
     async def close(self) -> None:

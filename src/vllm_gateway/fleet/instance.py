@@ -43,6 +43,7 @@ class Instance:
     number: int
     spec_hash: str
     max_in_flight: int
+    weight: float = 1.0
     gpu_ids: tuple[str, ...] = ()
     reserved_mib: int = 0  # on each of its GPUs
     discovery: bool = False  # its footprint is measured when it is ready

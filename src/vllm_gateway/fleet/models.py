@@ -22,6 +22,11 @@ class ModelSpec:
     idle_timeout_s: float  # 0: never
     pinned: bool
     uses_gpu_memory: bool  # False: no GPUs at all (external engines)
+    weights: tuple[float, ...] = ()
+
+    def weight_of(self, number: int) -> float:
+        """Instances are numbered from 1."""
+        return self.weights[number - 1] if number <= len(self.weights) else 1.0
 
 
 @dataclass(slots=True)

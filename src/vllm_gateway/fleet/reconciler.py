@@ -112,6 +112,7 @@ class Reconciler:
             number=number,
             spec_hash=spec.spec_hash,
             max_in_flight=spec.max_in_flight,
+            weight=spec.weight_of(number),
             gpu_ids=placement.gpu_ids,
             reserved_mib=footprint.mib,
             discovery=not footprint.known,

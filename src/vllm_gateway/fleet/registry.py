@@ -83,6 +83,7 @@ class ContainerRegistry:
                     one.running.host,
                     one.running.port,
                     one.max_in_flight,
+                    one.weight,
                     ready_since=one.since,
                 )
                 routes[one.model] = (*routes.get(one.model, ()), route)

@@ -2,7 +2,9 @@
 """Which ready instance takes this request: the Scheduler interface and the queue of each model."""
 
 from vllm_gateway.routing import EngineMetrics
+from vllm_gateway.scheduling.decisions import Decision, Decisions
 from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
+from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.prompt import Prompt
 from vllm_gateway.scheduling.queue import ModelQueue, Refused
 from vllm_gateway.scheduling.queues import Queues
@@ -10,10 +12,13 @@ from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
 
 __all__ = [
+    "Decision",
+    "Decisions",
     "EngineMetrics",
     "InstanceView",
     "ModelQueue",
     "Outcome",
+    "Placement",
     "Prompt",
     "Queues",
     "Refused",

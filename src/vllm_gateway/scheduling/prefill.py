@@ -25,6 +25,11 @@ class Limits:
     max_age_s: float
 
 
+def work_of(prompt: Prompt, cached: int) -> float:
+    """To read what is not cached of it; in tokens at the beginning of a prompt."""
+    return (prompt.tokens - cached) * (1 + _ATTENTION * (prompt.tokens + cached) / 2)
+
+
 class Book:
     """One engine's. It reads prompts in the order in which they come: the first byte of a reply says how far it is."""
 
@@ -47,11 +52,6 @@ class Book:
         """Tokens of the prompt that need not be read. The last one always is."""
         return min(self._mirror.leading(prompt.blocks) * prompt.block_tokens, prompt.tokens - 1)
 
-    def work(self, prompt: Prompt) -> float:
-        """To read what is not cached of it; in tokens at the beginning of a prompt."""
-        cached = self.cached(prompt)
-        return (prompt.tokens - cached) * (1 + _ATTENTION * (prompt.tokens + cached) / 2)
-
     def remaining(self, now: float) -> float:
         """The work before a newcomer's turn."""
         self._expire(now)
@@ -66,8 +66,8 @@ class Book:
         prompt = request.prompt
         if not self.unread:
             self._since = now
-        work = self.unread[request] = self.work(prompt)
-        self._expected[request] = self.cached(prompt)
+        cached = self._expected[request] = self.cached(prompt)
+        work = self.unread[request] = work_of(prompt, cached)
         self._queued += work
         self._mirror.use(prompt.blocks, now)
         blocks = int(self._cache.tokens / prompt.block_tokens)

@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from vllm_gateway.routing import Demand, Refusal, Route
-from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
-
-StrategyFailed = Callable[[str, Exception], None]
+from vllm_gateway.scheduling.placement import Placement
+from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
 
 
 class Refused(Exception):
@@ -33,29 +32,23 @@ class ModelQueue:
     def __init__(
         self,
         model: str,
-        strategy: Scheduler,
+        placement: Placement,
         demand: Demand,
         *,
         size: int,
         timeout_s: float,
-        strategy_failed: StrategyFailed,
         drained: Callable[[InstanceView], None],
     ) -> None:
         self.model = model
-        self.strategy = strategy
+        self.placement = placement
         self.served = 0
-        self._first_byte: Callable[..., None] | None = getattr(strategy, "first_byte", None)
-        self._finished: Callable[..., None] | None = getattr(strategy, "finished", None)
-        self._departed: Callable[..., None] | None = getattr(strategy, "departed", None)
         self._demand = demand
         self._size = size
         self._timeout_s = timeout_s
-        self._strategy_failed = strategy_failed
         self._drained = drained
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
         self._waiters: deque[_Waiter] = deque()
-        self._turn = 0  # of the fallback, when the strategy fails
 
     @property
     def views(self) -> Sequence[InstanceView]:
@@ -108,35 +101,17 @@ class ModelQueue:
         assert view.in_flight >= 0, view
         if outcome in (Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR):
             view.failures += 1
-        self._tell(self._finished, request, view, outcome)
+        self.placement.finished(request, view, outcome)
         if view.instance_id in self._ids:
             self._serve_waiters()
         elif view.in_flight == 0:
             self._drained(view)
 
-    @property
-    def wants_first_byte(self) -> bool:
-        return self._first_byte is not None
-
-    def first_byte(self, view: InstanceView, request: RequestInfo) -> None:
-        """The reply's content has begun."""
-        self._tell(self._first_byte, request, view)
-
-    def forget(self, view: InstanceView) -> None:
-        """It left the table for good, and its last request has ended."""
-        self._tell(self._departed, view.instance_id)
-
-    def _tell(self, hook: Callable[..., None] | None, *facts: object) -> None:
-        if hook is not None:
-            try:
-                hook(*facts)
-            except Exception as error:
-                self._strategy_failed(self.model, error)
-
     def update(self, routes: Sequence[Route], view_of: Callable[[Route], InstanceView]) -> None:
         """Takes the model's part of a new routing table."""
         self._views = [view_of(route) for route in routes]
         self._ids = frozenset(view.instance_id for view in self._views)
+        self.placement.listed(self._views)
         self._serve_waiters()
 
     def refuse(self, refusal: Refusal) -> None:
@@ -160,14 +135,7 @@ class ModelQueue:
         open_to_all = tuple(view for view in self._views if view.in_flight < view.max_in_flight)
         if not open_to_all:
             return None
-        try:
-            chosen = self.strategy.choose(request, open_to_all)
-            if not any(chosen is view for view in open_to_all):
-                raise LookupError(f"chose {chosen!r}, which it was not given")
-        except Exception as error:
-            self._strategy_failed(self.model, error)
-            self._turn += 1
-            chosen = open_to_all[self._turn % len(open_to_all)]
+        chosen = self.placement.choose(request, open_to_all)
         chosen.in_flight += 1
         chosen.total += 1
         chosen.last_used = asyncio.get_running_loop().time()

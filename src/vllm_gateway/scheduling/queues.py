@@ -4,8 +4,9 @@
 from collections.abc import Callable, Mapping
 
 from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable
+from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.queue import ModelQueue
-from vllm_gateway.scheduling.types import InstanceView, Scheduler
+from vllm_gateway.scheduling.types import InstanceView
 
 
 class Queues:
@@ -13,12 +14,11 @@ class Queues:
 
     def __init__(
         self,
-        strategies: Mapping[str, Scheduler],
+        placements: Mapping[str, Placement],
         demand: Demand,
         *,
         size: int,
         timeout_s: float,
-        strategy_failed: Callable[[str, Exception], None],
         departed: Callable[[InstanceView], None],
     ) -> None:
         self._demand = demand
@@ -28,14 +28,13 @@ class Queues:
         self._queues = {
             model: ModelQueue(
                 model,
-                strategy,
+                placement,
                 demand,
                 size=size,
                 timeout_s=timeout_s,
-                strategy_failed=strategy_failed,
                 drained=self._drained,
             )
-            for model, strategy in strategies.items()
+            for model, placement in placements.items()
         }
 
     def of(self, model: str) -> ModelQueue:
@@ -88,7 +87,7 @@ class Queues:
 
     def _forget(self, view: InstanceView) -> None:
         self._views.pop(view.instance_id, None)
-        self._queues[view.model].forget(view)
+        self._queues[view.model].placement.departed(view.instance_id)
 
     def _drained(self, view: InstanceView) -> None:
         self._forget(view)

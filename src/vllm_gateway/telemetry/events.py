@@ -160,6 +160,12 @@ IMAGE_PULL_PROGRESS = Event(
 )
 IMAGE_PULLED = Event("image_pulled", "info", "The engine's image is here.", ("image",), ("seconds",))
 
+ROUTING_DECISION = Event(
+    "routing_decision",
+    "info",
+    "Why a request went where it went: one in `decisions.log_every`. The lowest score is taken.",
+    ("request_id", "model", "instance", "reason", "scores"),
+)
 STRATEGY_LOADED = Event("strategy_loaded", "info", "A strategy was found.", ("strategy",), ("model", "source"))
 STRATEGY_FAILED = Event(
     "strategy_failed",

@@ -2,13 +2,23 @@
 """A queue gives each request one place, first come, first served, and loses none whatever the clients do."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from vllm_gateway.routing import Refusal, Route, RoutingTable
-from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo, Scheduler
+from vllm_gateway.scheduling import (
+    InstanceView,
+    ModelQueue,
+    Outcome,
+    Placement,
+    Queues,
+    Refused,
+    RequestInfo,
+    Scheduler,
+)
 
 
 @dataclass
@@ -52,11 +62,10 @@ class Bench:
         self.errors: list[Exception] = []
         self.departed: list[str] = []
         self.queues = Queues(
-            {"m": self.strategy},
+            {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
             self.demand,
             size=size,
             timeout_s=timeout_s,
-            strategy_failed=lambda _, error: self.errors.append(error),
             departed=lambda view: self.departed.append(view.instance_id),
         )
         self.placed: list[str] = []

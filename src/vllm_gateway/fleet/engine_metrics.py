@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the engines for their metrics at a fixed pace, for the strategies that want them."""
+
+import asyncio
+from collections.abc import Callable, Collection
+
+import aiohttp
+
+from vllm_gateway.fleet.engines import vllm_metrics
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.routing import EngineMetrics
+
+PACE_S = 1.0
+
+
+async def follow(
+    models: Collection[str], registry: ContainerRegistry, measured: Callable[[str, EngineMetrics], None]
+) -> None:
+    """Runs until it is cancelled. An engine that does not answer keeps its last values, which grow old."""
+    loop = asyncio.get_running_loop()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PACE_S)) as http:
+        due = loop.time()
+        while True:
+            ready = [one for one in registry if one.model in models and one.state is State.READY]
+            await asyncio.gather(*(_ask(http, one, measured) for one in ready))
+            due = max(due + PACE_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+
+async def _ask(http: aiohttp.ClientSession, one: Instance, measured: Callable[[str, EngineMetrics], None]) -> None:
+    if one.running is None:
+        return
+    try:
+        async with http.get(f"http://{one.running.host}:{one.running.port}/metrics") as reply:
+            page = await reply.text()
+    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+        return
+    if reply.status == 200:
+        measured(one.instance_id, vllm_metrics.parse(page, asyncio.get_running_loop().time()))
