@@ -33,8 +33,8 @@ async def _ask(http: aiohttp.ClientSession, one: Instance, measured: Callable[[s
         return
     try:
         async with http.get(f"http://{one.running.host}:{one.running.port}/metrics") as reply:
-            page = await reply.text()
-    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+            if reply.status == 200:
+                page = await reply.text()
+                measured(one.instance_id, vllm_metrics.parse(page, asyncio.get_running_loop().time()))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return
-    if reply.status == 200:
-        measured(one.instance_id, vllm_metrics.parse(page, asyncio.get_running_loop().time()))

@@ -175,3 +175,21 @@ def test_check_shows_every_problem() -> None:
 
 def test_a_problem_reads_as_one_line() -> None:
     assert str(Problem("a.yaml:1: x", "y")) == "a.yaml:1: x: y"
+
+
+def test_a_strategy_and_its_options_are_checked_where_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        "strategy:\n  name: peak_ewma\n  decay: 3\n"
+        "models:\n  a:\n    repository: x/a\n    strategy: nobody\n  b:\n    repository: x/b\n    strategy: 3\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, {})
+    (wrong_shape,) = caught.value.problems
+    assert str(wrong_shape).startswith(f"{file}:10: models.b.strategy: name a strategy, or give a mapping")
+    file.write_text(file.read_text().replace("strategy: 3", "strategy: random"))
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, {})
+    places = [str(problem).split(": ")[0] for problem in caught.value.problems]
+    assert places == [f"{file}:1", f"{file}:7"]
+    assert "has no option 'decay'; it has: decay_s" in str(caught.value)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read from /metrics of vLLM, of one engine and of several ranks behind one address."""
 
+import pytest
+
 from vllm_gateway.fleet.engines.vllm_metrics import parse
 from vllm_gateway.simulator.metrics import Gauges, Metrics, render
 
@@ -46,3 +48,13 @@ def test_the_simulated_engine_is_read_the_same() -> None:
 
 def test_another_page_says_nothing() -> None:
     assert parse("<html>", at=1.0).cache_tokens is None
+
+
+def test_the_size_in_tokens_holds_where_it_is_told() -> None:
+    page = 'vllm:cache_config_info{block_size="128",kv_cache_size_tokens="4067203",num_gpu_blocks="65536"} 1.0\n'
+    assert parse(page, at=1.0).cache_tokens == 4_067_203
+
+
+def test_a_number_that_is_none_is_not_trusted() -> None:
+    with pytest.raises(ValueError, match="NaNaN"):
+        parse('vllm:num_requests_running{engine="0"} NaNaN', at=1.0)

@@ -3,6 +3,7 @@
 
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -133,3 +134,31 @@ def test_the_longer_the_queues_the_more_a_cached_prefix_is_worth() -> None:
 
     assert not home_keeps_it(waiting=0)
     assert home_keeps_it(waiting=3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"name": "peak_ewma", "decay": 1}, r"'peak_ewma' has no option 'decay'; it has: decay_s"),
+        ({"name": "round_robin", "x": 1}, r"'round_robin' has no option 'x'; it has: none"),
+        ({"name": "peak_ewma", "decay_s": "long"}, r"option 'decay_s': Expected `float`, got `str`"),
+        ({"name": "peak_ewma", "decay_s": 0}, r"option 'decay_s': Expected `float` > 0"),
+        ({"name": "random", "random": 1}, r"has no option 'random'"),
+        ({"name": "chain"}, r"'chain': .*scorers"),
+        ({"name": "chain", "scorers": []}, r"option 'scorers': Expected `array` of length >= 1"),
+        ({"name": "chain", "scorers": [{"strategy": "round_robin"}]}, r"'round_robin' has no scores"),
+        ({"name": "chain", "scorers": [{"strategy": "nobody"}]}, r"no strategy 'nobody'"),
+        ({"name": "chain", "scorers": [{"strategy": "least_tokens", "wait": 1}]}, r"unknown field `wait`"),
+        ({"options": 1}, r"needs its `name`"),
+    ],
+)
+def test_options_are_checked(spec: dict[str, object], says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        make_strategy(spec)
+
+
+def test_a_class_without_arguments_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "last.py").write_text(
+        "class Last:\n    def choose(self, request, instances):\n        return instances[-1]\n"
+    )
+    assert make_strategy("last", tmp_path, clock=lambda: 0.0, random=Random(1))
