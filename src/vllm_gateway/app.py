@@ -15,6 +15,7 @@ from aiohttp import web
 from vllm_gateway import __version__
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, ProbeError, SimulatedProbe, StaticProbe
+from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
@@ -216,8 +217,8 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
         gateway = Gateway(settings, simulated, emit)
         await gateway.open()
         try:
-            server = web.Server(gateway.api.handle, access_log=None, handler_cancellation=True, auto_decompress=False)
-            runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
+            door = FrontDoor(gateway.api)
+            runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
             await runner.setup()
             site = web.TCPSite(runner, settings.server.host, settings.server.port, backlog=1024)
             try:

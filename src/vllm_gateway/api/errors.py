@@ -2,6 +2,8 @@
 """Every error that clients get from the gateway itself: OpenAI's error object with a stable code."""
 
 from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
 
 import orjson
 from aiohttp import web
@@ -23,6 +25,7 @@ KINDS = {
     "not_found": Kind(404, "invalid_request_error"),
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "body_too_large": Kind(413, "invalid_request_error"),
+    "body_timeout": Kind(408, "invalid_request_error"),
     "queue_full": Kind(429, "rate_limit_error"),
     "queue_timeout": Kind(503, "service_unavailable"),
     "no_room": Kind(503, "service_unavailable"),
@@ -53,22 +56,32 @@ class ApiError(Exception):
     def status(self) -> int:
         return KINDS[self.code].status
 
-    def response(self, request_id: str) -> web.Response:
-        body = {
-            "error": {
-                "message": self.message,
-                "type": KINDS[self.code].type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-        headers = {"X-Request-Id": request_id}
+    def body(self) -> bytes:
+        error = {"message": self.message, "type": KINDS[self.code].type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def headers(self, request_id: str) -> dict[str, str]:
+        """All but those that say how long the body is."""
+        headers = {"Content-Type": "application/json; charset=utf-8", "X-Request-Id": request_id}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
         if self.status == 405:
             headers["Allow"] = "GET, HEAD"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return web.Response(
-            status=self.status, body=orjson.dumps(body), content_type="application/json", headers=headers
-        )
+        return headers
+
+    def response(self, request_id: str) -> web.Response:
+        """For aiohttp to send."""
+        return web.Response(status=self.status, body=self.body(), headers=self.headers(request_id))
+
+    def reply(self, request_id: str, *, keep_alive: bool) -> bytes:
+        """The same reply as bytes."""
+        body = self.body()
+        headers = self.headers(request_id)
+        headers["Content-Length"] = str(len(body))
+        headers["Date"] = formatdate(usegmt=True)
+        if not keep_alive:
+            headers["Connection"] = "close"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{lines}\r\n".encode() + body

@@ -8,7 +8,7 @@ from vllm_gateway.api.body import wanted
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
-from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
+from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo
 
@@ -69,7 +69,7 @@ class Inference:
         self, client: Client, info: RequestInfo, instance: InstanceView, queue: ModelQueue, progress: Progress
     ) -> Carried:
         outcome = Outcome.CLIENT_GONE
-        header = ("X-Request-Id", info.request_id)
+        own = own_headers((("X-Request-Id", info.request_id),))
         placement = queue.placement
         try:
             carried = await self._relay.carry(
@@ -77,8 +77,8 @@ class Inference:
                 instance.host,
                 instance.port,
                 info.body,
-                extra_request_headers=[header],
-                extra_reply_headers=[header],
+                extra_request_headers=own,
+                extra_reply_headers=own,
                 began=partial(placement.first_byte, info, instance) if placement.wants_first_byte else None,
             )
             progress.status = carried.status

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vllm_gateway.api.errors import ApiError
+from vllm_gateway.relay import ClientGone
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.metrics import RequestMetrics
 
@@ -42,6 +44,17 @@ class Journal:
 
     emit: Callable[..., None]
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    def failed(self, error: Exception, progress: Progress) -> ApiError | None:
+        """What the client is told of `error`; None: it left before there was an answer."""
+        if isinstance(error, ClientGone):
+            progress.outcome = "client_gone"
+            return None
+        if not isinstance(error, ApiError):
+            self.emit(events.UNHANDLED_ERROR, error=repr(error), where="api")
+            error = ApiError("internal_error", "The gateway failed; its log says why.")
+        progress.outcome, progress.status = error.code, error.status
+        return error
 
     def finished(self, progress: Progress) -> None:
         first = progress.first_byte_s

@@ -17,8 +17,7 @@ from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.metrics import CONTENT_TYPE, MetricsPage
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.status import DecisionsPage, Status
-from vllm_gateway.relay import AiohttpClient, CarriedResponse, ClientGone
-from vllm_gateway.telemetry import events
+from vllm_gateway.relay import AiohttpClient, CarriedResponse
 
 
 class Api:
@@ -36,12 +35,12 @@ class Api:
         max_body: int,
     ) -> None:
         self._names = names
-        self._keys = keys
-        self._inference = inference
-        self._journal = journal
+        self.keys = keys
+        self.inference = inference
+        self.journal = journal
         self._status = status
         self._decisions = decisions
-        self._max_body = max_body
+        self.max_body = max_body
         self._metrics = MetricsPage(journal.metrics, status)
         self._created = int(time.time())
         self._pages: Mapping[str, Callable[[web.BaseRequest, Progress], web.Response]] = {
@@ -57,22 +56,14 @@ class Api:
         try:
             response = await self._answer(request, progress)
             progress.status = response.status
-        except ApiError as error:
-            progress.outcome, progress.status = error.code, error.status
-            response = error.response(request_id)
-        except ClientGone:
-            progress.outcome = "client_gone"
-            response = web.Response(status=progress.status)
         except asyncio.CancelledError:
             progress.outcome = "client_gone"
             raise
         except Exception as error:
-            self._journal.emit(events.UNHANDLED_ERROR, error=repr(error), where="api")
-            failed = ApiError("internal_error", "The gateway failed; its log says why.")
-            progress.outcome, progress.status = failed.code, failed.status
-            response = failed.response(request_id)
+            failed = self.journal.failed(error, progress)
+            response = failed.response(request_id) if failed else web.Response(status=progress.status)
         finally:
-            self._journal.finished(progress)
+            self.journal.finished(progress)
         return response
 
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
@@ -80,7 +71,7 @@ class Api:
         if path == "/health":
             _only_get(request)
             return _json({"status": "ok"}, progress)
-        caller = self._keys.caller(
+        caller = self.keys.caller(
             request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape"), request.remote or ""
         )
         if path in self._pages or path.startswith("/v1/models/"):
@@ -112,13 +103,13 @@ class Api:
         return _json(self._model_object(self._names.model_of(name)), progress)
 
     async def _infer(self, request: web.BaseRequest, caller: str, progress: Progress) -> web.StreamResponse:
-        self._inference.check_open()
-        body = await read_body(request, self._max_body)
+        self.inference.check_open()
+        body = await read_body(request, self.max_body)
         if request.method != hdrs.METH_POST and not body:
             raise ApiError("model_missing", f"{request.method} {request.path} carries no model.", param="model")
         client = AiohttpClient(request)
-        carried = await self._inference.serve(client, body, caller, progress)
-        return CarriedResponse(request, carried, partial(self._inference.settle, client, carried))
+        carried = await self.inference.serve(client, body, caller, progress)
+        return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
 
     def _model_object(self, model: str) -> dict[str, object]:
         found = self._status().models[model]

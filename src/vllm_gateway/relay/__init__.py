@@ -26,8 +26,9 @@ What it promises:
 
 from vllm_gateway.relay.aiohttp_client import AiohttpClient, CarriedResponse
 from vllm_gateway.relay.client import Client
+from vllm_gateway.relay.heads import OwnHeaders, own_headers
 from vllm_gateway.relay.relay import Relay
-from vllm_gateway.relay.types import Carried, ClientGone, Headers, Limits, UpstreamFailed
+from vllm_gateway.relay.types import Carried, ClientGone, Limits, UpstreamFailed
 
 __all__ = [
     "AiohttpClient",
@@ -35,8 +36,9 @@ __all__ = [
     "CarriedResponse",
     "Client",
     "ClientGone",
-    "Headers",
     "Limits",
+    "OwnHeaders",
     "Relay",
     "UpstreamFailed",
+    "own_headers",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from vllm_gateway.relay.heads import header_lines
 from vllm_gateway.relay.types import Carried
 
 
@@ -23,6 +24,9 @@ class AiohttpClient:
         self.raw_headers: Sequence[tuple[bytes, bytes]] = request.raw_headers
         self.http_1_1 = request.version >= HttpVersion11
         self.keep_alive = request.keep_alive
+
+    def header_lines(self, dropped: frozenset[bytes]) -> bytes:
+        return header_lines(self.raw_headers, dropped)
 
     @property
     def transport(self) -> asyncio.Transport | None:

@@ -25,6 +25,9 @@ class Client(Protocol):
     def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
         """As received and in order."""
 
+    def header_lines(self, dropped: frozenset[bytes]) -> bytes:
+        """The headers as lines to be passed on, less those of these lower-case names."""
+
     @property
     def http_1_1(self) -> bool: ...
 

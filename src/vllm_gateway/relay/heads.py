@@ -52,54 +52,48 @@ class BadHead(ValueError):
 class OwnHeaders:
     """Headers that the gateway adds, ready to be written; they replace what comes under the same name."""
 
-    names: tuple[bytes, ...]
+    names: frozenset[bytes]
     """Lower-case."""
     lines: bytes
 
 
-_NO_HEADERS = OwnHeaders((), b"")
+NO_HEADERS = OwnHeaders(frozenset(), b"")
 
 
 def own_headers(headers: Headers) -> OwnHeaders:
     """Raises ValueError for what cannot stand in a header."""
     if not headers:
-        return _NO_HEADERS
+        return NO_HEADERS
     lines = ""
     for name, value in headers:
         if not value.isprintable():
             raise ValueError(f"control character in the value of {name!r}")
         lines += f"{name}: {value}\r\n"
-    return OwnHeaders(tuple([_field_name(name.encode()) for name, _ in headers]), lines.encode())
+    return OwnHeaders(frozenset([_field_name(name.encode()) for name, _ in headers]), lines.encode())
 
 
 # --- The request, to the instance
 
 
-def request_head(
-    method: str,
-    target: str,
-    authority: str,
-    headers: Iterable[tuple[bytes, bytes]],
-    *,
-    dropped: frozenset[bytes],
-    own: OwnHeaders,
-    body_length: int,
-) -> bytes:
-    """The head for the instance; `dropped` holds lower-case names. Raises ValueError for what could smuggle a line."""
-    parts = [_request_line(method, target, authority)]
-    if own.names:
-        dropped = dropped.union(own.names)
-    parts += [b"%b: %b\r\n" % header for header in headers if header[0].lower() not in dropped]
-    line_count = len(parts) + 1 + len(own.names)
-    parts.append(own.lines)
-    if body_length or method not in _ASKS_FOR_NO_LENGTH:
-        parts.append(b"Content-Length: %d\r\n" % body_length)
-        line_count += 1
-    parts.append(b"\r\n")
-    head = b"".join(parts)
-    if head.count(b"\n") != line_count + 1 or head.count(b"\r") != line_count + 1 or b"\0" in head:
+def request_head(method: str, target: str, authority: str, lines: bytes, *, own: OwnHeaders, body_length: int) -> bytes:
+    """The head for the instance; `lines` are the client's headers. Raises ValueError for what is no request line."""
+    length = b"Content-Length: %d\r\n" % body_length if body_length or method not in _ASKS_FOR_NO_LENGTH else b""
+    return b"".join((_request_line(method, target, authority), lines, own.lines, length, b"\r\n"))
+
+
+def header_lines(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> bytes:
+    """Headers as lines to be passed on, less those of these lower-case names and those that Connection names.
+
+    Raises ValueError for what could smuggle a line.
+    """
+    connection = [value for name, value in headers if name.lower() == b"connection"]
+    if connection and connection != [b"keep-alive"]:
+        dropped |= tokens(connection)
+    lines = [b"%b: %b\r\n" % header for header in headers if header[0].lower() not in dropped]
+    joined = b"".join(lines)
+    if joined.count(b"\n") != len(lines) or joined.count(b"\r") != len(lines) or b"\0" in joined:
         raise ValueError("control character in the request's headers")
-    return head
+    return joined
 
 
 @lru_cache(maxsize=256)  # nearly all requests ask for the same few targets

@@ -9,8 +9,8 @@ from typing import Self
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, reset
 from vllm_gateway.relay.exchange import Exchange
-from vllm_gateway.relay.heads import REQUEST_ONLY_HERE, own_headers, request_head, tokens
-from vllm_gateway.relay.types import Carried, ClientGone, Headers, Limits, UpstreamFailed
+from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, request_head
+from vllm_gateway.relay.types import Carried, ClientGone, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Address, Connection, Pool
 
 
@@ -31,7 +31,8 @@ class Relay:
     ) -> None:
         self._limits = limits or Limits()
         self._loop = loop or asyncio.get_running_loop()
-        self._dropped = REQUEST_ONLY_HERE | {name.lower().encode("ascii") for name in drop_request_headers}
+        never = REQUEST_ONLY_HERE | {name.lower().encode("ascii") for name in drop_request_headers}
+        self._dropped = {NO_HEADERS.names: never}  # by the names of our own headers, which replace the client's
         self._pool = Pool(self._loop, max_idle=self._limits.pool_max_idle, max_idle_s=self._limits.pool_idle_s)
         self._active: set[Exchange] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -53,8 +54,8 @@ class Relay:
         port: int,
         body: bytes,
         *,
-        extra_request_headers: Headers = (),
-        extra_reply_headers: Headers = (),
+        extra_request_headers: OwnHeaders = NO_HEADERS,
+        extra_reply_headers: OwnHeaders = NO_HEADERS,
         began: Callable[[], None] | None = None,
     ) -> Carried:
         """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
@@ -68,7 +69,6 @@ class Relay:
             raise ClientGone
         address = (host, port)
         head = self._head(client, address, extra_request_headers, len(body))
-        own = own_headers(extra_reply_headers)
         transport.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
 
         connection = self._pool.take(address)
@@ -77,7 +77,13 @@ class Relay:
             if connection is None:
                 connection = await self._connect(client, address)
             exchange = Exchange(
-                client, transport, connection, own=own, limits=self._limits, loop=self._loop, began=began
+                client,
+                transport,
+                connection,
+                own=extra_reply_headers,
+                limits=self._limits,
+                loop=self._loop,
+                began=began,
             )
             try:
                 await self._see_through(exchange, client, transport, head, body)
@@ -115,21 +121,22 @@ class Relay:
 
     # --- One attempt
 
-    def _head(self, client: Client, address: Address, extra: Headers, body_length: int) -> bytes:
+    def _head(self, client: Client, address: Address, own: OwnHeaders, body_length: int) -> bytes:
         host, port = address
-        dropped = self._dropped
-        connection = [value for name, value in client.raw_headers if name.lower() == b"connection"]
-        if connection and connection != [b"keep-alive"]:
-            dropped |= tokens(connection)
         return request_head(
             client.method,
             client.target,
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            client.raw_headers,
-            dropped=dropped,
-            own=own_headers(extra),
+            client.header_lines(self._dropped_with(own.names)),
+            own=own,
             body_length=body_length,
         )
+
+    def _dropped_with(self, names: frozenset[bytes]) -> frozenset[bytes]:
+        known = self._dropped.get(names)
+        if known is None:
+            known = self._dropped[names] = self._dropped[NO_HEADERS.names] | names
+        return known
 
     async def _connect(self, client: Client, address: Address) -> Connection:
         if self._closed:

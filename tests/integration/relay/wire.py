@@ -17,11 +17,12 @@ from vllm_gateway.relay import (
     Carried,
     CarriedResponse,
     ClientGone,
-    Headers,
     Limits,
     Relay,
     UpstreamFailed,
+    own_headers,
 )
+from vllm_gateway.relay.types import Headers
 
 LIMIT_S = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -55,6 +56,15 @@ class Peer:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+
+    @classmethod
+    async def connect(cls, port: int, *, receive_buffer: int | None = None) -> "Peer":
+        sock = socket.socket()
+        sock.setblocking(False)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        return cls(*await asyncio.open_connection(sock=sock, limit=2**20))
 
     async def send(self, *parts: bytes) -> None:
         """Each part in a write of its own, so that reads on the other side are likely to be split there."""
@@ -199,8 +209,8 @@ class Gateway:
                 "127.0.0.1",
                 self.instance_port,
                 body,
-                extra_request_headers=self.extra_request_headers,
-                extra_reply_headers=self.extra_reply_headers,
+                extra_request_headers=own_headers(self.extra_request_headers),
+                extra_reply_headers=own_headers(self.extra_reply_headers),
             )
         except UpstreamFailed as failure:
             self.outcomes.append(failure.reason)
@@ -212,12 +222,7 @@ class Gateway:
         return CarriedResponse(request, carried, lambda: self.relay.settle(client, carried))
 
     async def connect(self, *, receive_buffer: int | None = None) -> Peer:
-        sock = socket.socket()
-        sock.setblocking(False)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        peer = Peer(*await asyncio.open_connection(sock=sock, limit=2**20))
+        peer = await Peer.connect(self.port, receive_buffer=receive_buffer)
         self.peers.append(peer)
         return peer
 

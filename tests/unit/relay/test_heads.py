@@ -9,6 +9,7 @@ from vllm_gateway.relay.framing import Chunked, Length, UntilClose
 from vllm_gateway.relay.heads import (
     REQUEST_ONLY_HERE,
     BadHead,
+    header_lines,
     own_headers,
     parse_reply_head,
     reply_head,
@@ -20,15 +21,9 @@ NONE = own_headers(())
 
 
 def a_request(*headers: tuple[bytes, bytes], target: str = "/v1/x?a=b", method: str = "POST", length: int = 3) -> bytes:
-    return request_head(
-        method,
-        target,
-        "127.0.0.1:8000",
-        headers,
-        dropped=REQUEST_ONLY_HERE,
-        own=own_headers([("X-Request-Id", "r1")]),
-        body_length=length,
-    )
+    own = own_headers([("X-Request-Id", "r1")])
+    lines = header_lines(headers, REQUEST_ONLY_HERE | own.names)
+    return request_head(method, target, "127.0.0.1:8000", lines, own=own, body_length=length)
 
 
 class TestRequestHead:

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection in the fast lane: reads plain requests one after the other and has each answered before the next.
+
+head -> (admitted?) -> body -> answer -> head ...          whatever is not plain: to aiohttp, for good
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.journal import Progress, request_id_of
+from vllm_gateway.api.request_head import BEGINNING, MAX_HEAD_BYTES, RequestHead, parse_request_head
+
+if TYPE_CHECKING:
+    from vllm_gateway.api.front_door import FrontDoor
+
+_MAX_AHEAD_BYTES = 64 * 1024
+"""Of requests that come before the one at hand is answered; beyond it the connection is not read."""
+
+
+class Visitor(asyncio.Protocol):
+    """A client's connection, and for the relay the `Client` of the request at hand."""
+
+    __slots__ = (
+        "_caller",
+        "_door",
+        "_drained",
+        "_head",
+        "_heard_at",
+        "_missing",
+        "_parts",
+        "_peer",
+        "_progress",
+        "_task",
+        "ahead",
+        "reads_no_more",
+        "transport",
+        "writing_paused",
+    )
+
+    method = "POST"
+    http_1_1 = True
+    transport: asyncio.Transport
+
+    def __init__(self, door: "FrontDoor") -> None:
+        self._door = door
+        self._task: asyncio.Task[None] | None = None  # answers the request at hand
+        self._head: RequestHead | None = None  # of the request at hand
+        self._progress: Progress | None = None
+        self._caller = ""
+        self._parts: list[bytes] = []  # of its body
+        self._missing = 0  # bytes of its body that have not come yet
+        self.ahead = b""  # what has come of the next request
+        self._heard_at = 0.0
+        self.reads_no_more = False  # for the requests ahead are more than are kept
+        self._peer = ""
+        self._drained: asyncio.Future[None] | None = None
+        self.writing_paused = False
+
+    # --- What the relay asks
+
+    @property
+    def target(self) -> str:
+        assert self._head is not None
+        return self._head.target
+
+    @property
+    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        assert self._head is not None
+        return [field.raw for field in self._head.fields]
+
+    def header_lines(self, dropped: frozenset[bytes]) -> bytes:
+        assert self._head is not None
+        return b"".join([field.line for field in self._head.fields if field.name not in dropped])
+
+    @property
+    def keep_alive(self) -> bool:
+        assert self._head is not None
+        return self._head.keep_alive and not self._door.closing
+
+    async def drain(self) -> None:
+        if self.writing_paused and not self.transport.is_closing():
+            self._drained = self._door.loop.create_future()
+            await self._drained
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._heard_at = self._door.loop.time()
+        self._door.enter(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._task is not None:
+            self.ahead += data
+            if len(self.ahead) > _MAX_AHEAD_BYTES and not self.reads_no_more:
+                self.reads_no_more = True
+                self.transport.pause_reading()
+        elif self._missing:
+            self._take_body(data)
+        else:
+            self._take_head(self.ahead + data if self.ahead else data)
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wake()
+        if self._task is not None:
+            self._task.cancel()  # the client left: whatever is done for it ends at once
+        else:
+            self._give_up()
+            self._door.leave(self)
+
+    def _wake(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # --- A request comes in
+
+    def _take_head(self, data: bytes) -> None:
+        self.ahead = b""
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+        if end < 0:
+            if len(data) < MAX_HEAD_BYTES and data.startswith(BEGINNING[: len(data)]):
+                self.ahead = data
+                self._heard_at = self._door.loop.time()
+            else:
+                self._hand_over(data)
+            return
+        head = parse_request_head(data[:end])
+        caller = None if head is None else self._door.admit(head, self._peer)
+        if head is None or caller is None:
+            self._hand_over(data)
+            return
+        now = self._door.loop.time()
+        self._head, self._caller = head, caller
+        self._progress = Progress(request_id_of(head.request_id), "POST", head.path, now)
+        begins, ends = end + 4, end + 4 + head.length
+        if len(data) >= ends:
+            self.ahead = data[ends:]
+            self._answer(data[begins:ends])
+        else:
+            self._heard_at = now
+            self._parts.append(data[begins:])
+            self._missing = ends - len(data)
+
+    def _take_body(self, data: bytes) -> None:
+        if len(data) > self._missing:
+            self.ahead = data[self._missing :]
+            data = data[: self._missing]
+        self._parts.append(data)
+        self._missing -= len(data)
+        if self._missing:
+            self._heard_at = self._door.loop.time()
+        else:
+            body = b"".join(self._parts)
+            self._parts.clear()
+            self._answer(body)
+
+    def _hand_over(self, data: bytes) -> None:
+        """Nothing of this connection is in work, and nothing of it is unsent."""
+        self._door.leave(self)
+        if self.reads_no_more:
+            self.reads_no_more = False
+            self.transport.resume_reading()
+        protocol = self._door.aiohttp_protocol()
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        protocol.data_received(data)
+
+    # --- And is answered
+
+    def _answer(self, body: bytes) -> None:
+        assert self._progress is not None
+        self._task = self._door.loop.create_task(self._serve(body, self._progress))
+
+    async def _serve(self, body: bytes, progress: Progress) -> None:
+        keep = False
+        try:
+            keep = await self._try(body, progress)
+        except asyncio.CancelledError:
+            progress.outcome = "client_gone"
+            raise
+        finally:
+            self._door.journal.finished(progress)
+            self._over(keep)
+
+    async def _try(self, body: bytes, progress: Progress) -> bool:
+        """Whether the connection can take another request."""
+        inference = self._door.inference
+        try:
+            carried = await inference.serve(self, body, self._caller, progress)
+        except Exception as error:
+            failed = self._door.journal.failed(error, progress)
+            if failed is None:
+                return False
+            if progress.bytes_out:
+                self.transport.abort()  # nothing can be said after a reply that has begun
+                return False
+            keep = self.keep_alive
+            self.transport.write(failed.reply(progress.request_id, keep_alive=keep))
+            return keep
+        if self.writing_paused or carried.broken is not None:
+            await inference.settle(self, carried)
+        return carried.keeps_client
+
+    def _over(self, keep: bool) -> None:
+        self._task = self._head = self._progress = None
+        if self.transport.is_closing():
+            self._door.leave(self)
+        elif not keep:
+            self._close()
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        self._heard_at = self._door.loop.time()
+        if self.ahead:
+            self._take_head(self.ahead)
+        elif self._door.closing:
+            self._close()
+        if self.reads_no_more and len(self.ahead) <= _MAX_AHEAD_BYTES:
+            self.reads_no_more = False
+            self.transport.resume_reading()
+
+    # --- The ends
+
+    def check_time(self, now: float, *, idle_s: float, stall_s: float) -> None:
+        """Called by the sweep."""
+        if self._task is not None:
+            return
+        quiet_s = now - self._heard_at
+        if self.transport.is_closing():
+            if quiet_s > stall_s:
+                self.transport.abort()
+        elif self._missing and quiet_s > stall_s:
+            self._refuse_slow_body()
+        elif quiet_s > (stall_s if self.ahead else idle_s):
+            self._close()
+
+    def close_if_idle(self) -> None:
+        if self._task is None and not self._missing and not self.ahead:
+            self._close()
+
+    def _close(self) -> None:
+        """Once all is sent that has been written; the sweep sees to it that this ends."""
+        self._heard_at = self._door.loop.time()
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Ends it now, whatever it does."""
+        self.transport.abort()
+
+    def _refuse_slow_body(self) -> None:
+        assert self._progress is not None
+        text = "The rest of the request's body did not come. Send it faster, or in smaller parts."
+        failed = ApiError("body_timeout", text)
+        self._progress.outcome, self._progress.status = failed.code, failed.status
+        self.transport.write(failed.reply(self._progress.request_id, keep_alive=False))
+        self._close()
+
+    def _give_up(self) -> None:
+        """The connection ended before the body of its request was whole."""
+        self._parts.clear()
+        self._missing = 0
+        if self._progress is not None:
+            if self._progress.outcome == "ok":
+                self._progress.outcome = "client_gone"
+            self._door.journal.finished(self._progress)
+            self._progress = None

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request side of a gateway as it is served, over instances that follow a script; no fleet behind it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Never
+
+from aiohttp import web
+
+from tests.integration.relay.wire import Message, Peer, eventually
+from vllm_gateway.api.front_door import FrontDoor
+from vllm_gateway.api.inference import Inference
+from vllm_gateway.api.journal import Journal
+from vllm_gateway.api.keys import ApiKeys
+from vllm_gateway.api.names import ModelNames
+from vllm_gateway.api.server import Api
+from vllm_gateway.relay import Limits, Relay
+from vllm_gateway.routing import Route, RoutingTable
+from vllm_gateway.scheduling import Queues
+from vllm_gateway.scheduling.placement import Placement
+from vllm_gateway.strategies.round_robin import RoundRobin
+
+MAX_BODY = 1 << 20
+BODY = b'{"model":"m"}'
+LANES = {"fast": b"", "aiohttp": b"X-Not-Plain: \xc3\xa9\r\n"}
+"""A header that decides which lane a request goes through."""
+
+
+def a_request(
+    body: bytes = BODY, *, lane: str = "fast", headers: bytes = b"", target: str = "/v1/chat/completions"
+) -> bytes:
+    head = f"POST {target} HTTP/1.1\r\nHost: gateway\r\n".encode() + LANES[lane] + headers
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+@dataclass
+class NoFleet:
+    """What the request side says to the fleet."""
+
+    heard: list[str] = field(default_factory=list)
+
+    def wanted(self, model: str) -> None:
+        self.heard.append(f"wanted {model}")
+
+    def unwanted(self, model: str) -> None:
+        self.heard.append(f"unwanted {model}")
+
+    def drained(self, instance_id: str) -> None:
+        self.heard.append(f"drained {instance_id}")
+
+    def suspect(self, instance_id: str, reason: str) -> None:
+        self.heard.append(f"suspect {instance_id} {reason}")
+
+
+@dataclass
+class House:
+    door: FrontDoor
+    queues: Queues
+    runner: web.ServerRunner
+    fleet: NoFleet
+    lines: list[dict[str, object]]
+    port: int = 0
+    peers: list[Peer] = field(default_factory=list)
+
+    def publish(self, ports: Sequence[int], max_in_flight: int = 100) -> None:
+        routes = tuple(Route(f"i{port}", f"m-{port}", "m", "127.0.0.1", port, max_in_flight) for port in ports)
+        self.queues.publish(RoutingTable({"m": routes}))
+
+    async def connect(self, *, receive_buffer: int | None = None) -> Peer:
+        peer = await Peer.connect(self.port, receive_buffer=receive_buffer)
+        self.peers.append(peer)
+        return peer
+
+    async def ask(self, request: bytes) -> Message:
+        return await (await self.connect()).ask(request)
+
+    async def line(self, index: int = 0) -> dict[str, object]:
+        """The access line of a request, once it is there."""
+        await eventually(lambda: len(self.lines) > index)
+        return self.lines[index]
+
+    @property
+    def connections(self) -> list[Any]:
+        """Of both lanes."""
+        return [*self.door.visitors, *self.door.connections]
+
+
+def _never(*_: object) -> Never:
+    raise AssertionError("not asked for here")
+
+
+@contextlib.asynccontextmanager
+async def house(
+    *ports: int,
+    keys: Sequence[str] = (),
+    limits: Limits | None = None,
+    max_in_flight: int = 100,
+    stall_s: float = 60.0,
+    drain_s: float = 1.0,
+) -> AsyncIterator[House]:
+    lines: list[dict[str, object]] = []
+    names = ModelNames({"m": "m"})
+    fleet = NoFleet()
+    journal = Journal(lambda event, **fields: lines.append({"event": event.name, **fields}))
+    queues = Queues(
+        {"m": Placement(RoundRobin(), failed=_never, clock=asyncio.get_running_loop().time)},
+        fleet,
+        size=10,
+        timeout_s=5.0,
+        departed=lambda view: None,
+    )
+    async with Relay(limits) as relay:
+        inference = Inference(names=names, queues=queues, relay=relay, demand=fleet)
+        api = Api(
+            names=names,
+            keys=ApiKeys(keys),
+            inference=inference,
+            journal=journal,
+            status=_never,
+            decisions=_never,
+            max_body=MAX_BODY,
+        )
+        door = FrontDoor(api, stall_s=stall_s)
+        runner = web.ServerRunner(door, shutdown_timeout=drain_s)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        made = House(door, queues, runner, fleet, lines, runner.addresses[0][1])
+        made.publish(ports, max_in_flight)
+        try:
+            yield made
+        finally:
+            for peer in made.peers:
+                await peer.close()
+            async with asyncio.timeout(10):
+                await runner.cleanup()
+            assert not door.visitors

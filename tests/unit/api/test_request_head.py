@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plain head is read exactly, and the least doubt leaves it to aiohttp's parser."""
+
+import pytest
+
+from vllm_gateway.api.request_head import parse_request_head
+
+
+def head(*lines: bytes, request_line: bytes = b"POST /v1/chat/completions HTTP/1.1") -> bytes:
+    return b"\r\n".join([request_line, *lines])
+
+
+PLAIN = (b"Host: x", b"Content-Length: 5")
+
+
+def test_a_plain_head() -> None:
+    found = parse_request_head(
+        head(*PLAIN, b"X-A:\t b ", b"x-a:", b"X-Request-ID: r1", b"Authorization: Bearer k", b"Connection: Keep-Alive")
+    )
+    assert found is not None
+    assert (found.target, found.path, found.length) == ("/v1/chat/completions", "/v1/chat/completions", 5)
+    assert (found.keep_alive, found.authorization, found.request_id) == (True, b"Bearer k", "r1")
+    assert [field.raw for field in found.fields][2:4] == [(b"X-A", b"b"), (b"x-a", b"")]
+    assert [field.line for field in found.fields][2:4] == [b"X-A: b\r\n", b"x-a: \r\n"]
+
+
+def test_the_path_is_the_target_without_its_query() -> None:
+    found = parse_request_head(head(*PLAIN, request_line=b"POST /v1/x?a=%20b&c HTTP/1.1"))
+    assert found is not None
+    assert (found.target, found.path) == ("/v1/x?a=%20b&c", "/v1/x")
+
+
+def test_connection_close() -> None:
+    found = parse_request_head(head(*PLAIN, b"connection: Close"))
+    assert found is not None
+    assert not found.keep_alive
+    assert found.request_id is None
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /v1/x HTTP/1.1",
+        b"POST /v1/x HTTP/1.0",
+        b"POST /v1/x HTTP/1.1 ",
+        b"POST  /v1/x HTTP/1.1",
+        b"POST /v1/ HTTP/1.1",
+        b"POST /v2/x HTTP/1.1",
+        b"POST /v1/models HTTP/1.1",
+        b"POST /v1/models/m HTTP/1.1",
+        b"POST /v1/../x HTTP/1.1",
+        b"POST /v1/%2e%2e/x HTTP/1.1",
+        b"POST /v1//x HTTP/1.1",
+        b"POST /v1/./x HTTP/1.1",
+        b"POST /v1/x#y HTTP/1.1",
+        b"POST /v1/\xc3\xa9 HTTP/1.1",
+        b"POST http://x/v1/x HTTP/1.1",
+        b"post /v1/x HTTP/1.1",
+        b"",
+    ],
+)
+def test_another_request_line(request_line: bytes) -> None:
+    assert parse_request_head(head(*PLAIN, request_line=request_line)) is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Host: x",),
+        (b"Content-Length: 5",),
+        (b"Host: x", b"Content-Length: 0"),
+        (b"Host: x", b"Content-Length: 05"),
+        (b"Host: x", b"Content-Length: +5"),
+        (b"Host: x", b"Content-Length: 5, 5"),
+        (b"Host: x", b"Content-Length: "),
+        (b"Host: x", b"Content-Length: 9999999999999999"),
+        (b"Host: x", b"Content-Length : 5"),
+        (*PLAIN, b"Content-Length: 5"),
+        (*PLAIN, b"content-length: 6"),
+        (*PLAIN, b"Host: y"),
+        (*PLAIN, b"Authorization: a", b"authorization: b"),
+        (*PLAIN, b"Transfer-Encoding: chunked"),
+        (*PLAIN, b"transfer-encoding: identity"),
+        (*PLAIN, b"Expect: 100-continue"),
+        (*PLAIN, b"Upgrade: h2c"),
+        (*PLAIN, b"Connection: x-hop"),
+        (*PLAIN, b"Connection: close, x"),
+        (*PLAIN, b" folded"),
+        (*PLAIN, b"X : y"),
+        (*PLAIN, b"X"),
+        (*PLAIN, b""),
+        (*PLAIN, b": y"),
+        (*PLAIN, b"X: \xc3\xa9"),
+        (*PLAIN, b"X: a\nb"),
+        (*PLAIN, b"X: a\rb"),
+        (*PLAIN, b"X: a\0"),
+        (*PLAIN, b"X: " + b"a" * 300 + b"\x7f"),
+    ],
+)
+def test_not_plain(lines: tuple[bytes, ...]) -> None:
+    assert parse_request_head(head(*lines)) is None
