@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`GET /metrics`: the status page and the request counters as Prometheus reads them."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -45,6 +46,13 @@ class _FleetCollector(Collector):
         yield in_flight
 
 
+class _TaskCollector(Collector):
+    """A number that only rises tells of a leak before the memory does."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("vllm_gateway_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
+
+
 class MetricsPage:
     """Renders on demand; nothing is kept for it on the request path but the counters."""
 
@@ -52,6 +60,7 @@ class MetricsPage:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(requests)
         self._registry.register(_FleetCollector(status))
+        self._registry.register(_TaskCollector())
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -35,6 +35,8 @@ class Context:
     """SIGTERM came: what is in flight goes on, new generations are turned away."""
 
 
+_GARBLED = {"garbage": b"\x16\x03\x01 not HTTP\r\n\r\n", "cut_head": b"HTTP/1.1 200 OK\r\ncontent-ty"}
+
 RouteHandler = Callable[[Context, Request, Reply], Awaitable[None]]
 
 
@@ -78,6 +80,8 @@ class Application:
             route = self._route(request)
             if route.generates:
                 self._check_faults()
+                if self._is_garbled(reply):
+                    return
             await route.handler(self._context, request, reply)
         except (ApiError, DetailError) as error:
             allow: list[Header] = []
@@ -117,3 +121,10 @@ class Application:
             raise ApiError(503, "Service temporarily unavailable (simulated)", kind="ServiceUnavailableError")
         if faults.is_set("health_503"):
             raise internal_error(DEAD_MESSAGE)
+
+    def _is_garbled(self, reply: Reply) -> bool:
+        for name, data in _GARBLED.items():
+            if self._context.faults.use(name):
+                reply.break_off(data)
+                return True
+        return False

@@ -62,6 +62,7 @@ class Generation:
         stop_at_end: bool,
         salt: str = "",
         on_token: Callable[[Generation], None] | None = None,
+        is_held: Callable[[Generation], bool] | None = None,
     ) -> None:
         assert prompt, "an empty prompt cannot be continued"
         assert max_tokens > 0
@@ -70,6 +71,7 @@ class Generation:
         self.stop_at_end = stop_at_end
         self.salt = salt
         self.on_token = on_token
+        self.is_held = is_held
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
         self.cached_tokens = 0
@@ -204,6 +206,8 @@ class Engine:
         now = time.monotonic()
         for generation in list(self._running):
             if not generation.tokens and now < generation.first_token_not_before:
+                continue
+            if generation.is_held is not None and generation.is_held(generation):
                 continue
             if generation not in self._running:  # aborted by what an earlier one of this step caused
                 continue

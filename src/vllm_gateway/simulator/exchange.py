@@ -10,6 +10,7 @@ from collections.abc import Callable
 from vllm_gateway.simulator import log
 from vllm_gateway.simulator.api_errors import internal_error
 from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine, EngineDeadError, Generation
+from vllm_gateway.simulator.faults import Faults
 from vllm_gateway.simulator.http_server import Header, Reply
 from vllm_gateway.simulator.replies import DONE, ReplyShape, to_json
 from vllm_gateway.simulator.validation import Wish
@@ -21,14 +22,13 @@ DEATH_S = 0.3
 
 
 class Exchange:
-    def __init__(
-        self, engine: Engine, reply: Reply, shape: ReplyShape, wish: Wish, fault: tuple[str, int] | None
-    ) -> None:
+    def __init__(self, engine: Engine, reply: Reply, shape: ReplyShape, wish: Wish, faults: Faults) -> None:
         self._engine = engine
         self._reply = reply
         self._shape = shape
         self._wish = wish
-        self._fault = fault
+        self._faults = faults
+        self._fault = faults.use_stream_fault()
         self._sent = 0
         self._opened = False
         self._struck = False
@@ -42,6 +42,7 @@ class Exchange:
             stop_at_end=wish.stop_at_end,
             salt=wish.salt,
             on_token=self._deliver,
+            is_held=self._is_held,
         )
         try:
             self._engine.submit(generation)
@@ -57,6 +58,8 @@ class Exchange:
         except EngineDeadError as error:
             self._fail(str(error))
             return
+        if self._is_held(generation):
+            await self._faults.until_lifted("hold_after_tokens")
         if self._struck:
             await self._after_fault()
         elif wish.stream:
@@ -64,6 +67,10 @@ class Exchange:
             self._reply.end()
         else:
             self._reply.send(200, to_json(self._shape.whole(generation)), JSON_HEADERS)
+
+    def _is_held(self, generation: Generation) -> bool:
+        tokens = self._faults.value("hold_after_tokens")
+        return tokens is not None and len(generation.tokens) >= tokens
 
     def _deliver(self, generation: Generation) -> None:
         """Called by the engine's step, for each token and at the end."""

@@ -8,6 +8,7 @@ A fault is written `name`, `name=value` or `name=value*times`; without `times` i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ HTTP_FAULTS = {
     "status_500": "generations get 500",
     "status_503": "generations get 503",
     "shutting_down_500": "generations get 500 `cannot schedule new futures after shutdown`",
+    "garbage": "generations get bytes that are not HTTP, and the connection is closed",
+    "cut_head": "generations get half a head, and the connection is closed",
 }
 STREAM_FAULTS = {
     "exit_after_tokens": "the process exits with status 1",
@@ -37,9 +40,12 @@ STREAM_FAULTS = {
 }
 """Each happens once the value (0) of tokens of a reply has been sent; where nothing is streamed, instead of a reply."""
 
+HOLD_FAULTS = {
+    "hold_after_tokens": "replies stop at so many tokens (0), or before their end, and go on when this is lifted",
+}
 STOP_FAULTS = {"ignore_sigterm": "SIGTERM does nothing"}
 
-KINDS = START_FAULTS | HTTP_FAULTS | STREAM_FAULTS | STOP_FAULTS
+KINDS = START_FAULTS | HTTP_FAULTS | STREAM_FAULTS | HOLD_FAULTS | STOP_FAULTS
 
 
 class UnknownFaultError(ValueError):
@@ -71,12 +77,15 @@ class Faults:
 
     def __init__(self, text: str = "") -> None:
         self._faults: dict[str, Fault] = {}
+        self._changed = asyncio.Event()
         self.replace(part for part in text.split(",") if part.strip())
 
     def replace(self, texts: Iterable[str]) -> None:
         """Sets these and lifts all others; raises UnknownFaultError or ValueError and changes nothing."""
         parsed = [Fault.parse(text) for text in texts]
         self._faults = {fault.name: fault for fault in parsed}
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def texts(self) -> list[str]:
         return [str(fault) for fault in self._faults.values()]
@@ -90,6 +99,10 @@ class Faults:
         if fault is None:
             return None
         return default if fault.value is None else fault.value
+
+    async def until_lifted(self, name: str) -> None:
+        while self.is_set(name):
+            await self._changed.wait()
 
     def use(self, name: str) -> bool:
         """Is it set? Counts as one of its times."""

@@ -79,6 +79,12 @@ class Reply:
             self._connection.write(b"0\r\n\r\n")
         self.ended = True
 
+    def break_off(self, data: bytes) -> None:
+        """Sends these bytes, whatever they are, and closes the connection."""
+        self.started = True
+        self._connection.write(data)
+        self.cut()
+
     def cut(self, *, reset: bool = False) -> None:
         """Ends the connection in the middle of the reply; `reset` with a TCP reset instead of an orderly close."""
         self.ended = True

@@ -49,7 +49,7 @@ def _request_id(request: Request) -> str:
 
 
 async def _generate(context: Context, reply: Reply, shape: ReplyShape, wish: Wish) -> None:
-    await Exchange(context.engine, reply, shape, wish, context.faults.use_stream_fault()).run()
+    await Exchange(context.engine, reply, shape, wish, context.faults).run()
 
 
 async def chat(context: Context, request: Request, reply: Reply) -> None:

@@ -99,6 +99,26 @@ async def test_connections_are_refused_for_a_while(launcher: Launcher) -> None:
                     await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("fault", ["garbage", "cut_head"])
+async def test_a_reply_that_is_no_http(launcher: Launcher, fault: str) -> None:
+    engine = await launcher.ready(faults=f"{fault}*1")
+    with pytest.raises(aiohttp.ClientError):
+        await engine.complete()
+    assert (await engine.complete())[0] == 200
+
+
+async def test_a_reply_can_be_held_in_the_middle_and_before_its_end(launcher: Launcher) -> None:
+    engine = await launcher.ready(faults="hold_after_tokens=2")
+    reply = await engine.stream(max_tokens=5)
+    text = b"".join([await reply.content.readuntil(b"\n\n") for _ in range(2)])
+    await engine.faults("hold_after_tokens=5")
+    text += b"".join([await reply.content.readuntil(b"\n\n") for _ in range(3)])
+    assert text.endswith(b"}\n\n")
+    assert b'"finish_reason":"length"' in text
+    await engine.faults()
+    assert await reply.content.read() == b"data: [DONE]\n\n"
+
+
 async def test_a_stream_that_ends_with_done_alone(launcher: Launcher) -> None:
     engine = await launcher.ready(faults="done_after_tokens=3")
     events = await read_events(await engine.stream())
