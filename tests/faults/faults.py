@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fault is: what it strikes, when, on which stage it is played, and what it may leave."""
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from tests.faults.outcomes import Promise
+from tests.faults.phases import Phase
+from tests.faults.scene import Scene
+
+Act = Callable[[Scene], Awaitable[None]]
+
+
+class Side(enum.Enum):
+    ENGINE = "Engine"
+    START = "Start of an instance"
+    CLIENT = "Client"
+    GATEWAY = "Gateway"
+    MACHINE = "Docker and GPUs"
+
+
+class Stage(enum.Enum):
+    SHARED = "one gateway for all, with engines as child processes"
+    ALONE = "a gateway of its own, with engines as child processes"
+    DOCKER = "a gateway of its own, with engines in containers"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`befalls_new`: only requests that come after it meet it, so that in every phase it is there first.
+    `costs_engine`: it ends an instance, and the next cell must not pay for its model's back-off.
+    """
+
+    id: str
+    name: str
+    side: Side
+    strike: Act
+    promises: Mapping[Phase, Promise]
+    stage: Stage = Stage.SHARED
+    befalls_new: bool = False
+    costs_engine: bool = False
+    afterwards: Act = Scene.nothing_left
+    model: Mapping[str, object] = field(default_factory=dict)
+    """More settings of the cell's model."""
+
+    @property
+    def instances(self) -> int:
+        """That are ready before anything happens: none where the fault is in the start itself."""
+        return 0 if self.side is Side.START else 2
+
+    def comes_first(self, phase: Phase) -> bool:
+        if phase is Phase.QUEUED:
+            return False
+        return self.befalls_new or (phase is Phase.CONNECTING and self.side is Side.ENGINE)
+
+
+async def play(scene: Scene, fault: Fault, phase: Phase) -> None:
+    """The cell as it happens, up to where every request has ended."""
+    first = fault.comes_first(phase)
+    if first:
+        await fault.strike(scene)
+    if first or phase is Phase.CONNECTING:
+        scene.send(phase)
+    else:
+        await scene.bring_into(phase)
+    if not first:
+        await fault.strike(scene)
+    await scene.release()
+    await scene.ended()

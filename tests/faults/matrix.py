@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table: fault x phase -> what is promised. The tests and the page in docs/reliability.md are made from it."""
+
+import signal
+from collections.abc import Iterator
+
+from tests.faults import strikes
+from tests.faults.faults import Fault, Side, Stage
+from tests.faults.outcomes import (
+    ANSWERED,
+    CONTINUED,
+    CUT,
+    LEFT,
+    UNDISTURBED,
+    CannotHappen,
+    NotYet,
+    Promise,
+    answered,
+    answered_or_refused,
+    error,
+)
+from tests.faults.phases import Phase
+from tests.faults.scene import Scene
+
+
+def row(queued: Promise, connecting: Promise, before: Promise, stream: Promise, end: Promise) -> dict[Phase, Promise]:
+    return dict(zip(Phase, (queued, connecting, before, stream, end), strict=True))
+
+
+_TOO_LATE = CannotHappen("its status has been sent")
+_ONLY_IN_STREAMS = CannotHappen("nothing is streamed yet")
+_SAID_ALL = CannotHappen("the engine has said all")
+_NO_INSTANCE = CannotHappen("there is no instance")
+
+
+def _before_the_reply(promise: Promise) -> dict[Phase, Promise]:
+    return row(promise, promise, promise, _TOO_LATE, _TOO_LATE)
+
+
+def _in_the_stream(promise: Promise) -> dict[Phase, Promise]:
+    return row(_ONLY_IN_STREAMS, _ONLY_IN_STREAMS, _ONLY_IN_STREAMS, promise, _SAID_ALL)
+
+
+def _at_the_start(promise: Promise) -> dict[Phase, Promise]:
+    return row(promise, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE)
+
+
+_CONTINUED = NotYet(CONTINUED, "streams are not continued")
+_ANSWERED = NotYet(ANSWERED, "only one retry, and none for replies")
+_START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
+_FINISHED = answered("finished before the gateway ends")
+
+FAULTS = (
+    Fault(
+        "killed",
+        "is killed (SIGKILL)",
+        Side.ENGINE,
+        strikes.engine_gets(signal.SIGKILL),
+        row(ANSWERED, ANSWERED, ANSWERED, _CONTINUED, _CONTINUED),
+        costs_engine=True,
+    ),
+    Fault(
+        "terminated",
+        "is told to end (SIGTERM)",
+        Side.ENGINE,
+        strikes.engine_gets(signal.SIGTERM),
+        row(ANSWERED, ANSWERED, _ANSWERED, _CONTINUED, _CONTINUED),
+        costs_engine=True,
+    ),
+    Fault(
+        "refuses",
+        "refuses connections",
+        Side.ENGINE,
+        strikes.engine_fails_by("refuse_connections"),
+        row(ANSWERED, _ANSWERED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        costs_engine=True,
+    ),
+    Fault(
+        "answers-503",
+        "answers 503",
+        Side.ENGINE,
+        strikes.engine_fails_by("status_503"),
+        _before_the_reply(_ANSWERED),
+        befalls_new=True,
+    ),
+    Fault(
+        "shutting-down",
+        "answers 500 `cannot schedule new futures after shutdown`",
+        Side.ENGINE,
+        strikes.engine_fails_by("shutting_down_500"),
+        _before_the_reply(_ANSWERED),
+        befalls_new=True,
+    ),
+    Fault(
+        "garbage",
+        "answers with something that is not HTTP",
+        Side.ENGINE,
+        strikes.engine_fails_by("garbage"),
+        _before_the_reply(_ANSWERED),
+        befalls_new=True,
+    ),
+    Fault(
+        "cut-head",
+        "answers with half a head",
+        Side.ENGINE,
+        strikes.engine_fails_by("cut_head"),
+        _before_the_reply(_ANSWERED),
+        befalls_new=True,
+    ),
+    Fault(
+        "error-event",
+        "ends the stream with an error event and `[DONE]`",
+        Side.ENGINE,
+        strikes.engine_fails_by("error_after_tokens=5"),
+        _in_the_stream(_CONTINUED),
+        befalls_new=True,
+    ),
+    Fault(
+        "bare-done",
+        "ends the stream with `[DONE]` and no finish reason",
+        Side.ENGINE,
+        strikes.engine_fails_by("done_after_tokens=5"),
+        _in_the_stream(_CONTINUED),
+        befalls_new=True,
+    ),
+    Fault(
+        "closes",
+        "closes the stream's connection",
+        Side.ENGINE,
+        strikes.engine_fails_by("close_after_tokens=5"),
+        _in_the_stream(_CONTINUED),
+        befalls_new=True,
+    ),
+    Fault(
+        "resets",
+        "resets the stream's connection",
+        Side.ENGINE,
+        strikes.engine_fails_by("reset_after_tokens=5"),
+        _in_the_stream(_CONTINUED),
+        befalls_new=True,
+    ),
+    Fault(
+        "gpu-memory",
+        "runs out of GPU memory while it works",
+        Side.ENGINE,
+        strikes.engine_fails_by("out_of_memory_after_tokens=5"),
+        _in_the_stream(_CONTINUED),
+        befalls_new=True,
+        costs_engine=True,
+    ),
+    Fault(
+        "bad-argument",
+        "fails: an argument that the engine does not know",
+        Side.START,
+        strikes.nothing,
+        _at_the_start(_START_FAILED),
+        model={"engine_arguments": ["--no-such-option"]},
+    ),
+    Fault(
+        "start-memory",
+        "fails: too little GPU memory",
+        Side.START,
+        strikes.nothing,
+        _at_the_start(_START_FAILED),
+        model={"engine_arguments": ["--max-model-len", "100000000"]},
+    ),
+    Fault(
+        "start-crash",
+        "fails: the engine crashes while it loads",
+        Side.START,
+        strikes.nothing,
+        _at_the_start(_START_FAILED),
+        model={"environment": {"SIM_FAULTS": "crash_during_load"}},
+    ),
+    Fault(
+        "client-leaves",
+        "leaves",
+        Side.CLIENT,
+        strikes.clients_leave,
+        row(LEFT, LEFT, LEFT, LEFT, LEFT),
+    ),
+    Fault(
+        "gateway-sigterm",
+        "is told to end (SIGTERM)",
+        Side.GATEWAY,
+        strikes.gateway_is_told_to_end,
+        row(
+            _FINISHED,
+            answered_or_refused("stopping", "finished, or refused"),
+            _FINISHED,
+            _FINISHED,
+            _FINISHED,
+        ),
+        stage=Stage.ALONE,
+        afterwards=Scene.gateway_ended,
+    ),
+    Fault(
+        "gateway-sigkill",
+        "is killed (SIGKILL)",
+        Side.GATEWAY,
+        strikes.gateway_dies,
+        row(CUT, CUT, CUT, CUT, CUT),
+        stage=Stage.ALONE,
+        afterwards=Scene.gateway_ended,
+    ),
+)
+
+
+def cells(stage: Stage | None = None) -> Iterator[tuple[Fault, Phase, Promise]]:
+    for fault in FAULTS:
+        if stage in (None, fault.stage):
+            for phase, promise in fault.promises.items():
+                yield fault, phase, promise

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cell of the matrix under way: a model with two instances, requests brought into a phase, a fault, and the end."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+
+from tests.faults.engines import Engine, engine_pids
+from tests.faults.footprint import Held, held, unsettled
+from tests.faults.phases import WAYS, Phase
+from tests.faults.requests import KINDS, Request
+from tests.gateway import GatewayProcess
+
+RunningEngines = Callable[[], Mapping[int, int]]
+"""port -> pid of each engine that there is, by whoever runs them."""
+FOOTPRINT_MIB = 1000
+PLACES = 4
+"""Requests at once on one instance."""
+LIMIT_S = 20.0
+"""Nothing in a cell may take longer: that would be a hang."""
+
+
+class Scene:
+    """`target` is the instance that a fault of an engine befalls; the other one stays well."""
+
+    def __init__(
+        self, gateway: GatewayProcess, model: str, http: aiohttp.ClientSession, running: RunningEngines
+    ) -> None:
+        self.gateway = gateway
+        self.model = model
+        self.engines: list[Engine] = []
+        self.requests: list[Request] = []
+        self.blockers: list[Request] = []
+        self.reference: dict[str, Request] = {}
+        self._http = http
+        self._running = running
+        self._before: Held
+
+    @property
+    def target(self) -> Engine:
+        return self.engines[0]
+
+    async def begin(self, control: aiohttp.ClientSession, instances: int) -> None:
+        """They are ready, what undisturbed requests are told is known, and so is what the gateway holds."""
+        if not instances:
+            self._before = await self._settled()
+            return
+        self.reference = {kind: Request(self._http, self.model, kind) for kind in KINDS}
+        await self._ended(list(self.reference.values()))
+        page = await self.gateway.until(lambda page: page["models"][self.model]["running"] == instances, LIMIT_S)
+        pids = self._running()
+        for name in page["active_models_by_id"][self.model]:
+            address = page["active_containers_by_name"][name]["address"]
+            self.engines.append(Engine(name, address, pids[int(address.rpartition(":")[2])], control))
+        self._before = await self._settled()
+
+    async def bring_into(self, phase: Phase) -> None:
+        """Requests are in that phase and stay there."""
+        way = WAYS[phase]
+        if way.hold is None:
+            return
+        for engine in self.engines:
+            await engine.set(f"hold_after_tokens={way.hold}")
+        places = PLACES * len(self.engines)
+        if phase is Phase.QUEUED:
+            self.blockers = [Request(self._http, self.model, "chat") for _ in range(places)]
+            await self._in_flight(places)
+        self.send(phase)
+        if phase is Phase.QUEUED:
+            await self.gateway.until(lambda page: page["models"][self.model]["queued"] == len(self.requests), LIMIT_S)
+        elif phase is Phase.BEFORE:
+            await self._in_flight(places)
+        else:
+            for request in self.requests:
+                await request.until(way.hold, LIMIT_S)
+
+    def send(self, phase: Phase) -> None:
+        """As many as there are places, so that every instance has some."""
+        kinds = WAYS[phase].kinds
+        count = PLACES * max(len(self.engines), 1)
+        self.requests = [Request(self._http, self.model, kinds[n % len(kinds)]) for n in range(count)]
+
+    async def release(self) -> None:
+        """Engines go on; the fault stays."""
+        for engine in self.engines:
+            held_back = [fault for fault in engine.faults if fault.startswith("hold_")]
+            if held_back:
+                await engine.lift(*held_back)
+
+    async def ended(self) -> None:
+        """Every request has come to an end, whichever; raises TimeoutError if one hangs."""
+        await self._ended([*self.requests, *self.blockers])
+
+    async def nothing_left(self) -> None:
+        """The gateway holds what it held before, and what runs is what its books say."""
+        assert await self._settled(self._before) == self._before
+
+    async def gateway_ended(self) -> None:
+        """The process is gone, and its engines with it."""
+        async with asyncio.timeout(LIMIT_S):
+            await self.gateway.process.wait()
+            while any(Path(f"/proc/{engine.pid}").exists() for engine in self.engines):
+                await asyncio.sleep(0.02)
+
+    async def clean_up(self) -> None:
+        """Also after a failure: the next scene finds every engine as it should be."""
+        for request in [*self.requests, *self.blockers]:
+            await request.leave()
+        for engine in self.engines:
+            if engine.faults:
+                with suppress(aiohttp.ClientError):
+                    await engine.lift(*engine.faults)
+            if engine.stopped:
+                engine.signal(signal.SIGKILL)
+
+    async def _ended(self, requests: list[Request]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await asyncio.gather(*(request.task for request in requests), return_exceptions=True)
+        for request in requests:
+            if not request.task.cancelled():
+                request.task.result()
+
+    async def _in_flight(self, count: int) -> None:
+        await self.gateway.until(
+            lambda page: (
+                count
+                == sum(
+                    one["in_flight"] for one in page["active_containers_by_name"].values() if one["model"] == self.model
+                )
+            ),
+            LIMIT_S,
+        )
+
+    async def _settled(self, wanted: Held | None = None) -> Held:
+        """Waits until the books fit what runs and, where that is known, for what the gateway should hold."""
+        now, wrong = None, ["never looked"]
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while True:
+                    page = await self.gateway.status()
+                    wrong = unsettled(page, set(self._running()), FOOTPRINT_MIB)
+                    if (ready := page["models"][self.model]["running"]) != len(self.engines):
+                        wrong.append(f"{ready} of {len(self.engines)} instances run")
+                    now = await held(self.gateway)
+                    if not wrong and wanted in (None, now):
+                        return now
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"{wrong or 'settled'}; held {now}, before {wanted}") from None
+
+
+@asynccontextmanager
+async def a_scene(
+    gateway: GatewayProcess, model: str, *, instances: int = 2, running: RunningEngines | None = None
+) -> AsyncIterator[Scene]:
+    """Its clients' connections are closed with it: no two requests share one, so that none hides a leak."""
+    connector = aiohttp.TCPConnector(force_close=True, limit=0)
+    async with (
+        aiohttp.ClientSession(gateway.url, connector=connector) as http,
+        aiohttp.ClientSession() as control,
+    ):
+        scene = Scene(gateway, model, http, running or partial(engine_pids, gateway.process.pid))
+        await scene.begin(control, instances)
+        try:
+            yield scene
+        finally:
+            await scene.clean_up()

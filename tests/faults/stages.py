@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configurations of the gateways under test, and the cells of each as parameters of its tests."""
+
+from typing import Any
+
+import pytest
+
+from tests.faults.faults import Fault, Stage
+from tests.faults.matrix import cells
+from tests.faults.outcomes import CannotHappen, NotYet
+from tests.faults.phases import Phase
+from tests.faults.scene import FOOTPRINT_MIB, PLACES
+
+FAST = {"SIM_LOAD_S": "0.1", "SIM_WEIGHTS_MIB": "100", "SIM_TOKENS_PER_S": "500"}
+
+
+def model_name(fault: Fault, phase: Phase) -> str:
+    """Each fault has a model of its own; where it costs an instance, each cell: back-offs are a model's."""
+    return f"{fault.id}-{phase.name.lower()}" if fault.costs_engine else fault.id
+
+
+def model(fault: Fault) -> dict[str, Any]:
+    more = {**fault.model}
+    environment = {**FAST, **more.pop("environment", {})}  # type: ignore[dict-item]
+    return {
+        "repository": f"test/{fault.id}",
+        "environment": environment,
+        "footprint_mib": FOOTPRINT_MIB,
+        "instances": 2,
+        "max_in_flight": PLACES,
+        **more,
+    }
+
+
+def configuration(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """There is room for all of them: nothing is evicted."""
+    device = {"name": "Simulated GPU", "memory_mib": FOOTPRINT_MIB * (len(models) + 1)}
+    return {
+        "runtime": "process",
+        "process": {"command": ["simulated"]},
+        "gpus": {"source": "simulated", "devices": [device] * 2, "margin_mib": 0, "min_resident_s": 0},
+        "models": models,
+    }
+
+
+def shared_configuration() -> dict[str, Any]:
+    return configuration({model_name(fault, phase): model(fault) for fault, phase, _ in cells(Stage.SHARED)})
+
+
+def played(stage: Stage) -> list[Any]:
+    """(fault, phase, outcome) of every cell that can happen."""
+    found = []
+    for fault, phase, promise in cells(stage):
+        if isinstance(promise, CannotHappen):
+            continue
+        name = f"{fault.id}, {phase.value}"
+        if isinstance(promise, NotYet):
+            marks = [pytest.mark.xfail(strict=True, reason=promise.why)]
+            found.append(pytest.param(fault, phase, promise.outcome, id=name, marks=marks))
+        else:
+            found.append(pytest.param(fault, phase, promise, id=name))
+    return found
