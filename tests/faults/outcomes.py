@@ -23,7 +23,7 @@ class CannotHappen:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """A promise that is not kept yet: its test must fail, and says so the day it does not."""
+    """A promise that is not kept yet: its test may fail."""
 
     outcome: Outcome
     why: str

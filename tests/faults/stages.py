@@ -55,7 +55,7 @@ def played(stage: Stage) -> list[Any]:
             continue
         name = f"{fault.id}, {phase.value}"
         if isinstance(promise, NotYet):
-            marks = [pytest.mark.xfail(strict=True, reason=promise.why)]
+            marks = [pytest.mark.xfail(strict=False, reason=promise.why)]
             found.append(pytest.param(fault, phase, promise.outcome, id=name, marks=marks))
         else:
             found.append(pytest.param(fault, phase, promise, id=name))
