@@ -32,6 +32,7 @@ from vllm_gateway.scheduling import Decision, Decisions, InstanceView, Placement
 from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
+from vllm_gateway.telemetry.trace import TraceRecorder
 
 _OURS_ALONE = frozenset({"authorization", "cookie", "x-api-key"})  # credentials for the gateway, not for engines
 
@@ -59,7 +60,10 @@ class Gateway:
         measured = frozenset(name for name, placement in placements.items() if placement.wants_metrics)
         self.fleet.attach(self.queues, self.queues, measured)
         names = ModelNames({alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)})
-        self.inference = Inference(names=names, queues=self.queues, relay=self.relay, demand=self.fleet)
+        self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
+        self.inference = Inference(
+            names=names, queues=self.queues, relay=self.relay, demand=self.fleet, recorder=self.recorder
+        )
         self.api = Api(
             names=names,
             keys=ApiKeys(settings.server.api_keys),
@@ -85,6 +89,13 @@ class Gateway:
             return StaticProbe(self.settings.gpus.devices)
         return NvmlProbe()
 
+    def _trace_recorder(self, file: str | None, now_s: float) -> TraceRecorder | None:
+        if file is None:
+            return None
+        return TraceRecorder(
+            Path(file), now_s, lambda problem: self._emit(events.TRACE_INCOMPLETE, file=file, problem=problem)
+        )
+
     async def open(self) -> None:
         self._began = asyncio.get_running_loop().time()
         await self.fleet.open()
@@ -92,6 +103,8 @@ class Gateway:
     async def close(self) -> None:
         await self.fleet.close()
         await self.relay.close()
+        if self.recorder is not None:
+            await asyncio.to_thread(self.recorder.close)
 
     def _placement(self, model: str) -> Placement:
         """Raises StrategyError."""

@@ -28,7 +28,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         if arguments.strategies_dir is not None and not arguments.strategies_dir.is_dir():
             raise StrategyError(f"--strategies-dir: {arguments.strategies_dir} is not a directory")
         builds = {name: _build(name, arguments.strategies_dir) for name in arguments.strategy}
-        trace = read_trace(arguments.trace).first(arguments.limit)
+        trace = read_trace(arguments.trace, arguments.model).first(arguments.limit)
     except (TraceError, StrategyError, PlotError, OSError) as error:
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         print(f"vllm-gateway simulate: {text}", file=sys.stderr)

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, required=True, metavar="FILE", help="JSON lines or CSV, also .gz")
     parser.add_argument("--strategy", required=True, type=_names, metavar="A,B,...", help="strategies to compare")
     parser.add_argument("--instances", required=True, type=_whole(1, MOST_INSTANCES), metavar="N")
+    parser.add_argument("--model", metavar="NAME", help="of a trace of several models, the one to replay")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="of the arrivals; 2: twice the load")
     parser.add_argument("--cache-blocks", type=_whole(1), metavar="B", help="KV cache of an instance, in trace blocks")
     parser.add_argument("--limit", type=_whole(1), metavar="R", help="only the first R requests")

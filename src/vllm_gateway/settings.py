@@ -19,6 +19,12 @@ def _endpoint(url: str) -> str:
     return url.rstrip("/")
 
 
+def _plain_file(name: str) -> str:
+    if name.endswith((".gz", ".csv")):
+        raise ValueError("plain JSON lines are written: name it .jsonl")
+    return name
+
+
 def _volume(text: str) -> str:
     if re.fullmatch(r"[^:]+:/[^:]+(:r[ow])?", text) is None:
         raise ValueError("a volume must be of the form /on/the/host:/in/the/engine, :ro at its end for read only")
@@ -172,6 +178,9 @@ class Settings(_Strict):
     start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
     memory_footprint_file: str = "memory_footprints.json"
+    record_trace: Annotated[str, AfterValidator(_plain_file)] | None = Field(
+        None, description="Lengths and hashes of requests, no content, as JSON lines for `vllm-gateway simulate`."
+    )
     hf_token: str | None = Field(None, description="Passed to engines; never logged.")
 
     def strategy_of(self, model: str) -> str | dict[str, Any]:

@@ -11,6 +11,7 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo
+from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
 
 ATTEMPTS = 2  # the first try, and one on another instance
 
@@ -18,11 +19,20 @@ ATTEMPTS = 2  # the first try, and one on another instance
 class Inference:
     """Carries requests to the models; knows no routes, no keys and no server."""
 
-    def __init__(self, *, names: ModelNames, queues: Queues, relay: Relay, demand: Demand) -> None:
+    def __init__(
+        self,
+        *,
+        names: ModelNames,
+        queues: Queues,
+        relay: Relay,
+        demand: Demand,
+        recorder: TraceRecorder | None = None,
+    ) -> None:
         self._names = names
         self._queues = queues
         self._relay = relay
         self._demand = demand
+        self._recorder = recorder
         self.stopping = False
 
     def check_open(self) -> None:
@@ -71,6 +81,7 @@ class Inference:
         outcome = Outcome.CLIENT_GONE
         own = own_headers((("X-Request-Id", info.request_id),))
         placement = queue.placement
+        length = ReplyLength() if self._recorder is not None else None
         try:
             carried = await self._relay.carry(
                 client,
@@ -80,11 +91,14 @@ class Inference:
                 extra_request_headers=own,
                 extra_reply_headers=own,
                 began=partial(placement.first_byte, info, instance) if placement.wants_first_byte else None,
+                watch=length.watch if length is not None else None,
             )
             progress.status = carried.status
             progress.first_byte_s, progress.bytes_out = carried.first_byte_s, carried.bytes_sent
             outcome = _outcome(carried)
             progress.outcome = carried.broken or "ok"
+            if length is not None and carried.status == 200:
+                self._note(info, progress.began, length)
         except UpstreamFailed:
             outcome = Outcome.UNREACHABLE
             raise
@@ -94,6 +108,18 @@ class Inference:
         finally:
             queue.release(instance, info, outcome)
         return carried
+
+    def _note(self, info: RequestInfo, arrived_s: float, length: ReplyLength) -> None:
+        assert self._recorder is not None
+        prompt = info.prompt
+        self._recorder.record(
+            arrived_s=arrived_s,
+            model=info.model,
+            prompt_tokens=prompt.tokens,
+            blocks=prompt.blocks,
+            block_tokens=prompt.block_tokens,
+            reply_tokens=length.tokens,
+        )
 
 
 def _outcome(carried: Carried) -> Outcome:

@@ -50,6 +50,7 @@ class Exchange:
         "_sent_at",
         "_unframe",
         "_wake",
+        "_watch",
         "broken",
         "bytes_sent",
         "failure",
@@ -70,8 +71,10 @@ class Exchange:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         began: Callable[[], None] | None = None,
+        watch: Callable[[bytes], None] | None = None,
     ) -> None:
         self._began = began
+        self._watch = watch
         self._client = client
         self._client_transport = client_transport
         self._connection = connection
@@ -232,6 +235,8 @@ class Exchange:
             if self._began is not None and data:
                 began, self._began = self._began, None
                 began()
+            if self._watch is not None:
+                self._watch(data)
         if framing.done:
             self._reusable = self._reusable and not surplus
             self._end(None)

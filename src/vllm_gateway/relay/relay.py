@@ -57,12 +57,14 @@ class Relay:
         extra_request_headers: OwnHeaders = NO_HEADERS,
         extra_reply_headers: OwnHeaders = NO_HEADERS,
         began: Callable[[], None] | None = None,
+        watch: Callable[[bytes], None] | None = None,
     ) -> Carried:
         """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
 
         Extra headers replace those of the same name. `began` is called at the first byte of the reply's body: engines
-        send a stream's head before they have read the prompt. Raises UpstreamFailed or ClientGone while nothing of the
-        reply has reached the client, and ValueError for a request that cannot be written as one (control characters).
+        send a stream's head before they have read the prompt. `watch` is shown the body as it comes, framing included.
+        Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client, and ValueError for a
+        request that cannot be written as one (control characters).
         """
         transport = client.transport
         if transport is None or transport.is_closing():
@@ -84,6 +86,7 @@ class Relay:
                 limits=self._limits,
                 loop=self._loop,
                 began=began,
+                watch=watch,
             )
             try:
                 await self._see_through(exchange, client, transport, head, body)

@@ -47,28 +47,38 @@ class _Row(msgspec.Struct):
     output_length: int
     hash_ids: tuple[int, ...] = ()
     block_tokens: int = BLOCK_TOKENS
+    model: str = ""
 
 
-def read_trace(path: Path) -> Trace:
-    """Reads `FILE.jsonl`, `FILE.csv` or either with `.gz`. Raises TraceError, OSError."""
+def read_trace(path: Path, model: str | None = None) -> Trace:
+    """Reads `FILE.jsonl`, `FILE.csv` or either with `.gz`; of the rows that name a model, those of `model`.
+
+    Raises TraceError, OSError.
+    """
     compressed = path.suffix == ".gz"
     kind = path.with_suffix("").suffix if compressed else path.suffix
     read = _csv_rows if kind == ".csv" else _json_rows
     try:
         with (gzip.open if compressed else open)(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8", newline="") as text:
-            return _trace(path, read(path, text))
+            return _trace(path, read(path, text), model)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TraceError(f"{path} cannot be read: {error}") from None
 
 
-def _trace(path: Path, rows: Iterable[tuple[int, _Row]]) -> Trace:
+def _trace(path: Path, rows: Iterable[tuple[int, _Row]], model: str | None) -> Trace:
     read: list[_Row] = []
+    models: dict[str, None] = {}
     for line, row in rows:
         if problem := _problem(row, read[0].block_tokens if read else row.block_tokens):
             raise TraceError(f"{path}, line {line}: {problem}")
-        read.append(row)
+        models[row.model] = None
+        if model is None or row.model == model:
+            read.append(row)
     if not read:
-        raise TraceError(f"{path} holds no requests")
+        told = f" of model {model!r}, but of: {', '.join(models)}" if models else ""
+        raise TraceError(f"{path} holds no requests{told}")
+    if model is None and len(models) > 1:
+        raise TraceError(f"{path} holds requests of several models; choose one with --model: {', '.join(models)}")
     read.sort(key=lambda row: row.timestamp)
     begin = read[0].timestamp
     requests = (

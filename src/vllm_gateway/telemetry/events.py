@@ -177,6 +177,9 @@ STRATEGY_FAILED = Event(
 UNHANDLED_ERROR = Event(
     "unhandled_error", "error", "A bug of the gateway.", ("error",), ("where", "traceback", "path", "method")
 )
+TRACE_INCOMPLETE = Event(
+    "trace_incomplete", "warning", "The file of `record_trace` lacks requests.", ("file", "problem")
+)
 LOG_LINES_DROPPED = Event("log_lines_dropped", "warning", "The reader of the log was too slow.", ("count",))
 
 TABLE: Mapping[str, Event] = {event.name: event for event in tuple(globals().values()) if isinstance(event, Event)}

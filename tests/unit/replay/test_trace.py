@@ -83,3 +83,13 @@ def test_a_damaged_file_is_an_error_of_the_file(tmp_path: Path, content: bytes) 
     path.write_bytes(content)
     with pytest.raises(TraceError, match="cannot be read"):
         read_trace(path)
+
+
+def test_of_several_models_one_is_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(GOOD.replace("}", f', "model": "{name}"}}') + "\n" for name in "aba"), encoding="utf-8")
+    assert len(read_trace(path, "a").requests) == 2
+    with pytest.raises(TraceError, match="several models; choose one with --model: a, b"):
+        read_trace(path)
+    with pytest.raises(TraceError, match="no requests of model 'c', but of: a, b"):
+        read_trace(path, "c")
