@@ -2,7 +2,8 @@
 """What is kept of each request once it is over: its line in the log, and its part in the counters."""
 
 import asyncio
-import uuid
+import itertools
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,9 +15,13 @@ from vllm_gateway.telemetry.metrics import RequestMetrics
 _MAX_ID = 128
 
 
+_OURS = secrets.token_hex(10)
+_numbers = itertools.count(1)
+
+
 def request_id_of(given: str | None) -> str:
-    """The client's own X-Request-Id if it is a sound one, else a new one."""
-    return given if given and len(given) <= _MAX_ID and given.isprintable() else uuid.uuid4().hex
+    """The client's own X-Request-Id if it is a sound one, else a new one: this process's mark, and a number."""
+    return given if given and len(given) <= _MAX_ID and given.isprintable() else f"{_OURS}{next(_numbers):012x}"
 
 
 @dataclass(slots=True)
