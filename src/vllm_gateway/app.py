@@ -68,7 +68,7 @@ class Gateway:
             names=names,
             keys=ApiKeys(settings.server.api_keys),
             inference=self.inference,
-            journal=Journal(emit),
+            journal=Journal(emit, log.write_line),
             status=self.status,
             decisions=self.decisions,
             max_body=settings.server.max_body_mib << 20,

@@ -7,9 +7,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.relay import ClientGone
 from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.log import timestamp
 from vllm_gateway.telemetry.metrics import RequestMetrics
 
 _MAX_ID = 128
@@ -43,11 +46,37 @@ class Progress:
     outcome: str = "ok"
 
 
+class AccessLine(msgspec.Struct):
+    """The line of events.REQUEST_FINISHED, in the order in which it is read; encoded without a detour over a dictionary."""
+
+    timestamp: str
+    level: str
+    event: str
+    request_id: str
+    method: str
+    path: str
+    model: str | None
+    instance: str | None
+    status: int
+    outcome: str
+    duration_ms: float
+    first_byte_ms: float | None
+    queue_ms: float
+    bytes_out: int
+    attempts: int
+    stream: bool
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 @dataclass(slots=True)
 class Journal:
     """Every request of the gateway comes by here, at its end, once."""
 
     emit: Callable[..., None]
+    write: Callable[[bytes], None]
+    """Takes a line of the log that is built already."""
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     def failed(self, error: Exception, progress: Progress) -> ApiError | None:
@@ -74,19 +103,22 @@ class Journal:
             bytes_out=progress.bytes_out,
             attempts=progress.attempts,
         )
-        self.emit(
-            events.REQUEST_FINISHED,
-            request_id=progress.request_id,
-            method=progress.method,
-            path=progress.path,
-            model=progress.model,
-            instance=progress.instance,
-            status=progress.status,
-            outcome=progress.outcome,
-            duration_ms=round(duration_s * 1000, 2),
-            first_byte_ms=None if first is None else round(first * 1000, 2),
-            queue_ms=round(progress.queue_s * 1000, 2),
-            bytes_out=progress.bytes_out,
-            attempts=progress.attempts,
-            stream=progress.stream,
+        line = AccessLine(
+            timestamp(),
+            events.REQUEST_FINISHED.level,
+            events.REQUEST_FINISHED.name,
+            progress.request_id,
+            progress.method,
+            progress.path,
+            progress.model,
+            progress.instance,
+            progress.status,
+            progress.outcome,
+            round(duration_s * 1000, 2),
+            None if first is None else round(first * 1000, 2),
+            round(progress.queue_s * 1000, 2),
+            progress.bytes_out,
+            progress.attempts,
+            progress.stream,
         )
+        self.write(_encode(line))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from vllm_gateway.relay.framing import FIELD_NAME, Chunked, Framing, Length, UntilClose
 from vllm_gateway.relay.types import Headers
@@ -19,7 +20,7 @@ _METHOD = re.compile(r"[A-Z]{1,32}")
 _TARGET = re.compile(r"[^\x00-\x20\x7f]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
-_NAME = re.compile(FIELD_NAME)
+_MAX_KNOWN_LINE = 256
 _CONTROLS = bytes(c for c in range(128) if c < 32 or c == 127).replace(b"\t", b"")
 
 _HOP_BY_HOP = frozenset(
@@ -48,8 +49,7 @@ class BadHead(ValueError):
 # --- Headers of our own
 
 
-@dataclass(frozen=True, slots=True)
-class OwnHeaders:
+class OwnHeaders(NamedTuple):
     """Headers that the gateway adds, ready to be written; they replace what comes under the same name."""
 
     names: frozenset[bytes]
@@ -69,7 +69,12 @@ def own_headers(headers: Headers) -> OwnHeaders:
         if not value.isprintable():
             raise ValueError(f"control character in the value of {name!r}")
         lines += f"{name}: {value}\r\n"
-    return OwnHeaders(frozenset([_field_name(name.encode()) for name, _ in headers]), lines.encode())
+    return OwnHeaders(_names(tuple([name for name, _ in headers])), lines.encode())
+
+
+@lru_cache(maxsize=64)  # few sets of names are ever used
+def _names(names: tuple[str, ...]) -> frozenset[bytes]:
+    return frozenset(_field_name(name.encode()) for name in names)
 
 
 # --- The request, to the instance
@@ -138,29 +143,25 @@ def parse_reply_head(head: bytes) -> ReplyHead:
     status_line, *lines = head[:-4].split(b"\r\n")
     if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines) - 4 or not head.endswith(b"\r\n\r\n"):
         raise BadHead("control character, or a line end that is none")
-    status = _STATUS_LINE.fullmatch(status_line)
-    if status is None:
-        raise BadHead("not a status line of HTTP/1")
-    version_1_0 = status[1] == b"0"
-    kept = [b"HTTP/1.1" + status[2]]
+    status, version_1_0, first_line = _status(status_line)
+    kept = [first_line]
     lengths: list[bytes] = []
     encodings: list[bytes] = []
     connection: list[bytes] = []
     for line in lines:
-        raw_name, colon, value = line.partition(b":")
-        name = _field_name(raw_name)
-        if not colon:
-            raise BadHead("header line without a colon")
-        if name == b"content-length":
-            lengths.append(value.strip(b" \t"))
-            if len(lengths) > 1:
+        name = _role(line) if len(line) <= _MAX_KNOWN_LINE else _role.__wrapped__(line)
+        if name is not None:
+            value = line[len(name) + 1 :]
+            if name == b"content-length":
+                lengths.append(value.strip(b" \t"))
+                if len(lengths) > 1:
+                    continue
+            else:
+                if name == b"transfer-encoding":
+                    encodings.append(value.strip(b" \t").lower())
+                elif name == b"connection":
+                    connection.append(value)
                 continue
-        elif name in _HOP_BY_HOP:
-            if name == b"transfer-encoding":
-                encodings.append(value.strip(b" \t").lower())
-            elif name == b"connection":
-                connection.append(value)
-            continue
         kept.append(line)
     kept.append(b"")
     passed_on = b"\r\n".join(kept)
@@ -176,10 +177,29 @@ def parse_reply_head(head: bytes) -> ReplyHead:
         named = tokens(connection)
         keep_alive = keep_alive and b"close" not in named
         passed_on = _without(passed_on, named - {b"content-length"})
-    return ReplyHead(int(status[3]), passed_on, length, bool(encodings), keep_alive)
+    return ReplyHead(status, passed_on, length, bool(encodings), keep_alive)
 
 
-@lru_cache(maxsize=256)  # an engine's replies have the same few names
+@lru_cache(maxsize=64)
+def _status(line: bytes) -> tuple[int, bool, bytes]:
+    """The status, whether it is of HTTP/1.0, and the line as it is passed on."""
+    found = _STATUS_LINE.fullmatch(line)
+    if found is None:
+        raise BadHead("not a status line of HTTP/1")
+    return int(found[3]), found[1] == b"0", b"HTTP/1.1" + found[2]
+
+
+@lru_cache(maxsize=1024)  # an engine's replies have the same few lines
+def _role(line: bytes) -> bytes | None:
+    """The lower-case name of a header that says how the message is framed or sent; None for an ordinary one."""
+    name, colon, _ = line.partition(b":")
+    lower = _field_name(name)
+    if not colon:
+        raise BadHead("header line without a colon")
+    return lower if lower == b"content-length" or lower in _HOP_BY_HOP else None
+
+
+@lru_cache(maxsize=256)  # the same few names, whatever the values
 def _field_name(name: bytes) -> bytes:
     """Lower-case."""
     if _NAME.fullmatch(name) is None:

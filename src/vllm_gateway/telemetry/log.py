@@ -9,7 +9,7 @@ import select
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from functools import lru_cache
 from typing import IO, Any, cast
 
 import orjson
@@ -63,7 +63,14 @@ def write_line(line: bytes, level: Level = "info") -> None:
 
 
 def timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    now = time.time()
+    second = int(now)
+    return f"{_second(second)}.{int((now - second) * 1_000_000):06d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def flush(timeout_s: float = 2.0) -> bool:

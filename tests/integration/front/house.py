@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
+import orjson
 from aiohttp import web
 
 from tests.integration.relay.wire import Message, Peer, eventually
@@ -103,7 +104,7 @@ async def house(
     lines: list[dict[str, object]] = []
     names = ModelNames({"m": "m"})
     fleet = NoFleet()
-    journal = Journal(lambda event, **fields: lines.append({"event": event.name, **fields}))
+    journal = Journal(_never, lambda line: lines.append(orjson.loads(line)))
     queues = Queues(
         {"m": Placement(RoundRobin(), failed=_never, clock=asyncio.get_running_loop().time)},
         fleet,

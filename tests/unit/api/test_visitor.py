@@ -36,7 +36,7 @@ class Wire:
         self.loop = asyncio.get_running_loop()
         self.closing = False
         self.inference = self
-        self.journal = Journal(lambda event, **fields: None)
+        self.journal = Journal(self.nothing, self.nothing)
         self.protocol: Any = Visitor(cast(FrontDoor, self))
         self.protocol.connection_made(cast(asyncio.Transport, self))
 
