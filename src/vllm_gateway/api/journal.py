@@ -16,8 +16,6 @@ from vllm_gateway.telemetry.log import timestamp
 from vllm_gateway.telemetry.metrics import RequestMetrics
 
 _MAX_ID = 128
-
-
 _OURS = secrets.token_hex(10)
 _numbers = itertools.count(1)
 
@@ -47,7 +45,7 @@ class Progress:
 
 
 class AccessLine(msgspec.Struct):
-    """The line of events.REQUEST_FINISHED, in the order in which it is read; encoded without a detour over a dictionary."""
+    """The line of events.REQUEST_FINISHED, in the order in which it is read."""
 
     timestamp: str
     level: str
