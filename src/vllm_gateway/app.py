@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from vllm_gateway.fleet.instance import State
 from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
+from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.relay import Limits, Relay
+from vllm_gateway.reloading import Reloader
 from vllm_gateway.scheduling import Decision, Decisions, InstanceView, Placement, Queues, StrategyError, make_strategy
 from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
@@ -43,12 +45,13 @@ class Gateway:
     def __init__(self, settings: Settings, simulated_gpu_dir: Path | None, emit: Callable[..., None]) -> None:
         self.settings = settings
         self._emit: Callable[..., None] = emit
-        placements = {name: self._placement(name) for name in settings.models}
+        self._simulated_gpu_dir = simulated_gpu_dir
+        placements = {name: self._placement(name, settings) for name in settings.models}
         footprints = FootprintStore(Path(settings.memory_footprint_file))
         for damage in filter(None, [footprints.load()]):
             emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))
-        runtime = self._runtime(simulated_gpu_dir)
-        self.fleet = Fleet(settings, runtime, self._probe(simulated_gpu_dir), footprints, emit)
+        self._probe = self._make_probe(settings)
+        self.fleet = Fleet(settings, self._runtime(simulated_gpu_dir), self._probe, footprints, emit)
         self.relay = Relay(Limits(), drop_request_headers=_OURS_ALONE)
         self.queues = Queues(
             placements,
@@ -57,22 +60,23 @@ class Gateway:
             timeout_s=settings.queue_timeout_s,
             departed=self._departed,
         )
-        measured = frozenset(name for name, placement in placements.items() if placement.wants_metrics)
-        self.fleet.attach(self.queues, self.queues, measured)
-        names = ModelNames({alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)})
+        self.fleet.attach(self.queues, self.queues, _measured(placements))
+        self._names = ModelNames(_names(settings))
+        self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
         self.inference = Inference(
-            names=names, queues=self.queues, relay=self.relay, demand=self.fleet, recorder=self.recorder
+            names=self._names, queues=self.queues, relay=self.relay, demand=self.fleet, recorder=self.recorder
         )
         self.api = Api(
-            names=names,
-            keys=ApiKeys(settings.server.api_keys),
+            names=self._names,
+            keys=self._keys,
             inference=self.inference,
             journal=Journal(emit, log.write_line),
             status=self.status,
             decisions=self.decisions,
             max_body=settings.server.max_body_mib << 20,
         )
+        self.address = ""
         self._began = 0.0
 
     def _runtime(self, simulated_gpu_dir: Path | None) -> Runtime:
@@ -80,13 +84,13 @@ class Gateway:
             return ProcessRuntime(self.settings.process, str(simulated_gpu_dir) if simulated_gpu_dir else None)
         return DockerRuntime(self.settings.docker, owner=self.settings.docker.container_prefix)
 
-    def _probe(self, simulated_gpu_dir: Path | None) -> GpuProbe | None:
-        if all(model.endpoints for model in self.settings.models.values()):
+    def _make_probe(self, settings: Settings) -> GpuProbe | None:
+        if all(model.endpoints for model in settings.models.values()):
             return None
-        if simulated_gpu_dir is not None:
-            return SimulatedProbe(simulated_gpu_dir)
-        if self.settings.gpus.source == "static":
-            return StaticProbe(self.settings.gpus.devices)
+        if self._simulated_gpu_dir is not None:
+            return SimulatedProbe(self._simulated_gpu_dir)
+        if settings.gpus.source == "static":
+            return StaticProbe(settings.gpus.devices)
         return NvmlProbe()
 
     def _trace_recorder(self, file: str | None, now_s: float) -> TraceRecorder | None:
@@ -95,6 +99,25 @@ class Gateway:
         return TraceRecorder(
             Path(file), now_s, lambda problem: self._emit(events.TRACE_INCOMPLETE, file=file, problem=problem)
         )
+
+    def _placements(self, settings: Settings) -> dict[str, Placement]:
+        """What a strategy has learned stays with it while nothing about it changes. Raises StrategyError."""
+        return {
+            name: self.queues.of(name).placement
+            if _chooses_alike(name, self.settings, settings)
+            else self._placement(name, settings)
+            for name in settings.models
+        }
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Ends only requests that wait for a model that is gone. Raises StrategyError before anything changed."""
+        placements = self._placements(settings)
+        self.settings = settings
+        self._keys.configure(settings.server.api_keys)
+        self._names.configure(_names(settings))
+        self.queues.configure(placements, size=settings.queue_size, timeout_s=settings.queue_timeout_s)
+        self._probe = self._probe or self._make_probe(settings)
+        self.fleet.reconfigure(settings, self._probe, _measured(placements))
 
     async def open(self) -> None:
         self._began = asyncio.get_running_loop().time()
@@ -106,9 +129,9 @@ class Gateway:
         if self.recorder is not None:
             await asyncio.to_thread(self.recorder.close)
 
-    def _placement(self, model: str) -> Placement:
+    def _placement(self, model: str, settings: Settings) -> Placement:
         """Raises StrategyError."""
-        settings, emit = self.settings, self._emit
+        emit = self._emit
         clock = asyncio.get_running_loop().time
         directory = Path(settings.strategies_dir) if settings.strategies_dir else None
         keep, log_every = settings.decisions.keep, settings.decisions.log_every
@@ -163,7 +186,7 @@ class Gateway:
                 max_in_flight=one.max_in_flight,
                 total=view.total if view else 0,
                 last_used_s_ago=None if used is None else round(now - used, 1),
-                strategy=self.settings.strategy_name(one.model),
+                strategy=self.settings.strategy_name(one.model) if one.model in self.settings.models else "",
                 external=one.external,
             )
         gpus = [
@@ -219,9 +242,26 @@ class Gateway:
         )
 
 
+def _names(settings: Settings) -> dict[str, str]:
+    """Every name and alias, and its model."""
+    return {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
+
+
+def _measured(placements: Mapping[str, Placement]) -> frozenset[str]:
+    """The models whose strategies want to know the engines' metrics."""
+    return frozenset(name for name, placement in placements.items() if placement.wants_metrics)
+
+
+def _chooses_alike(model: str, old: Settings, new: Settings) -> bool:
+    def parts(settings: Settings) -> tuple[object, ...]:
+        return settings.strategy_of(model), settings.strategies_dir, settings.slow_start_s, settings.decisions
+
+    return model in old.models and model in new.models and parts(old) == parts(new)
+
+
 @asynccontextmanager
-async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterator[str]:
-    """A gateway that listens; yields its address. Raises OSError, ProbeError, RuntimeDown, StrategyError."""
+async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterator[Gateway]:
+    """A gateway that listens. Raises OSError, ProbeError, RuntimeDown, StrategyError."""
     simulated = None
     if settings.gpus.source == "simulated":
         simulated = Path(tempfile.mkdtemp(prefix="vllm-gateway-gpus-"))
@@ -237,7 +277,8 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
             try:
                 await site.start()
                 host, port = runner.addresses[0][:2]
-                yield f"http://{host}:{port}"
+                gateway.address = f"http://{host}:{port}"
+                yield gateway
                 gateway.inference.stopping = True
             finally:
                 await runner.cleanup()
@@ -248,20 +289,29 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
             shutil.rmtree(simulated, ignore_errors=True)
 
 
-async def serve(settings: Settings) -> int:
-    """Serves until SIGTERM or Ctrl-C; returns the exit status."""
+async def serve(settings: Settings, load: Callable[[], Settings], config_file: Path | None) -> int:
+    """Serves until SIGTERM or Ctrl-C; returns the exit status. `load` reads the settings again."""
     log.configure(settings.log)
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _ignore)
     try:
         emit = log.get_logger().emit
         emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
-        async with serving(settings, emit) as address:
-            emit(events.GATEWAY_READY, address=address)
+        async with serving(settings, emit) as gateway:
+            reloader = Reloader(settings, load, gateway.reconfigure, emit)
+            loop.add_signal_handler(signal.SIGHUP, reloader.reload)
+            emit(events.GATEWAY_READY, address=gateway.address)
             if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
-                print(_hint(settings, address), file=sys.stderr, flush=True)
+                print(_hint(settings, gateway.address), file=sys.stderr, flush=True)
+            tasks = Tasks(emit)
+            if config_file is not None and settings.reload == "watch":
+                tasks.spawn(reloader.watch(config_file))
             await stop.wait()
+            loop.add_signal_handler(signal.SIGHUP, _ignore)
+            await tasks.end()
             emit(events.GATEWAY_STOPPING)
         emit(events.GATEWAY_STOPPED)
     except (OSError, ProbeError, RuntimeDown, StrategyError) as error:
@@ -270,6 +320,10 @@ async def serve(settings: Settings) -> int:
     finally:
         log.shutdown()
     return 0
+
+
+def _ignore() -> None:
+    """SIGHUP ends a process that does not handle it."""
 
 
 def _hint(settings: Settings, address: str) -> str:

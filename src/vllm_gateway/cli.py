@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vllm_gateway import __version__
@@ -51,10 +52,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     from vllm_gateway.configuration import ConfigError, load_settings
 
     given = {"server.host": arguments.host, "server.port": arguments.port}
+    load = partial(load_settings, arguments.config, os.environ, given)
     try:
-        settings = load_settings(
-            arguments.config, os.environ, {key: value for key, value in given.items() if value is not None}
-        )
+        settings = load()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_CONFIG
@@ -62,7 +62,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from vllm_gateway.app import serve
 
-    return uvloop.run(serve(settings))
+    return uvloop.run(serve(settings, load, arguments.config))
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -177,6 +177,7 @@ class Settings(_Strict):
     idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
     start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
+    reload: Literal["signal", "watch"] = Field("signal", description="SIGHUP, or also a change of the file.")
     memory_footprint_file: str = "memory_footprints.json"
     record_trace: Annotated[str, AfterValidator(_plain_file)] | None = Field(
         None, description="Lengths and hashes of requests, no content, as JSON lines for `vllm-gateway simulate`."

@@ -22,6 +22,7 @@ ALLOWED = {
     "settings": set[str](),
     "routing": set[str](),
     "configuration": {"scheduling", "settings", "telemetry"},
+    "reloading": {"configuration", "scheduling", "settings", "telemetry"},
     "cli_check": {"configuration", "settings"},
     "__init__": set[str](),
 }

@@ -12,6 +12,9 @@ class ApiKeys:
     """The bearer tokens that clients must send; none at all: open to everybody."""
 
     def __init__(self, keys: Iterable[str]) -> None:
+        self.configure(keys)
+
+    def configure(self, keys: Iterable[str]) -> None:
         self._keys = [(f"Bearer {key}".encode(), hashlib.sha256(key.encode()).hexdigest()[:16]) for key in keys]
 
     def caller(self, authorization: bytes, peer: str) -> str:

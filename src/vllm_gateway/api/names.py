@@ -10,6 +10,9 @@ class ModelNames:
     """Every name and alias, and the model that it stands for."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
+        self.configure(names)
+
+    def configure(self, names: Mapping[str, str]) -> None:
         self._names = names
 
     def models(self) -> list[str]:

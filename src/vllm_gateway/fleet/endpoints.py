@@ -2,7 +2,7 @@
 """Engines that somebody else runs: in the routing table while their health check passes, never started or stopped."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from vllm_gateway.fleet import events as e
@@ -11,43 +11,64 @@ from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.settings import Settings
 
 POLL_S = 1.0
 
 
-async def follow(
-    endpoint: str,
-    number: int,
-    spec: ModelSpec,
-    *,
-    registry: ContainerRegistry,
-    health: Health,
-    hear: Callable[[e.Event], None],
-) -> None:
-    """Runs until it is cancelled."""
-    url = urlsplit(endpoint)
-    running = Running("", url.hostname or "", url.port or 80)
-    current = ""
-    while True:
-        healthy = await health.passes(running)
-        known = registry.get(current)
-        if healthy and known is None:
-            current = registry.new_id()
-            name = f"{spec.name}@{url.netloc}"
-            one = Instance(
-                current,
-                name,
-                spec.name,
-                number,
-                "",
-                spec.max_in_flight,
-                spec.weight_of(number),
-                external=True,
-                launched=True,
-            )
-            one.running, one.since = running, asyncio.get_running_loop().time()
-            registry.add(one)
-            hear(e.BecameReady(current))
-        elif not healthy and known is not None:
-            hear(e.Died(current, "its health check fails"))
-        await asyncio.sleep(POLL_S)
+class Endpoints:
+    def __init__(
+        self, registry: ContainerRegistry, health: Health, tasks: Tasks, hear: Callable[[e.Event], None]
+    ) -> None:
+        self._registry = registry
+        self._health = health
+        self._tasks = tasks
+        self._hear = hear
+        self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._current: dict[tuple[str, str], str] = {}  # the instance that stands for it
+        self._specs: Mapping[str, ModelSpec] = {}
+        self._numbers: Mapping[tuple[str, str], int] = {}
+
+    def configure(self, specs: Mapping[str, ModelSpec], settings: Settings) -> None:
+        """Follows those that `settings` name, and no others."""
+        self._specs = specs
+        models = settings.models.items()
+        self._numbers = {(name, url): number for name, model in models for number, url in enumerate(model.endpoints, 1)}
+        wanted = list(self._numbers)
+        for gone in self._following.keys() - set(wanted):
+            self._following.pop(gone).cancel()
+            self._hear(e.Died(self._current.pop(gone, ""), "no longer in the configuration"))
+        for place in wanted:
+            if place not in self._following:
+                self._following[place] = self._tasks.spawn(self._follow(place))
+
+    async def _follow(self, place: tuple[str, str]) -> None:
+        url = urlsplit(place[1])
+        running = Running("", url.hostname or "", url.port or 80)
+        while True:
+            healthy = await self._health.passes(running)
+            known = self._registry.get(self._current.get(place, ""))
+            if healthy and known is None:
+                one = self._registry.add(self._instance(place, url.netloc, running))
+                self._current[place] = one.instance_id
+                self._hear(e.BecameReady(one.instance_id))
+            elif not healthy and known is not None:
+                self._hear(e.Died(known.instance_id, "its health check fails"))
+            await asyncio.sleep(POLL_S)
+
+    def _instance(self, place: tuple[str, str], address: str, running: Running) -> Instance:
+        spec, number = self._specs[place[0]], self._numbers[place]
+        return Instance(
+            self._registry.new_id(),
+            f"{spec.name}@{address}",
+            spec.name,
+            number,
+            "",
+            spec.max_in_flight,
+            spec.weight_of(number),
+            external=True,
+            launched=True,
+            running=running,
+            since=asyncio.get_running_loop().time(),
+        )

@@ -15,14 +15,16 @@ PACE_S = 1.0
 
 
 async def follow(
-    models: Collection[str], registry: ContainerRegistry, measured: Callable[[str, EngineMetrics], None]
+    models: Callable[[], Collection[str]],
+    registry: ContainerRegistry,
+    measured: Callable[[str, EngineMetrics], None],
 ) -> None:
     """Runs until it is cancelled. An engine that does not answer keeps its last values, which grow old."""
     loop = asyncio.get_running_loop()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PACE_S)) as http:
         due = loop.time()
         while True:
-            ready = [one for one in registry if one.model in models and one.state is State.READY]
+            ready = [one for one in registry if one.model in models() and one.state is State.READY]
             await asyncio.gather(*(_ask(http, one, measured) for one in ready))
             due = max(due + PACE_S, loop.time())
             await asyncio.sleep(due - loop.time())

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the supervisor hears (events) and what it asks for (effects)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_gateway.allocator.types import Gpu
+from vllm_gateway.allocator.types import Gpu, Policy
+from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.routing import Refusal
 
@@ -88,7 +89,29 @@ class Tick:
     """Time has passed."""
 
 
-Event = Wanted | Unwanted | Drained | Launched | BecameReady | Died | Gone | Suspected | Cleared | GpusRead | Tick
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The configuration has changed."""
+
+    specs: Mapping[str, ModelSpec]
+    policy: Policy
+    start_timeout_s: float
+
+
+Event = (
+    Wanted
+    | Unwanted
+    | Drained
+    | Launched
+    | BecameReady
+    | Died
+    | Gone
+    | Suspected
+    | Cleared
+    | GpusRead
+    | Tick
+    | Reconfigured
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection
 
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe
-from vllm_gateway.fleet import endpoints, engine_metrics
+from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt
 from vllm_gateway.fleet.catalogue import Catalogue
+from vllm_gateway.fleet.endpoints import Endpoints
 from vllm_gateway.fleet.health import Health
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.lives import Lives
@@ -49,6 +50,7 @@ class Fleet:
         self._tasks = Tasks(emit)
         self._health = Health()
         self._memory = GpuMemory(probe, runtime, emit)
+        self._endpoints = Endpoints(self.registry, self._health, self._tasks, self._hear)
         self._lives = Lives(
             runtime=runtime,
             memory=self._memory,
@@ -75,24 +77,17 @@ class Fleet:
     async def open(self) -> None:
         """Connects, reads the GPUs, adopts what still runs. Raises RuntimeDown, ProbeError."""
         await self._health.open()
-        specs = self._catalogue.specs()
         try:
             await self._runtime.open()
-            for one in await adopt(self._runtime, self.registry, specs, self._now(), self._emit):
+            for one in await adopt(self._runtime, self.registry, self._catalogue.specs(), self._now(), self._emit):
                 assert one.running is not None
                 self._lives.watch(one, one.running)
             await self._read_gpus()
         except BaseException:
             await self._health.close()
             raise
-        for name, model in self._catalogue.settings.models.items():
-            for number, endpoint in enumerate(model.endpoints, 1):
-                following = endpoints.follow(
-                    endpoint, number, specs[name], registry=self.registry, health=self._health, hear=self._hear
-                )
-                self._tasks.spawn(following)
-        if self._measured:
-            self._tasks.spawn(engine_metrics.follow(self._measured, self.registry, self._traffic.measured))
+        self._endpoints.configure(self._catalogue.specs(), self._catalogue.settings)
+        self._tasks.spawn(engine_metrics.follow(lambda: self._measured, self.registry, self._traffic.measured))
         self._tasks.spawn(self._keep_time())
 
     async def close(self) -> None:
@@ -100,6 +95,15 @@ class Fleet:
         await self._tasks.end()
         await self._runtime.close()
         await self._health.close()
+
+    def reconfigure(self, settings: Settings, probe: GpuProbe | None, measured: Collection[str]) -> None:
+        """What runs with other settings is replaced, one instance after another."""
+        self._catalogue.settings = settings
+        self._memory.probe, self._measured = probe, measured
+        self._runtime.reconfigure(settings)
+        specs, policy = self._catalogue.specs(), self._catalogue.policy()
+        self._hear(e.Reconfigured(specs, policy, settings.start_timeout_s))
+        self._endpoints.configure(specs, settings)
 
     # Demand
 

@@ -91,6 +91,8 @@ class Lives:
         self._hear(e.Died(one.instance_id, "its health check fails"))
 
     async def _stop(self, one: Instance, grace_s: float) -> None:
+        if one.running is None:
+            await self._end_watch(one)
         if one.running is not None:
             pids, before = await self._memory.pids(one), await self._memory.used()
             await self._quietly(self._runtime.stop(one.running.handle, grace_s))
@@ -98,12 +100,19 @@ class Lives:
         self._forget(one)
 
     async def _remove(self, one: Instance) -> None:
-        if one.running is None and (watch := self._watches.get(one.instance_id)):
-            watch.cancel()  # a start that has not come to an instance yet leaves nothing
+        if one.running is None:
+            await self._end_watch(one)
         if one.running is not None and not one.external:
             await self._quietly(self._runtime.remove(one.running.handle))
             await self._memory.back(one, frozenset(), {})
         self._forget(one)
+
+    async def _end_watch(self, one: Instance) -> None:
+        """A start that has not come to an instance yet leaves nothing."""
+        watch = self._watches.get(one.instance_id)
+        if watch and not watch.done():
+            watch.cancel()
+            await asyncio.wait({watch})
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         """The engine behind the runtime may be away: the instance is found and removed at the next start."""

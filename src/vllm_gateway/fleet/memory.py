@@ -21,7 +21,7 @@ class GpuMemory:
     """Reads the probe off the event loop. Without a probe there are no GPUs, and nothing to wait for."""
 
     def __init__(self, probe: GpuProbe | None, runtime: Runtime, emit: Callable[..., None]) -> None:
-        self._probe = probe
+        self.probe = probe
         self._runtime = runtime
         self._emit: Callable[..., None] = emit
         self._readings: Sequence[GpuReading] = ()
@@ -47,7 +47,7 @@ class GpuMemory:
         return as_gpus(readings, reserved, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
 
     async def pids(self, one: Instance) -> frozenset[int]:
-        if self._probe is None or one.running is None or one.external:
+        if self.probe is None or one.running is None or one.external:
             return frozenset()
         return await self._runtime.pids(one.running.handle)
 
@@ -64,7 +64,7 @@ class GpuMemory:
 
     async def back(self, one: Instance, pids: frozenset[int], before: Used) -> None:
         """Waits until a stopped instance's memory shows as free. `pids` and `before` are from before the stop."""
-        if self._probe is None or not one.gpu_ids:
+        if self.probe is None or not one.gpu_ids:
             return
         try:
             async with asyncio.timeout(MEMORY_BACK_S):
@@ -77,9 +77,9 @@ class GpuMemory:
 
     async def _read(self) -> Sequence[GpuReading]:
         """The last good readings if the probe fails: what is reserved stays reserved."""
-        if self._probe is not None:
+        if self.probe is not None:
             try:
-                self._readings = await asyncio.to_thread(self._probe.read, frozenset())
+                self._readings = await asyncio.to_thread(self.probe.read, frozenset())
             except ProbeError as error:
                 self._emit(events.GPU_PROBLEM, gpu="all", problem=str(error))
                 if not self._readings:

@@ -39,6 +39,7 @@ class ModelState:
     last_error: str | None = None
     why_fewer: str | None = None  # why fewer run than wanted
     used_at: float = 0.0
+    removed: bool = False  # no longer in the configuration; kept until its last instance is gone
 
     def waited_s(self, now: float) -> float:
         return 0.0 if self.waits_since is None else now - self.waits_since

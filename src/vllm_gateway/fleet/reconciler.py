@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vllm_gateway.allocator.plan import plan
 from vllm_gateway.allocator.types import Need, NoRoom, Placement
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet import rollout
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import Footprint, FootprintOf, ModelSpec, ModelState
@@ -20,6 +21,7 @@ class Reconciler:
 
     def reconcile(self, now: float) -> None:
         board = self.board
+        rollout.let_go(board, now)
         waiting = self._waiting(now)
         for state in waiting:
             if not board.live(state.spec.name) and self._may_start(state):
@@ -32,6 +34,7 @@ class Reconciler:
         for state in board.models.values():
             if state.active and self._may_start(state):
                 self._start_missing(state, now, blocked=somebody_waits_for_room)
+                self._replace_outdated(state, now, blocked=somebody_waits_for_room)
         self._stop_the_drained(now)
         self._launch(now)
 
@@ -42,7 +45,7 @@ class Reconciler:
         found = []
         for name, state in board.models.items():
             ready = any(one.state is State.READY for one in board.registry.by_model(name))
-            if ready or name in refused or not board.activity.waiting(name):
+            if ready or state.removed or name in refused or not board.activity.waiting(name):
                 state.waits_since = None
                 continue
             state.waits_since = now if state.waits_since is None else state.waits_since
@@ -50,7 +53,7 @@ class Reconciler:
         return sorted(found, key=lambda state: state.waited_s(now), reverse=True)
 
     def _may_start(self, state: ModelState) -> bool:
-        return state.spec.uses_gpu_memory and bool(self.board.gpus)
+        return state.spec.uses_gpu_memory and not state.removed and bool(self.board.gpus)
 
     def _start_first(self, state: ModelState, now: float) -> None:
         name = state.spec.name
@@ -79,7 +82,7 @@ class Reconciler:
                 state.why_fewer = f"waits {state.retry_at - now:.0f} s after a failed start: {state.last_error}"
             elif blocked:
                 state.why_fewer = "another model waits for room"
-            elif not footprint.known and have:
+            elif not footprint.known and have > len(rollout.outdated(self.board, state)):
                 state.why_fewer = "its footprint is being measured on the first instance"
             else:
                 answer = self._plan(spec, footprint, now, first=False)
@@ -88,6 +91,25 @@ class Reconciler:
                     continue
                 state.why_fewer = f"no room: {answer.reason}"
             return
+
+    def _replace_outdated(self, state: ModelState, now: float, *, blocked: bool) -> None:
+        """A new one beside the old where there is room, and then the old one leaves; else the old one leaves first."""
+        board, spec = self.board, state.spec
+        old = rollout.outdated(board, state)
+        if not old or not rollout.may_replace_next(board, state, now):
+            return
+        if len(board.live(spec.name)) <= spec.instances:
+            if blocked:
+                return
+            footprint = self.footprint_of(spec.name, board.gpus)
+            answer = self._plan(spec, footprint, now, first=False)
+            if isinstance(answer, Placement):
+                self._reserve(state, footprint, answer, now)
+                return
+            if answer.never:
+                state.why_fewer = answer.reason
+                return
+        board.drain(old[0], "its settings have changed", now)
 
     def _plan(self, spec: ModelSpec, footprint: Footprint, now: float, *, first: bool) -> Placement | NoRoom:
         """A start that measures a footprint leaves the busy alone, unless they would let it wait for ever."""

@@ -63,6 +63,10 @@ class ContainerRegistry:
         instance.running = running
         self.version += 1
 
+    def set_limit(self, instance: Instance, max_in_flight: int) -> None:
+        instance.max_in_flight = max_in_flight
+        self.version += 1
+
     def set_suspect(self, instance: Instance, suspect: bool) -> None:
         instance.suspect = suspect
         self.version += 1

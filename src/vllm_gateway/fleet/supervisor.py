@@ -55,10 +55,11 @@ class Supervisor:
         board = self._board
         match event:
             case e.Wanted(model):
-                state = board.models[model]
-                state.active, state.used_at = True, now
+                if state := board.models.get(model):
+                    state.active, state.used_at = True, now
             case e.Unwanted(model):
-                self._nobody_waits(board.models[model], now)
+                if state := board.models.get(model):
+                    self._nobody_waits(state, now)
             case e.Launched(instance_id, running):
                 if one := board.registry.get(instance_id):
                     board.registry.set_running(one, running)
@@ -80,10 +81,27 @@ class Supervisor:
             case e.Tick():
                 self._put_idle_away(now)
                 self._end_slow_starts(now)
+            case e.Reconfigured(specs, policy, start_timeout_s):
+                board.policy, self._start_timeout_s = policy, start_timeout_s
+                self._reconfigured(specs)
             case e.Drained():
                 pass  # reconciling stops what is drained
             case _:
                 assert_never(event)
+
+    def _reconfigured(self, specs: Mapping[str, ModelSpec]) -> None:
+        """Reconciling lets go of what is not wanted any more, and replaces what has changed."""
+        board = self._board
+        for name, state in board.models.items():
+            state.removed = name not in specs
+            state.active = state.active and not state.removed
+        for name, spec in specs.items():
+            state = board.models.setdefault(name, ModelState(spec))
+            if state.spec.spec_hash != spec.spec_hash:
+                state.failures, state.retry_at, state.last_error = 0, 0.0, None  # what failed may be put right
+            state.spec = spec
+            for one in board.registry.by_model(name):
+                board.registry.set_limit(one, spec.max_in_flight)
 
     def _nobody_waits(self, state: ModelState, now: float) -> None:
         """Starts that hold only their reservation are given up."""

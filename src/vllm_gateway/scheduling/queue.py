@@ -49,6 +49,14 @@ class ModelQueue:
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
         self._waiters: deque[_Waiter] = deque()
+        self._placed_by: dict[RequestInfo, Placement] = {}  # in flight: a strategy hears only of what it has placed
+        self._closed: Refusal | None = None
+
+    def configure(self, placement: Placement, *, size: int, timeout_s: float) -> None:
+        """For every request that is placed from now on."""
+        self.placement = placement
+        self._size = size
+        self._timeout_s = timeout_s
 
     @property
     def views(self) -> Sequence[InstanceView]:
@@ -60,6 +68,8 @@ class ModelQueue:
 
     async def acquire(self, request: RequestInfo) -> InstanceView:
         """The instance that takes `request`; give it back with `release`. Raises Refused."""
+        if self._closed is not None:
+            raise Refused(self._closed)
         if not self._waiters and (chosen := self._choose(request)) is not None:
             return chosen
         if len(self._waiters) >= self._size:
@@ -101,7 +111,7 @@ class ModelQueue:
         assert view.in_flight >= 0, view
         if outcome in (Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR):
             view.failures += 1
-        self.placement.finished(request, view, outcome)
+        self._placed_by.pop(request, self.placement).finished(request, view, outcome)
         if view.instance_id in self._ids:
             self._serve_waiters()
         elif view.in_flight == 0:
@@ -113,6 +123,12 @@ class ModelQueue:
         self._ids = frozenset(view.instance_id for view in self._views)
         self.placement.listed(self._views)
         self._serve_waiters()
+
+    def close(self, refusal: Refusal) -> None:
+        """Nobody gets a place any more; requests in flight end as they would."""
+        self._closed = refusal
+        self._views, self._ids = [], frozenset()
+        self.refuse(refusal)
 
     def refuse(self, refusal: Refusal) -> None:
         waiters, self._waiters = self._waiters, deque()
@@ -136,6 +152,7 @@ class ModelQueue:
         if not open_to_all:
             return None
         chosen = self.placement.choose(request, open_to_all)
+        self._placed_by[request] = self.placement
         chosen.in_flight += 1
         chosen.total += 1
         chosen.last_used = asyncio.get_running_loop().time()

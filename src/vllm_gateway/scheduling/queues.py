@@ -25,17 +25,25 @@ class Queues:
         self._departed = departed
         self._views: dict[str, InstanceView] = {}
         self._listed: frozenset[str] = frozenset()
-        self._queues = {
-            model: ModelQueue(
+        self._queues: dict[str, ModelQueue] = {}
+        self.configure(placements, size=size, timeout_s=timeout_s)
+
+    def configure(self, placements: Mapping[str, Placement], *, size: int, timeout_s: float) -> None:
+        """Requests for models that are gone are refused if they wait, and end normally if they are in flight."""
+        for model, placement in placements.items():
+            if queue := self._queues.get(model):
+                queue.configure(placement, size=size, timeout_s=timeout_s)
+                continue
+            self._queues[model] = ModelQueue(
                 model,
                 placement,
-                demand,
+                self._demand,
                 size=size,
                 timeout_s=timeout_s,
                 drained=self._drained,
             )
-            for model, placement in placements.items()
-        }
+        for model in self._queues.keys() - placements.keys():
+            self._queues.pop(model).close(Refusal("model_not_found", f"{model} is no longer served here."))
 
     def of(self, model: str) -> ModelQueue:
         return self._queues[model]
@@ -50,10 +58,12 @@ class Queues:
                 self._forget(view)
 
     def refuse(self, model: str, refusal: Refusal) -> None:
-        self._queues[model].refuse(refusal)
+        if queue := self._queues.get(model):
+            queue.refuse(refusal)
 
     def waiting(self, model: str) -> int:
-        return self._queues[model].waiting
+        queue = self._queues.get(model)
+        return queue.waiting if queue else 0
 
     def in_flight(self, instance_id: str) -> int:
         view = self._views.get(instance_id)
@@ -78,7 +88,7 @@ class Queues:
                 route.max_in_flight,
                 route.weight,
             )
-        view.ready_since = route.ready_since
+        view.ready_since, view.max_in_flight = route.ready_since, route.max_in_flight
         return view
 
     def measured(self, instance_id: str, metrics: EngineMetrics) -> None:
@@ -87,7 +97,8 @@ class Queues:
 
     def _forget(self, view: InstanceView) -> None:
         self._views.pop(view.instance_id, None)
-        self._queues[view.model].placement.departed(view.instance_id)
+        if queue := self._queues.get(view.model):
+            queue.placement.departed(view.instance_id)
 
     def _drained(self, view: InstanceView) -> None:
         self._forget(view)

@@ -40,6 +40,13 @@ GATEWAY_STOPPED = Event("gateway_stopped", "info", "The last line of a process."
 PARALLEL_MODELS_CONFIG = Event(
     "parallel_models_config", "info", "The number of instances wanted of each model.", ("models",), ("source",)
 )
+CONFIG_RELOADED = Event("config_reloaded", "info", "A changed configuration counts from now on.", ("models",))
+CONFIG_RELOAD_FAILED = Event(
+    "config_reload_failed", "error", "A changed configuration is wrong; nothing of it counts.", ("problems",)
+)
+CONFIG_NEEDS_RESTART = Event(
+    "config_needs_restart", "warning", "Settings that count from the next start on.", ("settings",)
+)
 CONFIG_PROBLEM = Event("config_problem", "error", "A setting must be changed.", ("place", "problem"))
 
 REQUEST_FINISHED = Event(

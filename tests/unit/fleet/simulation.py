@@ -97,6 +97,10 @@ class FleetInTheHead:
         self.activity.waits[model] = 0
         return self.hear(e.Unwanted(model))
 
+    def reconfigure(self, *specs: ModelSpec, min_resident_s: float = 0.0) -> list[e.Effect]:
+        policy = Policy(margin_mib=0, min_resident_s=min_resident_s)
+        return self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600))
+
     def ready(self, one: Instance, measured_mib: int | None = None) -> list[e.Effect]:
         """It becomes ready, and the requests of its model are served."""
         self.hear(e.Launched(one.instance_id, Running(one.name, "127.0.0.1", 8000)))

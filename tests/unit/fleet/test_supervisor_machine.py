@@ -158,17 +158,24 @@ class AnyFleet(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever has happened: when everybody behaves again, everything that fits is served in the end."""
         for model in ("small", "pinned") if hasattr(self, "fleet") else ():
-            self.settle()
+            self.fleet.activity.busy.clear()
+            self.take_a_turn()
             if not self.fleet.of(model, State.READY):
                 self.fleet.activity.waits[model] = 1
                 self.hear(e.Wanted(model))
-                self.settle()
+                self.come_to_rest()
+            for _ in MODELS:
+                if not self.fleet.of(model, State.READY):
+                    self.take_a_turn()
             assert self.fleet.of(model, State.READY), f"{model} waits for ever"
 
-    def settle(self) -> None:
-        self.fleet.activity.busy.clear()
+    def take_a_turn(self) -> None:
+        """Time enough for a quantum and any back-off to pass."""
         self.fleet.now += 400
         self.hear(e.Tick())
+        self.come_to_rest()
+
+    def come_to_rest(self) -> None:
         for _ in range(100):
             if one := self.pick(0, State.STOPPING, State.FAILED):
                 self.hear(e.Gone(one.instance_id))

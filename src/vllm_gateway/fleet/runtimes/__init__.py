@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vllm_gateway.settings import Settings
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -67,6 +69,9 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Releases what the gateway holds; process runtime: ends every child. Containers stay."""
+
+    def reconfigure(self, settings: Settings) -> None:
+        """For instances that start from now on."""
 
     async def find(self) -> list[Found]:
         """Every instance labelled as ours, running or not."""

@@ -17,7 +17,7 @@ from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDow
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import TAIL_LINES, clean_line, says_out_of_memory
-from vllm_gateway.settings import Docker
+from vllm_gateway.settings import Docker, Settings
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
 
@@ -69,6 +69,9 @@ class DockerRuntime:
             await asyncio.wait({self._following})
         if self._client is not None:
             await self._client.close()
+
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings.docker
 
     async def find(self) -> list[Found]:
         filters = json.dumps({"label": [f"{spec.OWNER_LABEL}={self._owner}"]})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
-from vllm_gateway.settings import Process
+from vllm_gateway.settings import Process, Settings
 
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0
@@ -61,8 +61,7 @@ class ProcessRuntime:
     """Starts the engine's command on this machine. The handle is the process id, which is the group's id too."""
 
     def __init__(self, settings: Process, simulated_gpu_dir: str | None) -> None:
-        simulated = settings.command == ("simulated",)
-        self._command = (sys.executable, "-m", "vllm_gateway.simulator") if simulated else settings.command
+        self._command = _command_of(settings)
         self._simulated_gpu_dir = simulated_gpu_dir
         self._children: dict[str, _Child] = {}
         self._guard: asyncio.subprocess.Process | None = None
@@ -81,6 +80,9 @@ class ProcessRuntime:
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             await self._guard.wait()
+
+    def reconfigure(self, settings: Settings) -> None:
+        self._command = _command_of(settings.process)
 
     async def find(self) -> list[Found]:
         """None: children do not outlive their gateway."""
@@ -173,6 +175,11 @@ class ProcessRuntime:
         if self._simulated_gpu_dir is not None:
             environment["SIMULATED_GPU_DIR"] = self._simulated_gpu_dir
         return environment
+
+
+def _command_of(settings: Process) -> tuple[str, ...]:
+    simulated = settings.command == ("simulated",)
+    return (sys.executable, "-m", "vllm_gateway.simulator") if simulated else settings.command
 
 
 async def _read_into(tail: OutputTail, output: int) -> None:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings what runs to a changed configuration: models that are gone leave, changed ones are replaced one by one."""
+
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.board import Board
+from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import ModelState
+from vllm_gateway.telemetry import events as log_events
+
+
+def let_go(board: Board, now: float) -> None:
+    """Of what the configuration names no more: models, surplus instances, starts with settings that have changed."""
+    for state in list(board.models.values()):
+        name, spec = state.spec.name, state.spec
+        if state.removed and not board.registry.by_model(name):
+            del board.models[name]
+            continue
+        ours = [one for one in board.live(name) if not one.external]
+        for one in [one for one in ours if state.removed or not spec.uses_gpu_memory]:
+            _end(board, one, "no longer in the configuration", now)
+        for one in [one for one in board.live(name) if one.state is State.STARTING and is_outdated(one, state)]:
+            _end(board, one, "its settings have changed", now)
+        if not outdated(board, state):
+            surplus = len(ours) - spec.instances
+            for one in sorted(board.live(name), key=lambda one: _least_missed(board, one))[: max(surplus, 0)]:
+                _end(board, one, "fewer instances are wanted", now)
+
+
+def outdated(board: Board, state: ModelState) -> list[Instance]:
+    """Those that still serve with earlier settings, the least missed first."""
+    found = [one for one in board.live(state.spec.name) if is_outdated(one, state)]
+    return sorted(found, key=lambda one: _least_missed(board, one))
+
+
+def is_outdated(one: Instance, state: ModelState) -> bool:
+    return not one.external and one.spec_hash != state.spec.spec_hash
+
+
+def may_replace_next(board: Board, state: ModelState, now: float) -> bool:
+    """One at a time, and none while the new settings fail to start."""
+    those = board.registry.by_model(state.spec.name)
+    return state.retry_at <= now and not any(one.leaving or one.state is State.STARTING for one in those)
+
+
+def _least_missed(board: Board, one: Instance) -> tuple[bool, bool, float]:
+    return one.state is not State.STARTING, board.activity.in_flight(one.instance_id) > 0, board.last_used(one)
+
+
+def _end(board: Board, one: Instance, why: str, now: float) -> None:
+    if one.leaving:
+        return
+    if one.state is not State.STARTING:
+        board.drain(one, why, now)
+    elif not one.launched:
+        board.cancel(one, now)
+    else:
+        board.registry.move(one, State.STOPPING, why, now)
+        board.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=why)
+        board.effects.append(e.Stop(one.instance_id))

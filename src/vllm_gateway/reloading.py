@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes a changed configuration while the gateway runs: all of it, or, if anything in it is wrong, nothing."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm_gateway.configuration import ConfigError
+from vllm_gateway.scheduling import StrategyError
+from vllm_gateway.settings import Settings
+from vllm_gateway.telemetry import events
+
+WATCH_S = 1.0
+# What is built once: the listening socket, the runtime, the GPUs, the log and other files.
+FIXED = (
+    "server.host",
+    "server.port",
+    "server.max_body_mib",
+    "runtime",
+    "docker.container_prefix",
+    "gpus.source",
+    "gpus.devices",
+    "log.level",
+    "log.format",
+    "memory_footprint_file",
+    "record_trace",
+    "reload",
+)
+
+
+def keep_fixed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """`new` with what cannot change at run time taken from `old`, and the names of what would have."""
+    differing = []
+    for name in FIXED:
+        section, _, key = name.rpartition(".")
+        was, wanted = (getattr(settings, section) if section else settings for settings in (old, new))
+        if getattr(was, key) != getattr(wanted, key):
+            differing.append(name)
+            kept = wanted.model_copy(update={key: getattr(was, key)})
+            new = new.model_copy(update={section: kept}) if section else kept
+    return new, differing
+
+
+class Reloader:
+    """`load` reads the settings anew and `apply` makes them count, all or none of them."""
+
+    def __init__(
+        self,
+        current: Settings,
+        load: Callable[[], Settings],
+        apply: Callable[[Settings], None],
+        emit: Callable[..., None],
+    ) -> None:
+        self._current = current
+        self._load = load
+        self._apply = apply
+        self._emit: Callable[..., None] = emit
+
+    def reload(self) -> None:
+        try:
+            settings, differing = keep_fixed(self._current, self._load())
+            self._apply(settings)
+        except ConfigError as error:
+            self._emit(events.CONFIG_RELOAD_FAILED, problems=list(map(str, error.problems)))
+            return
+        except StrategyError as error:
+            self._emit(events.CONFIG_RELOAD_FAILED, problems=[str(error)])
+            return
+        self._current = settings
+        if differing:
+            self._emit(events.CONFIG_NEEDS_RESTART, settings=differing)
+        self._emit(events.CONFIG_RELOADED, models=list(settings.models))
+
+    async def watch(self, path: Path) -> None:
+        """Reloads whenever the file has changed. Runs until it is cancelled."""
+        seen = await asyncio.to_thread(_stamp, path)
+        while True:
+            await asyncio.sleep(WATCH_S)
+            stamp = await asyncio.to_thread(_stamp, path)
+            if stamp != seen:
+                seen = stamp
+                self.reload()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What differs once a file was written or replaced; follows links, as volumes of Kubernetes need."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gateway whose configuration changes while it serves."""
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.gateway import GatewayProcess, running_gateway
+from tests.integration.test_gateway import config, model
+
+
+def write(folder: Path, settings: Mapping[str, Any]) -> None:
+    file = folder / "gateway.yaml"
+    kept = yaml.safe_load(file.read_text("utf-8"))["memory_footprint_file"]
+    file.write_text(yaml.safe_dump({"memory_footprint_file": kept, **settings}), "utf-8")
+
+
+async def reload(gateway: GatewayProcess, folder: Path, settings: Mapping[str, Any], count: int = 1) -> None:
+    write(folder, settings)
+    gateway.process.send_signal(signal.SIGHUP)
+    await gateway.event("config_reloaded", count=count)
+
+
+async def test_models_come_go_and_change_and_no_request_fails(tmp_path: Path) -> None:
+    models = {"a": model("a", instances=2), "gone": model("gone")}
+    async with running_gateway(tmp_path, config(gpus=2, models=models)) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        await gateway.until(lambda page: page["models"]["a"]["running"] == 2)
+        over = asyncio.Event()
+        answers: list[int] = []
+
+        async def client() -> None:
+            while not over.is_set():
+                answers.append((await gateway.chat("a"))[0])
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        changed = model("a", instances=2, aliases=["alias"], engine_arguments=["--max-model-len", "4096"])
+        await reload(gateway, tmp_path, config(gpus=2, models={"a": changed, "new": model("new", footprint_mib=4000)}))
+        await gateway.event("instance_stopped", model="a", count=2)
+        await gateway.until(lambda page: page["models"]["a"]["running"] == 2)
+        over.set()
+        await asyncio.gather(*clients)
+        assert set(answers) == {200}
+        assert (await gateway.chat("alias"))[0] == 200
+        assert (await gateway.chat("new"))[0] == 200
+        assert (await gateway.chat("gone"))[0] == 404
+        starts = gateway.events("instance_starting", model="a")
+        assert len(starts) == 4, "two old ones, two new ones"
+
+
+async def test_a_bad_file_changes_nothing_and_what_needs_a_restart_is_said(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(models={"a": model("a")})) as gateway:
+        write(tmp_path, config(modles={}))
+        gateway.process.send_signal(signal.SIGHUP)
+        failed = await gateway.event("config_reload_failed")
+        assert "did you mean 'models'" in failed["problems"][0]
+        assert (await gateway.chat("a"))[0] == 200
+        await reload(gateway, tmp_path, config(models={"a": model("a")}, log={"level": "error"}, strategy="random"))
+        assert not gateway.events("config_needs_restart"), "LOG_LEVEL is set, and wins"
+        assert (await gateway.status())["models"]["a"]["strategy"] == "random"
+        await reload(gateway, tmp_path, config(models={"a": model("a")}, reload="watch"), count=2)
+        assert (await gateway.event("config_needs_restart"))["settings"] == ["reload"]
+
+
+async def test_a_changed_file_is_noticed_if_that_is_asked_for(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(models={"a": model("a")}, reload="watch")) as gateway:
+        write(tmp_path, config(models={"b": model("b")}, reload="watch", server={"api_keys": ["secret"]}))
+        await gateway.event("config_reloaded")
+        assert (await gateway.chat("b"))[0] == 401
+        gateway.http.headers["Authorization"] = "Bearer secret"
+        assert (await gateway.chat("b"))[0] == 200
+        assert (await gateway.chat("a"))[0] == 404
