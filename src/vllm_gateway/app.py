@@ -268,22 +268,25 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
         SimulatedGpus(simulated).create([(device.name, device.memory_mib) for device in settings.gpus.devices])
     try:
         gateway = Gateway(settings, simulated, emit)
-        await gateway.open()
+        door = FrontDoor(gateway.api)
+        runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
         try:
-            door = FrontDoor(gateway.api)
-            runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
             await runner.setup()
-            site = web.TCPSite(runner, settings.server.host, settings.server.port, backlog=1024)
+            await web.TCPSite(runner, settings.server.host, settings.server.port, backlog=1024).start()
+            await gateway.open()
             try:
-                await site.start()
+                gateway.api.opened.set()
                 host, port = runner.addresses[0][:2]
                 gateway.address = f"http://{host}:{port}"
                 yield gateway
-                gateway.inference.stopping = True
             finally:
+                gateway.inference.stopping = True
                 await runner.cleanup()
+                await gateway.close()
         finally:
-            await gateway.close()
+            gateway.inference.stopping = True
+            gateway.api.opened.set()  # whoever waits for a fleet that could not be opened
+            await runner.cleanup()
     finally:
         if simulated is not None:
             shutil.rmtree(simulated, ignore_errors=True)

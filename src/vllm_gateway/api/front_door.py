@@ -28,6 +28,7 @@ class FrontDoor(web.Server):
 
     def __init__(self, api: Api, *, stall_s: float = STALL_S) -> None:
         super().__init__(api.handle, access_log=None, handler_cancellation=True, auto_decompress=False)
+        self._opened = api.opened
         self.inference = api.inference
         self.journal = api.journal
         self.loop = asyncio.get_running_loop()
@@ -47,8 +48,8 @@ class FrontDoor(web.Server):
         return super().__call__()
 
     def admit(self, head: RequestHead, peer: str) -> str | None:
-        """Who asks; None if the request is to be refused before its body is read."""
-        if head.length > self._max_body or self.inference.stopping:
+        """Who asks; None if the request is to be refused, or has to wait, before its body is read."""
+        if head.length > self._max_body or self.inference.stopping or not self._opened.is_set():
             return None
         try:
             return self._keys.caller(head.authorization, peer)

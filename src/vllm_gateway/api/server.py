@@ -41,6 +41,8 @@ class Api:
         self._status = status
         self._decisions = decisions
         self.max_body = max_body
+        self.opened = asyncio.Event()
+        """Set once the fleet is known: until then only /health is answered, and all else waits."""
         self._metrics = MetricsPage(journal.metrics, status)
         self._created = int(time.time())
         self._pages: Mapping[str, Callable[[web.BaseRequest, Progress], web.Response]] = {
@@ -71,6 +73,7 @@ class Api:
         if path == "/health":
             _only_get(request)
             return _json({"status": "ok"}, progress)
+        await self.opened.wait()
         caller = self.keys.caller(
             request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape"), request.remote or ""
         )

@@ -57,6 +57,7 @@ class NoFleet:
 
 @dataclass
 class House:
+    api: Api
     door: FrontDoor
     queues: Queues
     runner: web.ServerRunner
@@ -100,6 +101,7 @@ async def house(
     max_in_flight: int = 100,
     stall_s: float = 60.0,
     drain_s: float = 1.0,
+    opened: bool = True,
 ) -> AsyncIterator[House]:
     lines: list[dict[str, object]] = []
     names = ModelNames({"m": "m"})
@@ -123,12 +125,14 @@ async def house(
             decisions=_never,
             max_body=MAX_BODY,
         )
+        if opened:
+            api.opened.set()
         door = FrontDoor(api, stall_s=stall_s)
         runner = web.ServerRunner(door, shutdown_timeout=drain_s)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        made = House(door, queues, runner, fleet, lines, runner.addresses[0][1])
+        made = House(api, door, queues, runner, fleet, lines, runner.addresses[0][1])
         made.publish(ports, max_in_flight)
         try:
             yield made

@@ -292,7 +292,18 @@ async def test_two_hundred_clients_that_do_not_read_cost_bounded_memory(lane: st
         await eventually(lambda: gateway.queues.in_flight(f"i{engine.port}") == 0, limit_s=20)
 
 
-# --- The end
+# --- The beginning and the end
+
+
+@EXACT
+async def test_until_the_fleet_is_known_a_request_waits_and_health_does_not(lane: str) -> None:
+    async with instance(answering(OK)) as engine, house(engine.port, opened=False) as gateway:
+        client = await gateway.connect()
+        await client.send(a_request(lane=lane))
+        assert (await gateway.ask(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")).status == 200
+        assert engine.accepted == 0
+        gateway.api.opened.set()
+        assert (await client.message()).body == b"ok"
 
 
 @EXACT
