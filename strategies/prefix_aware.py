@@ -41,20 +41,21 @@ class PrefixAware(Scoring):
         now, prompt = self._clock(), request.prompt
         books = [self._books.of(instance, now) for instance in instances]
         behind = sum(len(book.unread) for book in books) / len(books)
+        decoding_work = request.output_tokens * DECODE_SHARE
         scores, self._most_cached = [], 0
         for instance, book in zip(instances, books, strict=True):
             cached = book.cached(prompt)
-            decoding = max(0, instance.in_flight - len(book.unread)) * request.output_tokens * DECODE_SHARE
-            work = book.remaining(now) + work_of(prompt, cached) * (1 + behind) + decoding
+            decoding = max(0, instance.in_flight - len(book.unread))
+            work = book.remaining(now) + work_of(prompt, cached) * (1 + behind) + decoding * decoding_work
             scores.append(work / book.tokens_per_s / instance.weight)
             self._most_cached = max(self._most_cached, cached)
         return scores
 
     def placed(self, request: RequestInfo, instance: InstanceView) -> None:
-        now, prompt = self._clock(), request.prompt
+        now = self._clock()
         book = self._books.of(instance, now)
-        self._numbers = (book.cached(prompt), self._most_cached, prompt.tokens, book.remaining(now))
-        book.take(request, now)
+        ahead = book.remaining(now)
+        self._numbers = (book.take(request, now), self._most_cached, request.prompt.tokens, ahead)
 
     def reason(self) -> str:
         """Of the last choice, for the decision records."""

@@ -43,10 +43,7 @@ class Book:
         self._cache = _CacheSize(limits.cache_tokens)
         self._read_tokens = _ASSUMED_TOKENS_PER_S * _ASSUMED_FOR_S
         self._read_s = _ASSUMED_FOR_S
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self._read_tokens / self._read_s
+        self.tokens_per_s = _ASSUMED_TOKENS_PER_S
 
     def cached(self, prompt: Prompt) -> int:
         """Tokens of the prompt that need not be read. The last one always is."""
@@ -54,14 +51,16 @@ class Book:
 
     def remaining(self, now: float) -> float:
         """The work before a newcomer's turn."""
+        if not self.unread:
+            return 0.0
         self._expire(now)
         if not self.unread:
             return 0.0
         first = next(iter(self.unread.values()))
         return self._queued - min(first, (now - self._since) * self.tokens_per_s)
 
-    def take(self, request: RequestInfo, now: float) -> None:
-        """The request is sent there."""
+    def take(self, request: RequestInfo, now: float) -> int:
+        """The request is sent there; returns how many of its tokens are cached."""
         self._expire(now)
         prompt = request.prompt
         if not self.unread:
@@ -72,6 +71,7 @@ class Book:
         self._mirror.use(prompt.blocks, now)
         blocks = int(self._cache.tokens / prompt.block_tokens)
         self._mirror.trim(min(blocks, self._limits.max_blocks), now - self._limits.max_age_s)
+        return cached
 
     def read(self, request: RequestInfo, now: float) -> None:
         """Its reply has begun: it and those before it have been read."""
@@ -85,6 +85,7 @@ class Book:
                 break
         self._read_tokens = self._read_tokens * _SPEED_FORGETS + work
         self._read_s = self._read_s * _SPEED_FORGETS + now - self._since
+        self.tokens_per_s = self._read_tokens / self._read_s
         self._since = now
 
     def drop(self, request: RequestInfo, now: float) -> None:

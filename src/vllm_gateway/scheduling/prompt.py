@@ -22,10 +22,16 @@ class Prompt:
     block_tokens: int
 
 
+class _Message(msgspec.Struct, gc=False):
+    role: msgspec.Raw = msgspec.Raw()
+    content: msgspec.Raw = msgspec.Raw()
+    tool_calls: msgspec.Raw = msgspec.Raw()
+
+
 class Body(msgspec.Struct):
     """The parts of a request's body that strategies decide by; everything else is skipped, not built."""
 
-    messages: msgspec.Raw = msgspec.Raw()
+    messages: list[_Message] | None = None
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()  # responses, embeddings
     instructions: msgspec.Raw = msgspec.Raw()
@@ -34,12 +40,6 @@ class Body(msgspec.Struct):
     user: msgspec.Raw = msgspec.Raw()
     max_tokens: msgspec.Raw = msgspec.Raw()
     max_completion_tokens: msgspec.Raw = msgspec.Raw()
-
-
-class _Message(msgspec.Struct):
-    role: msgspec.Raw = msgspec.Raw()
-    content: msgspec.Raw = msgspec.Raw()
-    tool_calls: msgspec.Raw = msgspec.Raw()
 
 
 class _Part(msgspec.Struct):
@@ -79,23 +79,31 @@ def _bytes_of(body: Body) -> Iterator[bytes]:
     yield bytes(body.tools)
     yield bytes(body.instructions)
     yield bytes(body.prompt)
-    for conversation in (body.messages, body.input):
-        try:
-            for message in _read_messages(conversation) if conversation else ():
-                yield bytes(message.role)
-                yield from _content(bytes(message.content))
-                yield bytes(message.tool_calls)
-        except _UNREADABLE:
-            yield bytes(conversation)
+    for message in body.messages or _input(body.input):
+        content = bytes(message.content)
+        yield bytes(message.role)
+        if content.startswith(b"["):
+            yield from _parts(content)
+        else:
+            yield content
+        yield bytes(message.tool_calls)
 
 
-def _content(content: bytes) -> Iterator[bytes]:
-    """A text as it is, whether alone or as a part; anything else by a hash that is as long as its tokens are many."""
-    if not content.startswith(b"["):
-        yield content
-        return
+def _input(given: msgspec.Raw) -> list[_Message]:
+    """Of a response: messages, as in a chat. Of an embedding: texts or token ids."""
+    try:
+        return _read_messages(given) if given else []
+    except _UNREADABLE:
+        return [_Message(content=given)]
+
+
+def _parts(content: bytes) -> Iterator[bytes]:
+    """A text as it would be alone; anything else by a hash that is as long as its tokens are many."""
     for part in _read_parts(content):
-        found = _read_part(part)
+        try:
+            found = _read_part(part)
+        except _UNREADABLE:
+            found = _Part()
         if found.text:
             yield bytes(found.text)
         else:
