@@ -13,7 +13,9 @@ _FORGETS = 0.98  # of the counts behind a hit rate, at each new sample
 _SPEED_FORGETS = 0.998  # an engine keeps its speed; what differs from minute to minute is the traffic
 _SHARE_GAIN = 0.01  # half of an error within a window of samples: slower than the noise in it
 _ASSUMED_TOKENS_PER_S = 8000.0
+_SLOWEST, _FASTEST = 100.0, 1_000_000.0
 _ASSUMED_FOR_S = 2.0  # how much measured time outweighs the assumption
+_STEP = 0.05  # of the speed, at each reading of the metrics, while no stream tells it
 _LEAST_SHARE = 0.02
 _ATTENTION = 3e-5  # a token looks back on all before it: behind 33,000 it is twice the work, in models from 7B to 70B
 
@@ -37,6 +39,8 @@ class Book:
         self.unread: OrderedDict[RequestInfo, float] = OrderedDict()  # in order, with the work that is left
         self._expected: dict[RequestInfo, int] = {}  # of `unread`: the tokens that should be cached
         self._limits = limits
+        self.metrics: EngineMetrics | None = None
+        self._timed = False  # by streams
         self._queued = 0.0  # sum over `unread`
         self._since = now  # when it began with the first of them
         self._mirror = PrefixMirror()
@@ -83,9 +87,11 @@ class Book:
                 work += self._was_read(before)
             if before is request:
                 break
-        self._read_tokens = self._read_tokens * _SPEED_FORGETS + work
-        self._read_s = self._read_s * _SPEED_FORGETS + now - self._since
-        self.tokens_per_s = self._read_tokens / self._read_s
+        if request.stream:
+            self._timed = True
+            self._read_tokens = self._read_tokens * _SPEED_FORGETS + work
+            self._read_s = self._read_s * _SPEED_FORGETS + now - self._since
+            self.tokens_per_s = self._read_tokens / self._read_s
         self._since = now
 
     def drop(self, request: RequestInfo, now: float) -> None:
@@ -96,7 +102,20 @@ class Book:
             self._pop(request)
 
     def heard(self, metrics: EngineMetrics) -> None:
-        self._cache.heard(metrics)
+        """Where no stream tells the speed: it is too high if more wait than should by now, and too low if fewer do."""
+        last, self.metrics = self.metrics, metrics
+        if last is None or metrics.prefix_queries < last.prefix_queries:  # it was started anew
+            self._cache.begin(metrics.cache_tokens)
+            return
+        queried, hit = metrics.prefix_queries - last.prefix_queries, metrics.prefix_hits - last.prefix_hits
+        self._cache.compare(queried, hit)
+        if not self._timed:
+            self._expire(metrics.at)
+            should_wait = max(0, len(self.unread) - 1)  # one is being read
+            if metrics.waiting != should_wait:
+                speed = self.tokens_per_s * (1 - _STEP if metrics.waiting > should_wait else 1 + _STEP)
+                self.tokens_per_s = min(_FASTEST, max(_SLOWEST, speed))
+                self._read_s = self._read_tokens / self.tokens_per_s
 
     def _expire(self, now: float) -> None:
         """A reply that is not streamed does not say when its prompt had been read: the speed of the others does."""
@@ -126,7 +145,6 @@ class _CacheSize:
     def __init__(self, assumed_tokens: int) -> None:
         self._capacity = assumed_tokens
         self._share = 1.0
-        self._last: EngineMetrics | None = None
         self._read = self._expected = 0.0  # by our books
         self._queried = self._hit = 0.0  # by the engine's
 
@@ -139,17 +157,15 @@ class _CacheSize:
         self._read += tokens
         self._expected += cached
 
-    def heard(self, metrics: EngineMetrics) -> None:
-        last = self._last
-        if last is not None and metrics.at == last.at:
-            return
-        self._last = metrics
-        self._capacity = metrics.cache_tokens or self._capacity
-        if last is None or metrics.prefix_queries < last.prefix_queries:
-            self._read = self._expected = self._queried = self._hit = 0.0
-            return
-        self._queried += metrics.prefix_queries - last.prefix_queries
-        self._hit += metrics.prefix_hits - last.prefix_hits
+    def begin(self, capacity: int | None) -> None:
+        """The engine is heard of for the first time."""
+        self._capacity = capacity or self._capacity
+        self._read = self._expected = self._queried = self._hit = 0.0
+
+    def compare(self, queried: int, hit: int) -> None:
+        """What the engine has counted since."""
+        self._queried += queried
+        self._hit += hit
         if self._queried and self._read and self._expected:
             expected, found = self._expected / self._read, self._hit / self._queried
             share = self._share * (1 + _SHARE_GAIN * (found - expected) / expected)
@@ -172,7 +188,7 @@ class PrefillBooks:
         book = self._books.get(instance.instance_id)
         if book is None:
             book = self._books[instance.instance_id] = Book(self._limits, now)
-        if instance.metrics is not None:
+        if instance.metrics is not book.metrics and instance.metrics is not None:
             book.heard(instance.metrics)
         return book
 
