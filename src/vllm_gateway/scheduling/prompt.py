@@ -35,6 +35,7 @@ class Body(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()  # responses, embeddings
     instructions: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()  # of Anthropic's form of a chat
     tools: msgspec.Raw = msgspec.Raw()
     cache_salt: msgspec.Raw = msgspec.Raw()
     user: msgspec.Raw = msgspec.Raw()
@@ -78,6 +79,7 @@ def _bytes_of(body: Body) -> Iterator[bytes]:
     """The same bytes for the same prompt, and those of an earlier turn as the beginning of a later one's."""
     yield bytes(body.tools)
     yield bytes(body.instructions)
+    yield bytes(body.system)
     yield bytes(body.prompt)
     for message in body.messages or _input(body.input):
         content = bytes(message.content)
