@@ -42,7 +42,7 @@ class Placement:
             instances = spare_newcomers(instances, now, self._slow_start_s)
         try:
             chosen = self._strategy.choose(request, instances)
-            if not any(chosen is one for one in instances):
+            if chosen not in instances:
                 raise LookupError(f"chose {chosen!r}, which it was not given")
             if self._has_scores:
                 self._record(request, chosen, instances)

@@ -13,7 +13,7 @@ TYPICAL_OUTPUT_TOKENS = 256  # max_tokens is a limit, seldom what comes
 METRICS_MAX_AGE_S = 5.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class InstanceView:
     """A ready instance below its limit. Strategies read it, and never change it."""
 
