@@ -301,6 +301,10 @@ async def test_the_official_openai_client(tmp_path: Path) -> None:
             await client.chat.completions.create(model="nope", messages=messages)
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
+        message = {"model": "gemma3-4B", "messages": messages, "max_tokens": 5}
+        for key, status in (("sk-test", 200), ("wrong", 401)):  # as Anthropic's clients send it
+            async with gateway.http.post("/v1/messages", json=message, headers={"x-api-key": key}) as reply:
+                assert reply.status == status
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,7 @@ class Api:
             _only_get(request)
             return _json({"status": "ok"}, progress)
         await self.opened.wait()
-        caller = self.keys.caller(
-            request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape"), request.remote or ""
-        )
+        caller = self.keys.caller(_credentials(request), request.remote or "")
         if path in self._pages or path.startswith("/v1/models/"):
             _only_get(request)
             page = self._pages.get(path, self._one_model)
@@ -124,6 +122,13 @@ class Api:
             "state": found.state,
             "aliases": found.aliases,
         }
+
+
+def _credentials(request: web.BaseRequest) -> bytes:
+    """As OpenAI's clients send a key, or as Anthropic's do."""
+    key = request.headers.get("X-Api-Key")
+    given = request.headers.get(hdrs.AUTHORIZATION) or (f"Bearer {key}" if key else "")
+    return given.encode("utf-8", "surrogateescape")
 
 
 def _only_get(request: web.BaseRequest) -> None:
