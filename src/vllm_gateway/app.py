@@ -2,6 +2,8 @@
 """The composition root: the one place that builds everything and joins it together."""
 
 import asyncio
+import contextlib
+import ctypes
 import shutil
 import signal
 import sys
@@ -292,9 +294,21 @@ async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterato
             shutil.rmtree(simulated, ignore_errors=True)
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def _keep_freed_memory() -> None:
+    """The C library would give the memory of a large body back at once, and the next body would pay in page faults."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+
+
 async def serve(settings: Settings, load: Callable[[], Settings], config_file: Path | None) -> int:
     """Serves until SIGTERM or Ctrl-C; returns the exit status. `load` reads the settings again."""
     log.configure(settings.log)
+    _keep_freed_memory()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
