@@ -52,7 +52,7 @@ class FrontDoor(web.Server):
         if head.length > self._max_body or self.inference.stopping or not self._opened.is_set():
             return None
         try:
-            return self._keys.caller(head.authorization, peer)
+            return self._keys.caller(head.credentials, peer)
         except ApiError:
             return None
 

@@ -19,7 +19,9 @@ _FIELD = re.compile(rb"(" + FIELD_NAME + rb"):([\t\x20-\x7e]*+)")
 _LENGTH = re.compile(rb"[1-9][0-9]{0,14}")
 
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings"})
-_ONCE = frozenset({b"host", b"content-length", b"content-type", b"connection", b"authorization", b"x-request-id"})
+_ONCE = frozenset(
+    {b"host", b"content-length", b"content-type", b"connection", b"authorization", b"x-api-key", b"x-request-id"}
+)
 _PERSISTENCE = {b"": True, b"keep-alive": True, b"close": False}
 _MAX_KEPT_LINE = 256
 
@@ -45,7 +47,8 @@ class RequestHead:
     fields: list[Field]
     length: int
     keep_alive: bool
-    authorization: bytes
+    credentials: bytes
+    """As OpenAI's clients send a key; Anthropic's header is read as the same."""
     request_id: str | None
 
 
@@ -70,13 +73,14 @@ def parse_request_head(head: bytes) -> RequestHead | None:
     length = once.get(b"content-length", b"")
     if b"host" not in once or keep_alive is None or _LENGTH.fullmatch(length) is None:
         return None
+    key = once.get(b"x-api-key")
     request_id = once.get(b"x-request-id")
     return RequestHead(
         *targets,
         fields,
         int(length),
         keep_alive,
-        once.get(b"authorization", b""),
+        once.get(b"authorization") or (b"Bearer " + key if key else b""),
         None if request_id is None else request_id.decode("ascii"),
     )
 

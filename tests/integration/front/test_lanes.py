@@ -88,8 +88,10 @@ async def test_a_caller_without_a_key_is_refused_before_the_body_comes(lane: str
         refused = await client.message()
         assert refused.status == 401
         assert refused.header("www-authenticate") == [b"Bearer"]
-        with_key = a_request(lane=lane, headers=b"Authorization: Bearer k\r\n")
-        assert (await gateway.ask(with_key)).body == b"ok"
+        for key in (b"Authorization: Bearer k\r\n", b"X-Api-Key: k\r\n"):
+            assert (await gateway.ask(a_request(lane=lane, headers=key))).body == b"ok"
+            assert len(gateway.door.visitors if lane == "fast" else gateway.door.connections) > 0
+        assert (await gateway.ask(a_request(lane=lane, headers=b"X-Api-Key: x\r\n"))).status == 401
 
 
 @EXACT

@@ -19,7 +19,7 @@ def test_a_plain_head() -> None:
     )
     assert found is not None
     assert (found.target, found.path, found.length) == ("/v1/chat/completions", "/v1/chat/completions", 5)
-    assert (found.keep_alive, found.authorization, found.request_id) == (True, b"Bearer k", "r1")
+    assert (found.keep_alive, found.credentials, found.request_id) == (True, b"Bearer k", "r1")
     assert [field.raw for field in found.fields][2:4] == [(b"X-A", b"b"), (b"x-a", b"")]
     assert [field.line for field in found.fields][2:4] == [b"X-A: b\r\n", b"x-a: \r\n"]
 
@@ -28,6 +28,21 @@ def test_the_path_is_the_target_without_its_query() -> None:
     found = parse_request_head(head(*PLAIN, request_line=b"POST /v1/x?a=%20b&c HTTP/1.1"))
     assert found is not None
     assert (found.target, found.path) == ("/v1/x?a=%20b&c", "/v1/x")
+
+
+@pytest.mark.parametrize(
+    ("lines", "credentials"),
+    [
+        ([], b""),
+        ([b"X-Api-Key: k"], b"Bearer k"),
+        ([b"x-api-key: k", b"Authorization: Bearer a"], b"Bearer a"),
+        ([b"x-api-key: k", b"Authorization:"], b"Bearer k"),
+    ],
+)
+def test_credentials(lines: list[bytes], credentials: bytes) -> None:
+    found = parse_request_head(head(*PLAIN, *lines))
+    assert found is not None
+    assert found.credentials == credentials
 
 
 def test_connection_close() -> None:
