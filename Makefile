@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test test-vllm reliability bench-quick check format lock clean
+.PHONY: help setup run test test-vllm reliability soak bench-quick check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,10 @@ endif
 reliability: setup ## every fault in every phase of a request; then the table of docs/reliability.md
 	$(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py
 	$(BIN)/python -m tests.faults.page
+
+SOAK_S ?= 600
+soak: setup ## mixed load and random faults for SOAK_S seconds (600): nothing lost, nothing left, flat memory
+	$(BIN)/python -m tests.soak $(SOAK_S)
 
 bench-quick: setup ## CPU per request, this gateway and nginx, under two minutes (AGAINST=../other-checkout, ROWS=plain_1k,plain_64k)
 	$(BIN)/python -m bench quick $(if $(AGAINST),--against $(AGAINST)) $(if $(ROWS),--rows $(ROWS))

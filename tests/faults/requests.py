@@ -75,10 +75,22 @@ class Said:
 class Request:
     """One request under way; `said` grows while its reply comes."""
 
-    def __init__(self, http: aiohttp.ClientSession, model: str, kind: str, tokens: int = TOKENS) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        model: str,
+        kind: str,
+        *,
+        tokens: int = TOKENS,
+        request_id: str | None = None,
+        pause_s: float = 0.0,
+    ) -> None:
+        """`pause_s`: after each event of a stream, of a client that reads slowly."""
         self.kind = kind
         self.said = Said()
         self._heard = asyncio.Event()
+        self._pause_s = pause_s
+        self._headers = {"X-Request-Id": request_id} if request_id else {}
         body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **KINDS[kind].body}
         self.task = asyncio.create_task(self._run(http, KINDS[kind], body))
 
@@ -97,7 +109,7 @@ class Request:
 
     async def _run(self, http: aiohttp.ClientSession, kind: Kind, body: Mapping[str, Any]) -> None:
         try:
-            async with http.post(kind.path, json=body) as reply:
+            async with http.post(kind.path, json=body, headers=self._headers) as reply:
                 self.said.status = reply.status
                 self.said.instance = reply.headers.get("x-simulated-instance")
                 if reply.content_type == "text/event-stream":
@@ -120,3 +132,5 @@ class Request:
                 else:
                     self.said.hear(json.loads(data))
                 self._heard.set()
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
