@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives the tests in this folder the lab: a real Docker engine with simulated GPUs, clean for each of them."""
+"""The tests in this folder find the lab clean, each of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiodocker
 import pytest
 
-from tests.lab.errors import LabUnavailableError
-from tests.lab.lab import Lab, for_this_run
-from tests.lab.place import Place
+from tests.lab.lab import Lab
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 _HERE = Path(__file__).parent
@@ -22,18 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.docker)
-
-
-@pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """Up for this test run; afterwards as it was found, up or down."""
-    try:
-        with for_this_run(Place.from_environment()) as running:
-            yield running
-    except LabUnavailableError as error:
-        if os.environ.get("CI") == "true" or os.environ.get("LAB_REQUIRED") == "1":
-            pytest.fail(f"the lab cannot run here: {error}", pytrace=False)
-        pytest.skip(f"the lab cannot run here: {error}")
 
 
 @pytest.fixture(autouse=True)

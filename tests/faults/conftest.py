@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
+from tests.faults.faults import Stage
 from tests.faults.footprint import open_files, ports
 from tests.faults.scene import LIMIT_S
 from tests.faults.stages import shared_configuration
@@ -19,7 +20,7 @@ from tests.gateway import GatewayProcess, running_gateway
 async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
     """At its end no connection to an engine is left: idle ones have been closed."""
     folder: Path = tmp_path_factory.mktemp("faults")
-    async with running_gateway(folder, shared_configuration()) as running:
+    async with running_gateway(folder, shared_configuration(Stage.SHARED)) as running:
         yield running
         port = URL(running.url).port
         assert port is not None

@@ -23,7 +23,8 @@ class Side(enum.Enum):
 class Stage(enum.Enum):
     SHARED = "one gateway for all, with engines as child processes"
     ALONE = "a gateway of its own, with engines as child processes"
-    DOCKER = "a gateway of its own, with engines in containers"
+    DOCKER = "one gateway for all, with engines in containers"
+    DOCKER_ALONE = "a gateway of its own, with engines in containers"
 
 
 @dataclass(frozen=True, slots=True)

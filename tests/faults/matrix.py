@@ -203,6 +203,33 @@ FAULTS = (
         stage=Stage.ALONE,
         afterwards=Scene.gateway_ended,
     ),
+    Fault(
+        "container-memory",
+        "the container of an engine is killed for its memory",
+        Side.MACHINE,
+        strikes.container_runs_out_of_memory,
+        row(ANSWERED, ANSWERED, ANSWERED, _CONTINUED, _CONTINUED),
+        stage=Stage.DOCKER,
+        costs_engine=True,
+    ),
+    Fault(
+        "container-killed",
+        "the container of an engine is killed",
+        Side.MACHINE,
+        strikes.engine_gets(signal.SIGKILL),
+        row(ANSWERED, ANSWERED, ANSWERED, _CONTINUED, _CONTINUED),
+        stage=Stage.DOCKER,
+        costs_engine=True,
+    ),
+    Fault(
+        "docker-away",
+        "Docker goes away, and comes back",
+        Side.MACHINE,
+        strikes.docker_goes_away,
+        row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        stage=Stage.DOCKER,
+        afterwards=strikes.docker_comes_back,
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configurations of the gateways under test, and the cells of each as parameters of its tests."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from tests.faults.matrix import cells
 from tests.faults.outcomes import CannotHappen, NotYet
 from tests.faults.phases import Phase
 from tests.faults.scene import FOOTPRINT_MIB, PLACES
+from tests.lab.lab import Lab
 
+GPU_RESERVED_MIB = 1000
+"""More than the driver keeps for itself on a GPU of the lab."""
 FAST = {"SIM_LOAD_S": "0.1", "SIM_WEIGHTS_MIB": "100", "SIM_TOKENS_PER_S": "500"}
 
 
@@ -43,8 +47,24 @@ def configuration(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def shared_configuration() -> dict[str, Any]:
-    return configuration({model_name(fault, phase): model(fault) for fault, phase, _ in cells(Stage.SHARED)})
+def shared_configuration(stage: Stage) -> dict[str, Any]:
+    return configuration({model_name(fault, phase): model(fault) for fault, phase, _ in cells(stage)})
+
+
+def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
+    """The same, with engines in the lab's containers, on the lab's GPUs."""
+    lab.reset_gpus(2, config["gpus"]["devices"][0]["memory_mib"] + GPU_RESERVED_MIB)
+    return {
+        **config,
+        "runtime": "docker",
+        "docker": {"image": lab.image, "pull": "never"},
+        "gpus": {"margin_mib": 0, "min_resident_s": 0},
+    }
+
+
+def docker_environment(lab: Lab, folder: Path) -> dict[str, str]:
+    """Docker is reached through the door in `folder`."""
+    return {**lab.environment, "DOCKER_HOST": f"unix://{folder / 'docker.sock'}"}
 
 
 def played(stage: Stage) -> list[Any]:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The faults as deeds: each makes one thing go wrong in a scene."""
 
+import io
 import signal
+from contextlib import suppress
+
+import aiohttp
 
 from tests.faults.faults import Act
 from tests.faults.scene import Scene
@@ -37,6 +41,29 @@ async def gateway_dies(scene: Scene) -> None:
     scene.gateway.process.kill()
     for engine in scene.engines:
         engine.out_of_reach = True
+
+
+async def docker_goes_away(scene: Scene) -> None:
+    assert scene.docker is not None
+    await scene.docker.shut()
+
+
+async def docker_comes_back(scene: Scene) -> None:
+    """And what ends from now on is noticed again."""
+    assert scene.docker is not None
+    await scene.docker.open()
+    await scene.nothing_left()
+
+
+async def container_runs_out_of_memory(scene: Scene) -> None:
+    """The kernel kills the engine: a body came that does not fit into what the container may have."""
+    assert scene.docker is not None
+    await scene.docker.limit_memory(scene.target.name, 96)
+    scene.target.out_of_reach = True
+    body = io.BytesIO(b" " * (150 << 20))
+    with suppress(aiohttp.ClientError):
+        async with scene.target.http.post(f"http://{scene.target.address}/tokenize", data=body):
+            pass
 
 
 async def nothing(scene: Scene) -> None:

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several folders of tests share: the lab, a real Docker engine with simulated GPUs."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.errors import LabUnavailableError
+from tests.lab.lab import Lab, for_this_run
+from tests.lab.place import Place
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Up for this test run; afterwards as it was found, up or down."""
+    try:
+        with for_this_run(Place.from_environment()) as running:
+            yield running
+    except LabUnavailableError as error:
+        if os.environ.get("CI") == "true" or os.environ.get("LAB_REQUIRED") == "1":
+            pytest.fail(f"the lab cannot run here: {error}", pytrace=False)
+        pytest.skip(f"the lab cannot run here: {error}")
