@@ -2,6 +2,7 @@
 """The shell around the supervisor: carries its effects out and tells it what came of them."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 
 from vllm_gateway.allocator.footprints import FootprintStore
@@ -16,7 +17,7 @@ from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
 from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.fleet.runtimes import Runtime
+from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
 from vllm_gateway.fleet.supervisor import Supervisor
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.routing import Activity, Traffic
@@ -163,7 +164,8 @@ class Fleet:
         while True:
             await asyncio.sleep(TICK_S)
             if self._now() - last_read >= GPU_READ_S:
-                await self._read_gpus()
+                with contextlib.suppress(RuntimeDown):  # nothing can be started meanwhile either
+                    await self._read_gpus()
                 last_read = self._now()
             self._hear(e.Tick())
 

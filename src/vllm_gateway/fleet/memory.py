@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError, as_gpus
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.fleet.instance import Instance, State
-from vllm_gateway.fleet.runtimes import Runtime
+from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
 from vllm_gateway.telemetry import events
 
 MEMORY_BACK_S = 30.0  # how long a stopped engine's memory may take to come back
@@ -30,12 +30,15 @@ class GpuMemory:
         return {reading.gpu_id: reading.used_mib for reading in await self._read()}
 
     async def gpus(self, instances: Iterable[Instance], before: Sequence[Gpu]) -> list[Gpu]:
-        """The GPUs, with what others than `instances` hold there. `before`: the result of the last call."""
+        """The GPUs, with what others than `instances` hold there. `before`: the result of the last call.
+
+        Raises RuntimeDown: nobody can say whose the memory is.
+        """
         instances = list(instances)
         readings = await self._read()
         pids: frozenset[int] = frozenset()
         for one in instances:
-            pids |= await self.pids(one)
+            pids |= await self._pids(one)
         reserved: dict[str, int] = {}
         restless: set[str] = set()
         for one in instances:
@@ -47,6 +50,13 @@ class GpuMemory:
         return as_gpus(readings, reserved, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
 
     async def pids(self, one: Instance) -> frozenset[int]:
+        """None are known while the runtime is away."""
+        try:
+            return await self._pids(one)
+        except RuntimeDown:
+            return frozenset()
+
+    async def _pids(self, one: Instance) -> frozenset[int]:
         if self.probe is None or one.running is None or one.external:
             return frozenset()
         return await self._runtime.pids(one.running.handle)
