@@ -228,6 +228,7 @@ FAULTS = (
         strikes.docker_goes_away,
         row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
         stage=Stage.DOCKER,
+        costs_engine=True,
         afterwards=strikes.docker_comes_back,
     ),
 )

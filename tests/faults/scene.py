@@ -137,8 +137,8 @@ class Scene:
         )
 
     async def _idle(self) -> Held:
-        """The least of some looks: now and then a short task is among them."""
-        return min([await self._settled() for _ in range(5)], key=lambda one: one.tasks)
+        """The middle one of some looks: now and then a short task is among them."""
+        return sorted([await self._settled() for _ in range(5)], key=lambda one: one.tasks)[2]
 
     async def _settled(self, wanted: Held | None = None) -> Held:
         """Waits until the books fit what runs and, where that is known, for what the gateway should hold."""

@@ -49,9 +49,11 @@ async def docker_goes_away(scene: Scene) -> None:
 
 
 async def docker_comes_back(scene: Scene) -> None:
-    """And what ends from now on is noticed again."""
+    """And what ends from now on is noticed again, and replaced."""
     assert scene.docker is not None
     await scene.docker.open()
+    scene.target.signal(signal.SIGKILL)
+    await scene.gateway.event("instance_failed", instance=scene.target.name, model=scene.model)
     await scene.nothing_left()
 
 
