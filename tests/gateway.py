@@ -22,8 +22,9 @@ CHAT = "/v1/chat/completions"
 class GatewayProcess:
     """`lines` holds every decoded log line so far; `problems` what was wrong with them by the table of events."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, file: Path) -> None:
         self.process = process
+        self.file = file
         self.lines: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.url = ""
@@ -95,7 +96,7 @@ async def running_gateway(
         env={**os.environ, "LOG_LEVEL": "debug", **(environment or {})},
         limit=1 << 20,
     )
-    gateway = GatewayProcess(process)
+    gateway = GatewayProcess(process, file)
     reader = asyncio.create_task(gateway.read_log())
     try:
         gateway.url = (await gateway.event("gateway_ready"))["address"]

@@ -64,7 +64,7 @@ FAULTS = (
         "is told to end (SIGTERM)",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGTERM),
-        row(ANSWERED, ANSWERED, _ANSWERED, _CONTINUED, _CONTINUED),
+        row(ANSWERED, _ANSWERED, _ANSWERED, _CONTINUED, _CONTINUED),
         costs_engine=True,
     ),
     Fault(
@@ -202,6 +202,22 @@ FAULTS = (
         row(CUT, CUT, CUT, CUT, CUT),
         stage=Stage.ALONE,
         afterwards=Scene.gateway_ended,
+    ),
+    Fault(
+        "model-changes",
+        "reads a configuration in which the model is another",
+        Side.GATEWAY,
+        strikes.model_changes,
+        row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        costs_engine=True,
+        afterwards=strikes.replaced,
+    ),
+    Fault(
+        "bad-configuration",
+        "reads a configuration that is wrong",
+        Side.GATEWAY,
+        strikes.configuration_breaks,
+        row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
     ),
     Fault(
         "container-memory",

@@ -3,9 +3,12 @@
 
 import io
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
+import yaml
 
 from tests.faults.faults import Act
 from tests.faults.scene import Scene
@@ -41,6 +44,32 @@ async def gateway_dies(scene: Scene) -> None:
     scene.gateway.process.kill()
     for engine in scene.engines:
         engine.out_of_reach = True
+
+
+async def model_changes(scene: Scene) -> None:
+    """Its instances are replaced one by one by such with other arguments."""
+    config = yaml.safe_load(scene.gateway.file.read_text(encoding="utf-8"))
+    config["models"][scene.model]["engine_arguments"] = ["--max-model-len", "4096"]
+    await _reload(scene, config, "config_reloaded")
+
+
+async def replaced(scene: Scene) -> None:
+    for engine in scene.engines:
+        await scene.gateway.event("instance_stopped", instance=engine.name, model=scene.model)
+    await scene.nothing_left()
+
+
+async def configuration_breaks(scene: Scene) -> None:
+    config = yaml.safe_load(scene.gateway.file.read_text(encoding="utf-8"))
+    await _reload(scene, {**config, "modles": {}}, "config_reload_failed")
+    scene.gateway.file.write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+async def _reload(scene: Scene, config: Mapping[str, Any], told: str) -> None:
+    before = len(scene.gateway.events(told))
+    scene.gateway.file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    scene.gateway.process.send_signal(signal.SIGHUP)
+    await scene.gateway.event(told, count=before + 1)
 
 
 async def docker_goes_away(scene: Scene) -> None:
