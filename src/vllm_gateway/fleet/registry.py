@@ -63,8 +63,8 @@ class ContainerRegistry:
         instance.running = running
         self.version += 1
 
-    def set_limit(self, instance: Instance, max_in_flight: int) -> None:
-        instance.max_in_flight = max_in_flight
+    def set_share(self, instance: Instance, max_in_flight: int, weight: float) -> None:
+        instance.max_in_flight, instance.weight = max_in_flight, weight
         self.version += 1
 
     def set_suspect(self, instance: Instance, suspect: bool) -> None:

@@ -101,7 +101,7 @@ class Supervisor:
                 state.failures, state.retry_at, state.last_error = 0, 0.0, None  # what failed may be put right
             state.spec = spec
             for one in board.registry.by_model(name):
-                board.registry.set_limit(one, spec.max_in_flight)
+                board.registry.set_share(one, spec.max_in_flight, spec.weight_of(one.number))
 
     def _nobody_waits(self, state: ModelState, now: float) -> None:
         """Starts that hold only their reservation are given up."""

@@ -86,9 +86,8 @@ class Queues:
                 route.host,
                 route.port,
                 route.max_in_flight,
-                route.weight,
             )
-        view.ready_since, view.max_in_flight = route.ready_since, route.max_in_flight
+        view.ready_since, view.max_in_flight, view.weight = route.ready_since, route.max_in_flight, route.weight
         return view
 
     def measured(self, instance_id: str, metrics: EngineMetrics) -> None:

@@ -98,3 +98,17 @@ def test_ready_since_is_the_first_time_and_a_reprieve_keeps_it() -> None:
     for now, to in enumerate((State.READY, State.DRAINING, State.READY), start=7):
         registry.move(one, to, "", float(now))
     assert one.ready_at == 7.0
+
+
+def test_the_table_tells_limit_and_weight() -> None:
+    registry = ContainerRegistry("p")
+    one = registry.add(Instance("i1", "p_m_instance_1", "m", 1, "h", 8, 2.0))
+    one.running = Running("handle", "127.0.0.1", 8001)
+    registry.move(one, State.READY, "test", 5.0)
+    (route,) = registry.table().of("m")
+    assert (route.max_in_flight, route.weight, route.ready_since) == (8, 2.0, 5.0)
+    before = registry.version
+    registry.set_share(one, 4, 1.0)
+    assert registry.version > before
+    (route,) = registry.table().of("m")
+    assert (route.max_in_flight, route.weight) == (4, 1.0)
