@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test test-vllm reliability soak bench-quick check format lock clean
+.PHONY: help setup run test test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,8 +48,24 @@ SOAK_S ?= 600
 soak: setup ## mixed load and random faults for SOAK_S seconds (600): nothing lost, nothing left, flat memory
 	$(BIN)/python -m tests.soak $(SOAK_S)
 
-bench-quick: setup ## CPU per request, this gateway and nginx, under two minutes (AGAINST=../other-checkout, ROWS=plain_1k,plain_64k)
-	$(BIN)/python -m bench quick $(if $(AGAINST),--against $(AGAINST)) $(if $(ROWS),--rows $(ROWS))
+BENCH := $(BIN)/python -m bench
+BENCH_ROWS = $(if $(ROWS),--rows $(ROWS))
+
+bench: setup ## the full benchmark, about 20 minutes; writes bench/results.json and docs/performance.md (ONLY=gateway,envoy ROWS=plain_1k)
+	$(BENCH) all $(BENCH_ROWS) $(if $(ONLY),--only $(ONLY))
+
+bench-quick: setup ## CPU per request, this gateway and nginx, under two minutes (AGAINST=../other-checkout ROWS=plain_1k)
+	$(BENCH) quick $(BENCH_ROWS) $(if $(AGAINST),--against $(AGAINST))
+
+bench-check: setup ## fails if a request costs over 1.2 times what was recorded, beside nginx
+	$(BENCH) check $(BENCH_ROWS)
+
+bench-profile: setup ## where the gateway's time goes under load, by py-spy
+	@test -x .bench/peers/py-spy/bin/py-spy || $(BENCH) peers py-spy
+	$(BENCH) profile $(BENCH_ROWS)
+
+bench-peers: setup ## install the other proxies for the full benchmark, each into an environment under .bench/
+	$(BENCH) peers
 
 check: setup ## lint, types, import directions
 	$(BIN)/ruff check .
@@ -68,4 +84,4 @@ lock: ## the newest versions that pyproject.toml allows, written to the lock fil
 	rm -rf .venv-lock
 
 clean: ## remove what setup and the tools made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench dist

@@ -3,64 +3,149 @@
 
 import contextlib
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import Load, LoadFailed
 from bench.machine import WORK, Cores, Tools
 from bench.processes import Address, NotServing, free_port, post_status, running, wait_until_ok
-from bench.rows import Proxy, Row, Sample
-from bench.targets import MODEL, Missing, Target
+from bench.results import Measured, Results, Sample, add_ratios
+from bench.rows import Proxy, Row
+from bench.targets import MODEL, Direct, Missing, Target
 
-YARDSTICK = "nginx"
 _ADDRESSES = 32  # of each of the two backend processes, so that 64 instances have an address each
 _REPLY_BYTES = 600
+_FAILURES = (Missing, NotServing, LoadFailed, OSError, subprocess.SubprocessError)
 
 
-@dataclass(slots=True)
-class Measured:
-    """What came of one row and one target."""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Backends that serve, and what is needed to put a target in front of them and load on it."""
 
-    samples: list[Sample] = field(default_factory=list)
-    failed: str | None = None
+    cores: Cores
+    load: Load
+    folder: Path
+    backends: Sequence[Address]
+    rounds: int
+    seconds: float
+    say: Callable[[str], None]
 
-
-@dataclass(slots=True)
-class Results:
-    versions: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    rows: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    @contextmanager
+    def serving(self, target: Target) -> Iterator[Proxy]:
+        """The target, started and known to carry a request. Raises NotServing or Missing."""
+        if isinstance(target, Direct):
+            yield Proxy(self.backends[0], target.models, None)
+            return
+        own = Path(tempfile.mkdtemp(prefix=f"{target.name.replace(' ', '-')}-", dir=self.folder))
+        address = Address("127.0.0.1", free_port())
+        launch = target.launch(own, address.port, self.backends)
+        log = own / "output.log"
+        with running(launch.argv, cores=str(self.cores.proxy), log=log, environment=launch.environment) as process:
+            wait_until_ok(process, address, launch.health, launch.start_limit_s, log)
+            _wait_until_it_carries(address, MODEL if target.models == 1 else f"{MODEL}-1")
+            yield Proxy(address, target.models, process.pid)
 
 
 @contextmanager
-def backends(tools: Tools, cores: Cores, folder: Path) -> Iterator[list[Address]]:
-    """Two processes; the list alternates between them."""
+def bench(tools: Tools, cores: Cores, *, rounds: int, seconds: float, say: Callable[[str], None]) -> Iterator[Bench]:
+    WORK.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=WORK)))
         ports = [free_port(), free_port()]
         for port in ports:
             log = folder / f"backend-{port}.log"
             argv = [str(tools.backend), str(port), str(_ADDRESSES), str(_REPLY_BYTES)]
             process = stack.enter_context(running(argv, cores=cores.load_list, log=log))
             wait_until_ok(process, Address("127.0.0.1", port), "/health", 10, log)
-        yield [Address(f"127.0.0.{number}", port) for number in range(1, _ADDRESSES + 1) for port in ports]
+        backends = [Address(f"127.0.0.{number}", port) for number in range(1, _ADDRESSES + 1) for port in ports]
+        yield Bench(cores, Load(tools, cores), folder, backends, rounds, seconds, say)
 
 
-@contextmanager
-def serving(target: Target, cores: Cores, folder: Path, behind: Sequence[Address]) -> Iterator[Proxy]:
-    """The target, started and known to carry a request. Raises NotServing or Missing."""
-    own = folder / target.name.replace(" ", "-")
-    own.mkdir()
-    address = Address("127.0.0.1", free_port())
-    launch = target.launch(own, address.port, behind)
-    log = own / "output.log"
-    with running(launch.argv, cores=str(cores.proxy), log=log, environment=launch.environment) as process:
-        wait_until_ok(process, address, launch.health, launch.start_limit_s, log)
-        _wait_until_it_carries(address, MODEL if target.models == 1 else f"{MODEL}-1")
-        yield Proxy(address, target.models, process.pid)
+def run(
+    bench: Bench,
+    rows: Sequence[Row],
+    targets: Sequence[Target],
+    yardstick: str,
+    *,
+    each: Callable[[Results], None] = lambda _: None,
+) -> Results:
+    """`each` gets the results so far after every row."""
+    results = Results(rounds=bench.rounds, seconds=bench.seconds)
+    there: list[Target] = []
+    for target in targets:
+        try:
+            results.versions[target.name] = target.version()
+            there.append(target)
+        except _FAILURES as error:
+            results.missing[target.name] = str(error)
+            bench.say(f"{target.name}: {error}")
+    with contextlib.ExitStack() as stack:
+        proxies: dict[str, Proxy] = {}
+        if not all(row.fresh for row in rows):
+            for target in there:
+                try:
+                    proxies[target.name] = stack.enter_context(bench.serving(target))
+                except _FAILURES as error:
+                    results.missing[target.name] = str(error)
+                    bench.say(f"{target.name}: {error}")
+        for row in (row for row in rows if not row.fresh):
+            sampler = {name: _sampler(row, proxy, bench) for name, proxy in proxies.items()}
+            results.rows[row.name] = _run_row(row, sampler, bench, yardstick)
+            each(results)
+    for row in (row for row in rows if row.fresh):
+        measurable = [target for target in there if target.name not in results.missing]
+        sampler = {target.name: _fresh_sampler(row, target, bench) for target in measurable}
+        results.rows[row.name] = _run_row(row, sampler, bench, yardstick)
+        each(results)
+    return results
+
+
+Sampler = Callable[[float], Sample]
+
+
+def _sampler(row: Row, proxy: Proxy, bench: Bench) -> Sampler:
+    return lambda seconds: row.sample(proxy, bench.load, seconds)
+
+
+def _fresh_sampler(row: Row, target: Target, bench: Bench) -> Sampler:
+    def sample(seconds: float) -> Sample:
+        with bench.serving(target) as proxy:
+            return row.sample(proxy, bench.load, seconds)
+
+    return sample
+
+
+def _run_row(row: Row, samplers: dict[str, Sampler], bench: Bench, yardstick: str) -> dict[str, Measured]:
+    """The order changes with each round, so that nobody always runs after the same neighbour."""
+    measured = {name: Measured() for name in samplers}
+    if not row.fresh:
+        for name, sampler in samplers.items():  # to warm up
+            _take(sampler, 1.0, measured[name])
+            measured[name].samples.clear()
+    names = list(samplers)
+    for number in range(bench.rounds):
+        turn = number % len(names) if names else 0
+        for name in names[turn:] + names[:turn]:
+            _take(samplers[name], bench.seconds, measured[name])
+        add_ratios(
+            {name: one.samples[number] for name, one in measured.items() if len(one.samples) > number}, yardstick
+        )
+        bench.say(f"{row.name}: round {number + 1} of {bench.rounds}")
+    return measured
+
+
+def _take(sampler: Sampler, seconds: float, measured: Measured) -> None:
+    if measured.failed is not None:
+        return
+    try:
+        measured.samples.append(sampler(seconds))
+    except _FAILURES as error:
+        measured.failed = str(error)
 
 
 def _wait_until_it_carries(address: Address, model: str, limit_s: float = 30.0) -> None:
@@ -70,70 +155,3 @@ def _wait_until_it_carries(address: Address, model: str, limit_s: float = 30.0) 
         if time.monotonic() > deadline:
             raise NotServing(f"a chat completion gave {status or 'no answer'}")
         time.sleep(0.1)
-
-
-def run(
-    rows: Sequence[Row],
-    targets: Sequence[Target],
-    *,
-    tools: Tools,
-    cores: Cores,
-    rounds: int,
-    seconds: float,
-    say: Callable[[str], None],
-) -> Results:
-    results = Results(rows={row.name: {} for row in rows})
-    WORK.mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=WORK)))
-        behind = stack.enter_context(backends(tools, cores, folder))
-        load = Load(tools, cores)
-        proxies: dict[str, Proxy] = {}
-        for target in targets:
-            try:
-                results.versions[target.name] = target.version()
-                proxies[target.name] = stack.enter_context(serving(target, cores, folder, behind[:2]))
-            except (Missing, NotServing) as error:
-                results.missing[target.name] = str(error)
-                say(f"{target.name}: {error}")
-        for row in rows:
-            _run_row(row, proxies, results.rows[row.name], load, rounds, seconds, say)
-    return results
-
-
-def _run_row(
-    row: Row,
-    proxies: dict[str, Proxy],
-    measured: dict[str, Measured],
-    load: Load,
-    rounds: int,
-    seconds: float,
-    say: Callable[[str], None],
-) -> None:
-    for name, proxy in proxies.items():
-        measured[name] = Measured()
-        _sample(row, name, proxy, measured[name], load, 1.0)  # to warm up
-        measured[name].samples.clear()
-    for number in range(rounds):
-        names = list(proxies)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            _sample(row, name, proxies[name], measured[name], load, seconds)
-        add_ratios({name: one.samples[number] for name, one in measured.items() if len(one.samples) > number})
-        say(f"{row.name}: round {number + 1} of {rounds}")
-
-
-def _sample(row: Row, name: str, proxy: Proxy, measured: Measured, load: Load, seconds: float) -> None:
-    if measured.failed is not None:
-        return
-    try:
-        measured.samples.append(row.sample(proxy, load, seconds))
-    except LoadFailed as error:
-        measured.failed = str(error)
-
-
-def add_ratios(samples: dict[str, Sample]) -> None:
-    """Of one round: what a unit of work cost, as a multiple of what it cost the yardstick a moment before or after."""
-    yardstick = samples.get(YARDSTICK, {}).get("cpu_us")
-    for sample in samples.values():
-        if yardstick and "cpu_us" in sample:
-            sample["x_nginx"] = sample["cpu_us"] / yardstick

@@ -43,7 +43,22 @@ class Target(Protocol):
     def version(self) -> str:
         """Raises Missing."""
 
-    def launch(self, folder: Path, port: int, backends: Sequence[Address]) -> Launch: ...
+    def launch(self, folder: Path, port: int, backends: Sequence[Address]) -> Launch:
+        """In front of the first two of `backends`, if it does not say otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """No proxy: what the load and the backends do by themselves."""
+
+    name: str = "direct"
+    models: int = 1
+
+    def version(self) -> str:
+        return "no proxy"
+
+    def launch(self, folder: Path, port: int, backends: Sequence[Address]) -> Launch:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +73,7 @@ class Gateway:
     def version(self) -> str:
         if not self.command.exists():
             raise Missing(f"{self.command} is not there; make setup")
-        return f"{_first_line([str(self.command), '--version'])}{_commit_of(self.command.parent)}"
+        return f"{first_line([str(self.command), '--version'])}{_commit_of(self.command.parent)}"
 
     def launch(self, folder: Path, port: int, backends: Sequence[Address]) -> Launch:
         names = [MODEL] if self.models == 1 else [f"{MODEL}-{number + 1}" for number in range(self.models)]
@@ -89,10 +104,10 @@ class Nginx:
     models: int = 1
 
     def version(self) -> str:
-        return _first_line([_program("nginx"), "-v"]).removeprefix("nginx version: ")
+        return first_line([program("nginx"), "-v"]).removeprefix("nginx version: ")
 
     def launch(self, folder: Path, port: int, backends: Sequence[Address]) -> Launch:
-        servers = "\n".join(f"    server {address};" for address in backends)
+        servers = "\n".join(f"    server {address};" for address in backends[:2])
         config = folder / "nginx.conf"
         config.write_text(f"""
 daemon off;
@@ -132,17 +147,17 @@ http {{
   }}
 }}
 """)
-        return Launch([_program("nginx"), "-c", str(config), "-e", str(folder / "nginx-error.log")])
+        return Launch([program("nginx"), "-c", str(config), "-e", str(folder / "nginx-error.log")])
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
         raise Missing(f"not installed: apt-get install {name}")
     return found
 
 
-def _first_line(argv: Sequence[str]) -> str:
+def first_line(argv: Sequence[str]) -> str:
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
     lines = done.stdout.strip().splitlines()
     return lines[0] if lines else "unknown"
