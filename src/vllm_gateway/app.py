@@ -32,7 +32,16 @@ from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.reloading import Reloader
-from vllm_gateway.scheduling import Decision, Decisions, InstanceView, Placement, Queues, StrategyError, make_strategy
+from vllm_gateway.scheduling import (
+    Decision,
+    Decisions,
+    InstanceView,
+    Placement,
+    Queues,
+    QueueSettings,
+    StrategyError,
+    make_strategy,
+)
 from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
@@ -58,8 +67,7 @@ class Gateway:
         self.queues = Queues(
             placements,
             self.fleet,
-            size=settings.queue_size,
-            timeout_s=settings.queue_timeout_s,
+            _queue_settings(settings),
             departed=self._departed,
         )
         self.fleet.attach(self.queues, self.queues, _measured(placements))
@@ -117,7 +125,7 @@ class Gateway:
         self.settings = settings
         self._keys.configure(settings.server.api_keys)
         self._names.configure(_names(settings))
-        self.queues.configure(placements, size=settings.queue_size, timeout_s=settings.queue_timeout_s)
+        self.queues.configure(placements, _queue_settings(settings))
         self._probe = self._probe or self._make_probe(settings)
         self.fleet.reconfigure(settings, self._probe, _measured(placements))
 
@@ -247,6 +255,10 @@ class Gateway:
 def _names(settings: Settings) -> dict[str, str]:
     """Every name and alias, and its model."""
     return {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
+
+
+def _queue_settings(settings: Settings) -> QueueSettings:
+    return QueueSettings(settings.queue_size, settings.queue_timeout_s, settings.priorities, settings.retry)
 
 
 def _measured(placements: Mapping[str, Placement]) -> frozenset[str]:

@@ -53,13 +53,16 @@ class Refusal:
 
 
 class Demand(Protocol):
-    """What the request side tells the fleet. Every call is synchronous and cheap."""
+    """What the request side tells the fleet, and asks it. Every call is synchronous and cheap."""
 
     def wanted(self, model: str) -> None:
         """A request of `model` waits for an instance."""
 
     def unwanted(self, model: str) -> None:
         """The last waiting request of `model` has left."""
+
+    def expected_start_s(self, model: str) -> float:
+        """How long it will be until an instance of `model` is ready, by the starts there were."""
 
     def drained(self, instance_id: str) -> None:
         """The last request of an instance that left the table has ended."""

@@ -50,6 +50,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mib = Annotated[int, Field(gt=0)]
 Volume = Annotated[str, AfterValidator(_volume)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+PriorityName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
 
 class _Strict(BaseModel):
@@ -128,6 +129,15 @@ class Decisions(_Strict):
     log_every: int = Field(0, ge=0, description="Every so many, one is logged; 0: none.")
 
 
+class Retry(_Strict):
+    """Requests whose instance failed before the first byte of its reply are tried on another one."""
+
+    attempts: int = Field(3, ge=1, le=10, description="In all, for one request; 1: never again.")
+    budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window.")
+    floor: int = Field(10, ge=0, description="So many retries in the window are always allowed.")
+    window_s: Seconds = Field(60, gt=0, description="The window.")
+
+
 class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
@@ -174,6 +184,12 @@ class Settings(_Strict):
     max_in_flight: int = Field(256, ge=1, description="Requests at once on one instance.")
     queue_size: int = Field(1000, ge=1, description="Waiting requests of one model; beyond it: 429.")
     queue_timeout_s: Seconds = Field(600, gt=0, description="Longest wait for an instance.")
+    priorities: dict[PriorityName, int] = Field(
+        {"high": 10, "normal": 0, "low": -10},
+        max_length=16,
+        description="Values of the X-Priority header; the higher number is served first.",
+    )
+    retry: Retry = Retry()
     idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
     start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
@@ -190,3 +206,9 @@ class Settings(_Strict):
     def strategy_name(self, model: str) -> str:
         strategy = self.strategy_of(model)
         return strategy if isinstance(strategy, str) else str(strategy["name"])
+
+    @model_validator(mode="after")
+    def _there_is_a_normal_priority(self) -> "Settings":
+        if "normal" not in self.priorities:
+            raise ValueError("`priorities` needs `normal`: that of requests that name none")
+        return self

@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from vllm_gateway.routing import Refusal
+from vllm_gateway.scheduling.retry_after import whole_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ KINDS = {
     "body_timeout": Kind(408, "invalid_request_error"),
     "queue_full": Kind(429, "rate_limit_error"),
     "queue_timeout": Kind(503, "service_unavailable"),
+    "request_timeout": Kind(504, "timeout_error"),
     "no_room": Kind(503, "service_unavailable"),
     "model_start_failed": Kind(503, "service_unavailable"),
     "stopping": Kind(503, "service_unavailable"),
@@ -64,7 +66,7 @@ class ApiError(Exception):
         """All but those that say how long the body is."""
         headers = {"Content-Type": "application/json; charset=utf-8", "X-Request-Id": request_id}
         if self.retry_after_s is not None:
-            headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+            headers["Retry-After"] = str(whole_seconds(self.retry_after_s))
         if self.status == 405:
             headers["Allow"] = "GET, HEAD"
         if self.status == 401:

@@ -13,8 +13,6 @@ from vllm_gateway.routing import Demand
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo
 from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
 
-ATTEMPTS = 2  # the first try, and one on another instance
-
 
 class Inference:
     """Carries requests to the models; knows no routes, no keys and no server."""
@@ -48,25 +46,29 @@ class Inference:
         info.model = progress.model = self._names.model_of(found.model)
         info.stream = progress.stream = bool(found.stream)
         queue = self._queues.of(info.model)
+        failed: frozenset[str] = frozenset()
         while True:
-            instance = await self._place(queue, info, progress)
+            instance = await self._place(queue, info, failed, progress)
             try:
                 return await self._try(client, info, instance, queue, progress)
-            except UpstreamFailed as failed:
-                self._demand.suspect(instance.instance_id, failed.reason)
-                if progress.attempts >= ATTEMPTS or not failed.retryable:
-                    text = f"The instance that had the request failed before it answered ({failed.reason}). Try again."
-                    raise ApiError("instance_failed", text, retry_after_s=1.0) from None
+            except UpstreamFailed as failure:
+                self._demand.suspect(instance.instance_id, failure.reason)
+                if not (failure.retryable and queue.may_try_again(progress.attempts)):
+                    text = f"The instance that had the request failed before it answered ({failure.reason}). Try again."
+                    raise ApiError("instance_failed", text, retry_after_s=queue.retry_after_s()) from None
+                failed |= {instance.instance_id}
 
     async def settle(self, client: Client, carried: Carried) -> None:
         """To be awaited between a reply and the next request of its connection."""
         await self._relay.settle(client, carried)
 
-    async def _place(self, queue: ModelQueue, info: RequestInfo, progress: Progress) -> InstanceView:
+    async def _place(
+        self, queue: ModelQueue, info: RequestInfo, failed: frozenset[str], progress: Progress
+    ) -> InstanceView:
         loop = asyncio.get_running_loop()
         waits_since = loop.time()
         try:
-            instance = await queue.acquire(info)
+            instance = await queue.acquire(info, failed, waited_s=progress.queue_s)
         except Refused as refused:
             raise ApiError.of(refused.refusal) from None
         finally:

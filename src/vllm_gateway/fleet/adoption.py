@@ -49,5 +49,6 @@ def _instance(registry: ContainerRegistry, found: Found, running: Running, spec:
         why="adopted",
         launched=True,
         launched_at=now,
+        adopted=True,
         running=running,
     )

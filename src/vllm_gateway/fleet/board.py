@@ -74,6 +74,14 @@ class Board:
         beside = [self.resident(other) for other in others if other is not one]
         return fits_beside(beside, one.gpu_ids, one.reserved_mib, self.gpus, self.policy.margin_mib)
 
+    def expected_start_s(self, model: str, now: float) -> float:
+        """Until an instance of `model` is ready: as long as its last starts took, less what has passed of this one."""
+        state = self.models.get(model)
+        if state is None:
+            return 0.0
+        began = min((one.launched_at for one in self.live(model) if one.launched), default=now)
+        return max(state.retry_at - now, 0.0) + state.starts.remaining_s(now - began)
+
     # stepping
 
     def drain(self, one: Instance, why: str, now: float) -> None:
@@ -95,5 +103,5 @@ class Board:
         self.effects.append(e.Refuse(model, refusal))
 
     def refuse_failed(self, state: ModelState, message: str, now: float) -> None:
-        wait = max(state.retry_at - now, 1.0)
+        wait = max(state.retry_at - now, 0.0) + (state.starts.typical_s or 0.0)
         self.refuse(state.spec.name, Refusal("model_start_failed", message, retry_after_s=wait))

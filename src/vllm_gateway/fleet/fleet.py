@@ -114,6 +114,9 @@ class Fleet:
     def unwanted(self, model: str) -> None:
         self._hear(e.Unwanted(model))
 
+    def expected_start_s(self, model: str) -> float:
+        return self.supervisor.expected_start_s(model, self._now())
+
     def drained(self, instance_id: str) -> None:
         self._hear(e.Drained(instance_id))
 

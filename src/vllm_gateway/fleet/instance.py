@@ -48,6 +48,7 @@ class Instance:
     reserved_mib: int = 0  # on each of its GPUs
     discovery: bool = False  # its footprint is measured when it is ready
     external: bool = False  # somebody else runs it
+    adopted: bool = False  # it was started by an earlier gateway
     state: State = State.STARTING
     since: float = 0.0
     why: str = "wanted"

@@ -2,9 +2,10 @@
 """What the supervisor knows of each model: what is wanted, and how that went so far."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_gateway.allocator.types import Gpu
+from vllm_gateway.fleet.start_times import StartTimes
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 300.0
@@ -40,6 +41,7 @@ class ModelState:
     why_fewer: str | None = None  # why fewer run than wanted
     used_at: float = 0.0
     removed: bool = False  # no longer in the configuration; kept until its last instance is gone
+    starts: StartTimes = field(default_factory=StartTimes)
 
     def waited_s(self, now: float) -> float:
         return 0.0 if self.waits_since is None else now - self.waits_since

@@ -51,6 +51,10 @@ class Supervisor:
         self._reconciler.reconcile(now)
         return self._board.effects
 
+    def expected_start_s(self, model: str, now: float) -> float:
+        """Until an instance of `model` is ready."""
+        return self._board.expected_start_s(model, now)
+
     def _hear(self, event: e.Event, now: float) -> None:
         board = self._board
         match event:
@@ -127,6 +131,8 @@ class Supervisor:
         state = board.models[one.model]
         state.active, state.last_error = True, None
         state.used_at = max(state.used_at, now)
+        if not (one.external or one.adopted):
+            state.starts.add(now - one.launched_at)
         board.say(
             log_events.INSTANCE_READY,
             instance=one.name,

@@ -6,7 +6,7 @@ from vllm_gateway.scheduling.decisions import Decision, Decisions
 from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.prompt import Prompt
-from vllm_gateway.scheduling.queue import ModelQueue, Refused
+from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings, Refused
 from vllm_gateway.scheduling.queues import Queues
 from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "Placement",
     "Prompt",
+    "QueueSettings",
     "Queues",
     "Refused",
     "RequestInfo",

@@ -2,12 +2,30 @@
 """The queue of one model: its ready instances, who is where, and who waits."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vllm_gateway.routing import Demand, Refusal, Route
+from vllm_gateway.scheduling.budget import RetryBudget
+from vllm_gateway.scheduling.line import FairLine
 from vllm_gateway.scheduling.placement import Placement
+from vllm_gateway.scheduling.retry_after import retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
+from vllm_gateway.settings import Retry
+
+NORMAL = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """What holds for the queue of every model."""
+
+    size: int
+    timeout_s: float
+    priorities: Mapping[str, int] = field(default_factory=lambda: {NORMAL: 0})
+    retry: Retry = field(default_factory=Retry)
 
 
 class Refused(Exception):
@@ -19,44 +37,53 @@ class Refused(Exception):
 
 
 class _Waiter:
-    __slots__ = ("place", "request")
+    __slots__ = ("client", "failed", "place", "priority", "request")
 
-    def __init__(self, request: RequestInfo, place: "asyncio.Future[InstanceView]") -> None:
+    def __init__(self, request: RequestInfo, failed: frozenset[str], priority: int) -> None:
         self.request = request
-        self.place = place
+        self.failed = failed
+        self.priority = priority
+        self.client = request.client
+        self.place: asyncio.Future[InstanceView] = asyncio.get_running_loop().create_future()
 
 
 class ModelQueue:
-    """Binds late: a request is given its instance when a place is free, not before. First come, first served."""
+    """Binds late: a request is given its instance when a place is free, not before.
+
+    The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they are
+    few (`RetryBudget`), and wait for an instance that has not failed them, as long as there is one.
+    Between two calls, nobody waits who could have a place.
+    """
 
     def __init__(
         self,
         model: str,
         placement: Placement,
         demand: Demand,
+        settings: QueueSettings,
         *,
-        size: int,
-        timeout_s: float,
         drained: Callable[[InstanceView], None],
     ) -> None:
         self.model = model
         self.placement = placement
         self.served = 0
+        self._retries = RetryBudget(settings.retry)
         self._demand = demand
-        self._size = size
-        self._timeout_s = timeout_s
+        self._settings = settings
         self._drained = drained
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
-        self._waiters: deque[_Waiter] = deque()
+        self._line: FairLine[_Waiter] = FairLine()
+        self._again: OrderedDict[frozenset[str], OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
         self._placed_by: dict[RequestInfo, Placement] = {}  # in flight: a strategy hears only of what it has placed
         self._closed: Refusal | None = None
 
-    def configure(self, placement: Placement, *, size: int, timeout_s: float) -> None:
+    def configure(self, placement: Placement, settings: QueueSettings) -> None:
         """For every request that is placed from now on."""
         self.placement = placement
-        self._size = size
-        self._timeout_s = timeout_s
+        if settings.retry != self._settings.retry:
+            self._retries = RetryBudget(settings.retry)
+        self._settings = settings
 
     @property
     def views(self) -> Sequence[InstanceView]:
@@ -64,48 +91,127 @@ class ModelQueue:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiters)
+        return self._line.length + sum(map(len, self._again.values()))
 
-    async def acquire(self, request: RequestInfo) -> InstanceView:
-        """The instance that takes `request`; give it back with `release`. Raises Refused."""
+    async def acquire(
+        self, request: RequestInfo, failed: frozenset[str] = frozenset(), *, waited_s: float = 0.0
+    ) -> InstanceView:
+        """The instance that takes `request`; give it back with `release`. Raises Refused.
+
+        `failed` are the instances that have failed this request; `waited_s` is what it has waited before.
+        """
         if self._closed is not None:
             raise Refused(self._closed)
-        if not self._waiters and (chosen := self._choose(request)) is not None:
-            return chosen
-        if len(self._waiters) >= self._size:
-            text = f"{self._size} requests wait for {self.model} already. Try again later."
-            raise Refused(Refusal("queue_full", text, retry_after_s=1.0))
-        return await self._wait(request)
+        if not self._line.length and (open_to_it := self._open(failed)):
+            return self._place(request, failed, open_to_it)
+        if self.waiting >= self._settings.size and not failed:
+            text = f"{self._settings.size} requests wait for {self.model} already. Try again later."
+            raise Refused(Refusal("queue_full", text, retry_after_s=self.retry_after_s()))
+        return await self._wait(request, failed, waited_s)
 
-    async def _wait(self, request: RequestInfo) -> InstanceView:
-        waiter = _Waiter(request, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+    def may_try_again(self, attempts: int) -> bool:
+        """Whether a request that failed so often gets another instance; if so, that is counted."""
+        return attempts < self._settings.retry.attempts and self._retries.spend(asyncio.get_running_loop().time())
+
+    @property
+    def retries_denied(self) -> int:
+        """How many were not tried again because too many had been."""
+        return self._retries.denied
+
+    def retry_after_s(self) -> int:
+        """When a client that is sent away should come again."""
+        return retry_after_s(
+            start_s=0.0 if self._views else self._demand.expected_start_s(self.model),
+            waiting=self.waiting,
+            served_per_s=self._retries.first_attempts.per_second(asyncio.get_running_loop().time()),
+        )
+
+    async def _wait(self, request: RequestInfo, failed: frozenset[str], waited_s: float) -> InstanceView:
+        asked_s = _seconds(request.header("x-request-timeout"))
+        limit_s = min(asked_s, self._settings.timeout_s)
+        waiter = _Waiter(request, failed, self._priority(request))
+        self._add(waiter)
         taken = False
         try:
             self._demand.wanted(self.model)
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(max(0.0, limit_s - waited_s)):
                 view = await waiter.place
             taken = True
             return view
         except TimeoutError:
-            text = f"No instance of {self.model} was free within {self._timeout_s:g} s (queue_timeout_s)."
-            raise Refused(Refusal("queue_timeout", text, retry_after_s=10.0)) from None
+            raise Refused(self._late(asked_s)) from None
         finally:
             if not taken:
                 self._give_up(waiter)
-            if not self._waiters:
+            if not self.waiting:
                 self._demand.unwanted(self.model)
+
+    def _late(self, asked_s: float) -> Refusal:
+        limit_s = self._settings.timeout_s
+        if asked_s < limit_s:
+            text = f"No instance of {self.model} was free within {asked_s:g} s (X-Request-Timeout)."
+            return Refusal("request_timeout", text, retry_after_s=self.retry_after_s())
+        text = f"No instance of {self.model} was free within {limit_s:g} s (queue_timeout_s)."
+        return Refusal("queue_timeout", text, retry_after_s=self.retry_after_s())
+
+    def _priority(self, request: RequestInfo) -> int:
+        priorities = self._settings.priorities
+        name = request.header("x-priority") or NORMAL
+        return priorities.get(name.lower(), priorities[NORMAL])
+
+    # those who wait
+
+    def _add(self, waiter: _Waiter) -> None:
+        if waiter.failed:
+            self._again.setdefault(waiter.failed, OrderedDict())[waiter] = None
+        else:
+            self._line.add(waiter)
+
+    def _remove(self, waiter: _Waiter) -> None:
+        if not waiter.failed:
+            self._line.remove(waiter)
+        elif same := self._again.get(waiter.failed):
+            same.pop(waiter, None)
+            if not same:
+                del self._again[waiter.failed]
 
     def _give_up(self, waiter: _Waiter) -> None:
         """The place may have come in the same moment in which its request was given up."""
+        self._remove(waiter)
         place = waiter.place
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
         if place.done() and not place.cancelled() and place.exception() is None:
             self.release(place.result(), waiter.request, Outcome.CLIENT_GONE)
 
+    def _serve_waiters(self) -> None:
+        for failed, waiters in list(self._again.items()) if self._again else ():
+            while waiters and (open_to_it := self._open(failed)):
+                self._give(waiters.popitem(last=False)[0], open_to_it)
+            if not waiters:
+                del self._again[failed]
+        while self._line.length and (open_to_it := self._open()):
+            self._give(self._line.pop(), open_to_it)
+
+    def _give(self, waiter: _Waiter, open_to_it: Sequence[InstanceView]) -> None:
+        if not waiter.place.done():
+            waiter.place.set_result(self._place(waiter.request, waiter.failed, open_to_it))
+
+    def close(self, refusal: Refusal) -> None:
+        """Nobody gets a place any more; requests in flight end as they would."""
+        self._closed = refusal
+        self._views, self._ids = [], frozenset()
+        self.refuse(refusal)
+
+    def refuse(self, refusal: Refusal) -> None:
+        waiters = [*self._line.clear(), *(waiter for same in self._again.values() for waiter in same)]
+        self._again.clear()
+        for waiter in waiters:
+            if not waiter.place.done():
+                waiter.place.set_exception(Refused(refusal))
+
+    # places
+
     def release(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
-        """Gives a place back; the head of the queue takes it at once."""
+        """Gives a place back; who is next takes it at once."""
         view.in_flight -= 1
         view.last_used = asyncio.get_running_loop().time()
         assert view.in_flight >= 0, view
@@ -124,37 +230,29 @@ class ModelQueue:
         self.placement.listed(self._views)
         self._serve_waiters()
 
-    def close(self, refusal: Refusal) -> None:
-        """Nobody gets a place any more; requests in flight end as they would."""
-        self._closed = refusal
-        self._views, self._ids = [], frozenset()
-        self.refuse(refusal)
+    def _open(self, failed: Collection[str] = ()) -> Sequence[InstanceView]:
+        """The instances with a free place that have not failed the request; if all have, they may try again."""
+        if failed and not self._ids.issubset(failed):
+            return tuple(v for v in self._views if v.in_flight < v.max_in_flight and v.instance_id not in failed)
+        return tuple(view for view in self._views if view.in_flight < view.max_in_flight)
 
-    def refuse(self, refusal: Refusal) -> None:
-        waiters, self._waiters = self._waiters, deque()
-        for waiter in waiters:
-            if not waiter.place.done():
-                waiter.place.set_exception(Refused(refusal))
-
-    def _serve_waiters(self) -> None:
-        while self._waiters:
-            waiter = self._waiters[0]
-            if waiter.place.done():
-                self._waiters.popleft()
-            elif (chosen := self._choose(waiter.request)) is not None:
-                self._waiters.popleft()
-                waiter.place.set_result(chosen)
-            else:
-                return
-
-    def _choose(self, request: RequestInfo) -> InstanceView | None:
-        open_to_all = tuple(view for view in self._views if view.in_flight < view.max_in_flight)
-        if not open_to_all:
-            return None
-        chosen = self.placement.choose(request, open_to_all)
+    def _place(self, request: RequestInfo, failed: Collection[str], open_to_it: Sequence[InstanceView]) -> InstanceView:
+        chosen = self.placement.choose(request, open_to_it)
         self._placed_by[request] = self.placement
+        now = asyncio.get_running_loop().time()
+        if not failed:
+            self._retries.first_attempts.add(now)
         chosen.in_flight += 1
         chosen.total += 1
-        chosen.last_used = asyncio.get_running_loop().time()
+        chosen.last_used = now
         self.served += 1
         return chosen
+
+
+def _seconds(given: str | None) -> float:
+    """A header's number of seconds; what is not one counts as not given."""
+    try:
+        seconds = float(given) if given else math.inf
+    except ValueError:
+        return math.inf
+    return seconds if seconds >= 0 else math.inf

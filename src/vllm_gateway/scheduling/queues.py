@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable
 from vllm_gateway.scheduling.placement import Placement
-from vllm_gateway.scheduling.queue import ModelQueue
+from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings
 from vllm_gateway.scheduling.types import InstanceView
 
 
@@ -16,9 +16,8 @@ class Queues:
         self,
         placements: Mapping[str, Placement],
         demand: Demand,
+        settings: QueueSettings,
         *,
-        size: int,
-        timeout_s: float,
         departed: Callable[[InstanceView], None],
     ) -> None:
         self._demand = demand
@@ -26,22 +25,15 @@ class Queues:
         self._views: dict[str, InstanceView] = {}
         self._listed: frozenset[str] = frozenset()
         self._queues: dict[str, ModelQueue] = {}
-        self.configure(placements, size=size, timeout_s=timeout_s)
+        self.configure(placements, settings)
 
-    def configure(self, placements: Mapping[str, Placement], *, size: int, timeout_s: float) -> None:
+    def configure(self, placements: Mapping[str, Placement], settings: QueueSettings) -> None:
         """Requests for models that are gone are refused if they wait, and end normally if they are in flight."""
         for model, placement in placements.items():
             if queue := self._queues.get(model):
-                queue.configure(placement, size=size, timeout_s=timeout_s)
-                continue
-            self._queues[model] = ModelQueue(
-                model,
-                placement,
-                self._demand,
-                size=size,
-                timeout_s=timeout_s,
-                drained=self._drained,
-            )
+                queue.configure(placement, settings)
+            else:
+                self._queues[model] = ModelQueue(model, placement, self._demand, settings, drained=self._drained)
         for model in self._queues.keys() - placements.keys():
             self._queues.pop(model).close(Refusal("model_not_found", f"{model} is no longer served here."))
 

@@ -19,7 +19,7 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.routing import Route, RoutingTable
-from vllm_gateway.scheduling import Queues
+from vllm_gateway.scheduling import Queues, QueueSettings
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.strategies.round_robin import RoundRobin
 
@@ -47,6 +47,9 @@ class NoFleet:
 
     def unwanted(self, model: str) -> None:
         self.heard.append(f"unwanted {model}")
+
+    def expected_start_s(self, model: str) -> float:
+        return 1.0
 
     def drained(self, instance_id: str) -> None:
         self.heard.append(f"drained {instance_id}")
@@ -110,8 +113,7 @@ async def house(
     queues = Queues(
         {"m": Placement(RoundRobin(), failed=_never, clock=asyncio.get_running_loop().time)},
         fleet,
-        size=10,
-        timeout_s=5.0,
+        QueueSettings(size=10, timeout_s=5.0),
         departed=lambda view: None,
     )
     async with Relay(limits) as relay:

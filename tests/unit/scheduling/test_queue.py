@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue gives each request one place, first come, first served, and loses none whatever the clients do."""
+"""A queue gives each request one place, in fair order, and loses none whatever the clients do."""
 
 import asyncio
 import time
@@ -15,10 +15,12 @@ from vllm_gateway.scheduling import (
     Outcome,
     Placement,
     Queues,
+    QueueSettings,
     Refused,
     RequestInfo,
     Scheduler,
 )
+from vllm_gateway.settings import Retry
 
 
 @dataclass
@@ -30,6 +32,9 @@ class RecordedDemand:
 
     def unwanted(self, model: str) -> None:
         self.said.append(("unwanted", model))
+
+    def expected_start_s(self, model: str) -> float:
+        return 42.0
 
     def drained(self, instance_id: str) -> None:
         self.said.append(("drained", instance_id))
@@ -49,8 +54,9 @@ class First:
         self.ended.append((request.request_id, outcome))
 
 
-def request(name: str = "r") -> RequestInfo:
-    return RequestInfo(name, "m", "/v1/completions", False, b"{}")
+def request(name: str = "r", client: str = "", **headers: str) -> RequestInfo:
+    raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
+    return RequestInfo(name, "m", "/v1/completions", False, b"{}", raw, client)
 
 
 class Bench:
@@ -64,8 +70,7 @@ class Bench:
         self.queues = Queues(
             {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
             self.demand,
-            size=size,
-            timeout_s=timeout_s,
+            QueueSettings(size, timeout_s, {"high": 10, "normal": 0, "low": -10}, Retry(attempts=3, floor=5)),
             departed=lambda view: self.departed.append(view.instance_id),
         )
         self.placed: list[str] = []
@@ -78,17 +83,28 @@ class Bench:
         routes = tuple(Route(name, name, "m", "127.0.0.1", 8000, places) for name in names)
         self.queues.publish(RoutingTable({"m": routes}))
 
-    async def wait(self, *names: str) -> list["asyncio.Task[InstanceView]"]:
+    async def wait(
+        self, *requests: str | RequestInfo, failed: frozenset[str] = frozenset()
+    ) -> list["asyncio.Task[InstanceView]"]:
         """Requests that wait, in this order."""
         before = self.queue.waiting
-        tasks = [asyncio.create_task(self._acquire(name)) for name in names]
-        await until(lambda: self.queue.waiting == before + len(names))
+        infos = [one if isinstance(one, RequestInfo) else request(one) for one in requests]
+        tasks = [asyncio.create_task(self._acquire(info, failed)) for info in infos]
+        await until(lambda: self.queue.waiting == before + len(requests))
         return tasks
 
-    async def _acquire(self, name: str) -> InstanceView:
-        view = await self.queue.acquire(request(name))
-        self.placed.append(name)
+    async def _acquire(self, info: RequestInfo, failed: frozenset[str]) -> InstanceView:
+        view = await self.queue.acquire(info, failed)
+        self.placed.append(info.request_id)
         return view
+
+    async def served(self, view: InstanceView, count: int) -> str:
+        """The names of those who have the place one after the other, if each gives it back."""
+        before = len(self.placed)
+        for number in range(1, count + 1):
+            self.queue.release(view, request(), Outcome.OK)
+            await until(lambda number=number: len(self.placed) == before + number)  # type: ignore[misc]
+        return "".join(self.placed[before:])
 
     def nothing_is_left(self) -> bool:
         return not self.queue.waiting and not any(view.in_flight for view in self.queue.views)
@@ -154,6 +170,30 @@ async def test_nobody_overtakes_those_who_wait() -> None:
     assert (await second) is view
 
 
+async def test_each_client_has_its_turn() -> None:
+    bench = Bench()
+    bench.publish("i1")
+    view = await bench.queue.acquire(request("holder"))
+    tasks = await bench.wait(*(request(name, client="greedy") for name in "abc"), request("x", client="modest"))
+    assert await bench.served(view, 4) == "axbc"
+    await asyncio.gather(*tasks)
+
+
+async def test_priority_is_what_the_header_says_and_the_settings_know() -> None:
+    bench = Bench()
+    bench.publish("i1")
+    view = await bench.queue.acquire(request("holder"))
+    waiting = [
+        request("l", x_priority="low"),
+        request("n"),
+        request("u", x_priority="9000"),
+        request("h", x_priority="HIGH"),
+    ]
+    tasks = await bench.wait(*waiting)
+    assert await bench.served(view, 4) == "hnul"
+    await asyncio.gather(*tasks)
+
+
 async def test_a_full_queue_refuses_at_once() -> None:
     bench = Bench(size=1)
     (waiting,) = await bench.wait("a")
@@ -170,8 +210,68 @@ async def test_a_wait_has_a_limit() -> None:
     with pytest.raises(Refused) as caught:
         await bench.queue.acquire(request())
     assert caught.value.refusal.code == "queue_timeout"
+    assert caught.value.refusal.retry_after_s == 42
     assert bench.demand.said == [("wanted", "m"), ("unwanted", "m")]
     assert bench.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "asked", "code"),
+    [(60, "0.01", "request_timeout"), (60, "0", "request_timeout"), (0.01, "60", "queue_timeout")],
+)
+async def test_a_client_may_ask_for_a_shorter_limit(timeout_s: float, asked: str, code: str) -> None:
+    bench = Bench(timeout_s=timeout_s)
+    with pytest.raises(Refused) as caught:
+        await bench.queue.acquire(request(x_request_timeout=asked))
+    assert caught.value.refusal.code == code
+
+
+@pytest.mark.parametrize("asked", ["soon", "-1", "nan", ""])
+async def test_a_limit_that_is_none_is_ignored(asked: str) -> None:
+    bench = Bench(timeout_s=0.01)
+    with pytest.raises(Refused) as caught:
+        await bench.queue.acquire(request(x_request_timeout=asked))
+    assert caught.value.refusal.code == "queue_timeout"
+
+
+async def test_earlier_waits_count() -> None:
+    bench = Bench(timeout_s=60)
+    with pytest.raises(Refused):
+        await bench.queue.acquire(request(), frozenset({"i1"}), waited_s=60.0)
+
+
+async def test_an_instance_that_failed_a_request_does_not_get_it_again_while_there_is_another() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2")
+    failed = frozenset({"i1"})
+    other = await bench.queue.acquire(request("a"), failed)
+    assert other.instance_id == "i2"
+    (again,) = await bench.wait("again", failed=failed)
+    normal = await bench.queue.acquire(request("normal"))
+    assert normal.instance_id == "i1", "whoever has not failed there does not wait"
+    (later,) = await bench.wait("later")
+    bench.queue.release(other, request("a"), Outcome.OK)
+    assert await again is other
+    assert not later.done(), "one that failed has waited already: it goes first"
+    bench.queue.release(normal, request("normal"), Outcome.OK)
+    assert (await later).instance_id == "i1"
+
+
+async def test_if_all_instances_have_failed_it_they_may_try_again() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2")
+    other = await bench.queue.acquire(request("a"), frozenset({"i1"}))
+    (again,) = await bench.wait("again", failed=frozenset({"i1"}))
+    bench.publish("i1")
+    assert (await again).instance_id == "i1"
+    assert other.instance_id == "i2"
+
+
+async def test_a_request_is_tried_again_within_limits() -> None:
+    bench = Bench()
+    assert not bench.queue.may_try_again(3)
+    assert [bench.queue.may_try_again(1) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert bench.queue.retries_denied == 2
 
 
 async def test_only_the_last_client_that_leaves_is_reported() -> None:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the next start of a model will take, by the last ones."""
+
+import statistics
+from collections import deque
+
+KEPT = 5
+UNKNOWN_S = 60.0
+
+
+class StartTimes:
+    """The median of the last few: one start that had to fetch an image does not count for long."""
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=KEPT)
+
+    def add(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    @property
+    def typical_s(self) -> float | None:
+        """None before the first one."""
+        return statistics.median(self._seconds) if self._seconds else None
+
+    def remaining_s(self, elapsed_s: float) -> float:
+        """One that takes longer than usual may end at any moment: never less than a second."""
+        typical_s = self.typical_s
+        return max(1.0, (UNKNOWN_S if typical_s is None else typical_s) - elapsed_s)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random arrivals, cancellations, failures and tables: no place is lost or doubled, and all counters end at zero."""
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.scheduling.test_queue import Bench, request
+from vllm_gateway.routing import Refusal
+from vllm_gateway.scheduling import InstanceView, Outcome, Refused
+
+NAMES = ("i1", "i2", "i3")
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("come"), st.integers(0, 3)),
+        st.tuples(st.just("come_again"), st.sets(st.sampled_from(NAMES), min_size=1, max_size=2)),
+        st.tuples(st.just("leave"), st.integers(0, 99)),
+        st.tuples(st.just("finish"), st.integers(0, 99)),
+        st.tuples(st.just("publish"), st.sets(st.sampled_from(NAMES))),
+        st.tuples(st.just("refuse"), st.none()),
+        st.tuples(st.just("turn"), st.none()),
+    ),
+    max_size=60,
+)
+
+
+class Requests:
+    """What became of each request, as its own task sees it."""
+
+    def __init__(self) -> None:
+        self.bench = Bench(size=8)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.held: list[tuple[InstanceView, asyncio.Event]] = []
+
+    def come(self, client: int, failed: Sequence[str] = ()) -> None:
+        headers = {"x_priority": ("high", "normal", "low", "?")[client]}
+        self.tasks.append(asyncio.create_task(self._one(str(client), frozenset(failed), headers)))
+
+    async def _one(self, client: str, failed: frozenset[str], headers: dict[str, str]) -> None:
+        info = request(f"r{len(self.tasks)}", client, **headers)
+        try:
+            view = await self.bench.queue.acquire(info, failed)
+        except Refused:
+            return
+        done = asyncio.Event()
+        self.held.append((view, done))
+        try:
+            await done.wait()
+        finally:
+            self.held.remove((view, done))
+            self.bench.queue.release(view, info, Outcome.OK)
+
+    def check(self) -> None:
+        for view in self.bench.queue.views:
+            assert 0 <= view.in_flight <= view.max_in_flight
+
+    async def end(self) -> None:
+        """All instances are there, and every request that has a place ends: all must have had one."""
+        self.bench.publish(*NAMES)
+        async with asyncio.timeout(5):
+            while not all(task.done() for task in self.tasks):
+                for _, done in self.held:
+                    done.set()
+                await asyncio.sleep(0)
+
+
+@given(STEPS, st.integers())
+def test_no_place_is_lost_or_doubled(steps: list[tuple[str, object]], seed: int) -> None:
+    asyncio.run(run(steps, Random(seed)))
+
+
+async def run(steps: list[tuple[str, object]], random: Random) -> None:
+    requests = Requests()
+    bench = requests.bench
+    for step in steps:
+        match step:
+            case ("come", int(client)):
+                requests.come(client)
+            case ("come_again", set(failed)):
+                requests.come(1, sorted(failed))
+            case ("leave", int(number)) if requests.tasks:
+                requests.tasks[number % len(requests.tasks)].cancel()
+            case ("finish", int(number)) if requests.held:
+                requests.held[number % len(requests.held)][1].set()
+            case ("publish", set(names)):
+                bench.publish(*sorted(names), places=random.randint(1, 3))
+            case ("refuse", _):
+                bench.queues.refuse("m", Refusal("no_room", "too large"))
+            case ("turn", _):
+                for _ in range(random.randint(1, 4)):
+                    await asyncio.sleep(0)
+        requests.check()
+    await requests.end()
+    assert bench.nothing_is_left()
+    assert not [task.exception() for task in requests.tasks if not task.cancelled() and task.exception()]
+    wants = [said for said, _ in bench.demand.said if said in ("wanted", "unwanted")]
+    assert not wants or wants[-1] == "unwanted"
