@@ -10,7 +10,7 @@ from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, Scoring
 from vllm_gateway.scheduling.prefill import PrefillBooks, work_of
 
 _Positive = Annotated[int, Meta(gt=0)]
-DECODE_SHARE = 0.25  # a token that is still to be generated there delays a newcomer as this many prompt tokens would
+DECODE_SHARE = 1.0  # a token that is still to be generated there delays a newcomer about as much as one to be read
 
 
 class PrefixAware(Scoring):
@@ -41,13 +41,15 @@ class PrefixAware(Scoring):
         now, prompt = self._clock(), request.prompt
         books = [self._books.of(instance, now) for instance in instances]
         behind = sum(len(book.unread) for book in books) / len(books)
+        # Of them all: one's own speed says more of the prompts it got than of its GPU, for which there are weights.
+        speed = sum(book.tokens_per_s for book in books) / len(books)
         decoding_work = request.output_tokens * DECODE_SHARE
         scores, self._most_cached = [], 0
         for instance, book in zip(instances, books, strict=True):
             cached = book.cached(prompt)
             decoding = max(0, instance.in_flight - len(book.unread))
             work = book.remaining(now) + work_of(prompt, cached) * (1 + behind) + decoding * decoding_work
-            scores.append(work / book.tokens_per_s / instance.weight)
+            scores.append(work / speed / instance.weight)
             self._most_cached = max(self._most_cached, cached)
         return scores
 

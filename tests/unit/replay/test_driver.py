@@ -158,3 +158,20 @@ def test_the_table_has_a_row_a_strategy() -> None:
     head, row = table([summary("round_robin", result)]).splitlines()
     assert head.split()[0] == "strategy" and row.split()[0] == "round_robin"
     assert len(head) == len(row)
+
+
+def test_prefix_aware_does_not_crowd_one_instance_with_a_popular_prefix() -> None:
+    """Chats that share a long system prompt: each goes back to its home, and the homes are spread over all."""
+    random = Random(4)
+    requests, turns = [], dict.fromkeys(range(40), 0)
+    for number in range(1200):
+        chat = random.choice(list(turns))
+        turns[chat] += 1
+        blocks = (*range(100), *(1000 * (chat + 1) + block for block in range(4 * turns[chat])))
+        requests.append(TracedRequest(number / 60, len(blocks) * BLOCK + 1, 100, blocks))
+        if turns[chat] == 12:
+            del turns[chat]
+            turns[number + 100] = 0
+    figures = summary("p", replay(Trace(tuple(requests), BLOCK), shipped("prefix_aware"), setting(8, blocks=5000)))
+    assert figures.hit_rate > 0.8
+    assert figures.imbalance < 1.5
