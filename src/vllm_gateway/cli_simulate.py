@@ -17,7 +17,7 @@ from vllm_gateway.replay.report import Summary, summary, table
 from vllm_gateway.replay.trace import Trace, TraceError, read_trace
 from vllm_gateway.scheduling import Scheduler, StrategyError, make_strategy
 
-CACHE_TOKENS = 409_600  # what an A100 with 80 GB has left beside an 8B model, at 128 KiB a token
+CACHE_TOKENS = 409_600  # what a GPU with 80 GB has left beside an 8B model, at 128 KiB a token
 EXIT_BAD_ARGUMENTS = 2
 
 

@@ -21,10 +21,10 @@ from vllm_gateway.replay.trace import TracedRequest
 class EngineOptions:
     """As vLLM's own arguments: --max-num-seqs, --max-num-batched-tokens, and the KV memory in blocks of the trace."""
 
-    cache_blocks: int = 800  # 410,000 tokens of 128 KiB: what an A100 with 80 GB has left beside an 8B model
+    cache_blocks: int = 800  # 410,000 tokens of 128 KiB: what a GPU with 80 GB has left beside an 8B model
     block_tokens: int = 512
     max_sequences: int = 256
-    step_tokens: int = 2048
+    step_tokens: int = 8192  # vLLM's default on an H100
     timing: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
