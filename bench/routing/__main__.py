@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: matrix (simulate), tables (write them into the documentation), trace (make one up)."""
+"""The commands: matrix (simulate), tables (into the documentation), live (real processes), trace (make one up)."""
 
 import argparse
+import asyncio
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.routing import chats, matrix
+from bench.routing import chats, live, matrix
 from bench.routing.tables import Matrix, report
 from vllm_gateway.replay.trace import TraceError, read_trace
 
@@ -17,7 +18,7 @@ BEGIN, END = "<!-- tables: python -m bench.routing tables -->", "<!-- end of the
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    commands = {"matrix": _matrix, "tables": _tables, "trace": _trace}
+    commands = {"matrix": _matrix, "tables": _tables, "live": _live, "trace": _trace}
     return commands[arguments.command](arguments)
 
 
@@ -37,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     tables = commands.add_parser("tables", help="the first with all times, the others in short")
     tables.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
     tables.add_argument("--write", type=Path, metavar="PAGE.md", help="between its markers; else to the terminal")
+    real = commands.add_parser("live", help="a real gateway and simulated engines, in real time")
+    real.add_argument("--trace", type=Path, required=True)
+    real.add_argument("--strategy", default="round_robin,prefix_aware", metavar="A,B,...")
+    real.add_argument("--instances", type=int, default=4)
+    real.add_argument("--limit", type=int, default=400, help="requests of the trace")
+    real.add_argument("--speed", type=float, default=3.0, help="of the arrivals")
     made = commands.add_parser("trace", help="made-up traffic")
     made.add_argument("kind", choices=chats.KINDS)
     made.add_argument("out", type=Path, metavar="FILE.jsonl.gz")
@@ -69,6 +76,15 @@ def _matrix(arguments: argparse.Namespace) -> int:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     arguments.out.write_text(json.dumps({"title": arguments.title, "rows": list(rows)}, indent=1), encoding="utf-8")
+    return 0
+
+
+def _live(arguments: argparse.Namespace) -> int:
+    trace = read_trace(arguments.trace).first(arguments.limit)
+    names = arguments.strategy.split(",")
+    for one in asyncio.run(live.run(trace, names, instances=arguments.instances, speed=arguments.speed)):
+        times = f"{one.ttft_p50_s:.3f} {one.ttft_p90_s:.3f} {one.ttft_p99_s:.3f}"
+        print(f"{one.strategy}: {one.requests} requests, TTFT p50 p90 p99 {times} s, hit rate {one.hit_rate:.3f}")
     return 0
 
 

@@ -5,6 +5,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import vllm_gateway.strategies
@@ -88,7 +89,7 @@ def run(
     processes: int,
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    with ProcessPoolExecutor(processes, initializer=_begin, initargs=(trace,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(trace,)) as pool:
         fleets = [Cell(cache, blocks, count, 1.0) for cache, blocks in caches.items() for count in instances]
         capacities = dict(zip(fleets, pool.map(_capacity, fleets), strict=True))
         tasks = [
