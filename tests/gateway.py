@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,16 @@ async def running_gateway(
     environment: Mapping[str, str] | None = None,
     *,
     may_be_killed: bool = False,
+    arguments: Sequence[str] = (),
 ) -> AsyncIterator[GatewayProcess]:
-    """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM."""
+    """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM.
+
+    `arguments` are added to the command, and win.
+    """
     file = folder / "gateway.yaml"
     footprints = str(folder / "footprints.json")
     file.write_text(yaml.safe_dump({"memory_footprint_file": footprints, **config}), encoding="utf-8")
-    command = [sys.executable, "-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0"]
+    command = [sys.executable, "-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0", *arguments]
     process = await asyncio.create_subprocess_exec(
         *command,
         stdout=asyncio.subprocess.PIPE,

@@ -2,22 +2,12 @@
 """The composition root: the one place that builds everything and joins it together."""
 
 import asyncio
-import contextlib
-import ctypes
-import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from aiohttp import web
 
 from vllm_gateway import __version__
 from vllm_gateway.allocator.footprints import FootprintStore
-from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, ProbeError, SimulatedProbe, StaticProbe
-from vllm_gateway.api.front_door import FrontDoor
+from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
@@ -26,12 +16,11 @@ from vllm_gateway.api.server import Api
 from vllm_gateway.api.status import DecisionsPage, GpuStatus, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import State
-from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
+from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
-from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.handover import CannotTakeOver, Predecessor, WithPredecessor, Work
 from vllm_gateway.relay import Limits, Relay
-from vllm_gateway.reloading import Reloader
 from vllm_gateway.scheduling import (
     Decision,
     Decisions,
@@ -39,11 +28,9 @@ from vllm_gateway.scheduling import (
     Placement,
     Queues,
     QueueSettings,
-    StrategyError,
     make_strategy,
 )
 from vllm_gateway.settings import Settings
-from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.trace import TraceRecorder
 
@@ -53,7 +40,13 @@ _OURS_ALONE = frozenset({"authorization", "cookie", "x-api-key"})  # credentials
 class Gateway:
     """Everything of one running gateway. Use `serving`."""
 
-    def __init__(self, settings: Settings, simulated_gpu_dir: Path | None, emit: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        simulated_gpu_dir: Path | None,
+        emit: Callable[..., None],
+        predecessor: Predecessor | None = None,
+    ) -> None:
         self.settings = settings
         self._emit: Callable[..., None] = emit
         self._simulated_gpu_dir = simulated_gpu_dir
@@ -70,7 +63,9 @@ class Gateway:
             _queue_settings(settings),
             departed=self._departed,
         )
-        self.fleet.attach(self.queues, self.queues, _measured(placements))
+        self._predecessor = predecessor
+        activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
+        self.fleet.attach(self.queues, activity, _measured(placements))
         self._names = ModelNames(_names(settings))
         self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
@@ -86,7 +81,7 @@ class Gateway:
             decisions=self.decisions,
             max_body=settings.server.max_body_mib << 20,
         )
-        self.address = ""
+        self._handed_over = False
         self._began = 0.0
 
     def _runtime(self, simulated_gpu_dir: Path | None) -> Runtime:
@@ -131,10 +126,36 @@ class Gateway:
 
     async def open(self) -> None:
         self._began = asyncio.get_running_loop().time()
-        await self.fleet.open()
+        await self.fleet.open(keep_outdated=self._predecessor is not None)
+
+    async def hand_over(self) -> None:
+        """Decides nothing about instances any more, and returns when nothing is under way. Raises CannotTakeOver."""
+        if self.settings.runtime == "process" and self._probe is not None:
+            raise CannotTakeOver(
+                "its engines are child processes (`runtime: process`) and would end with it: stop it, and start anew"
+            )
+        try:
+            await self.fleet.hand_over()
+        except TimeoutError:
+            raise CannotTakeOver("its instances do not come to rest; try again later") from None
+        self._handed_over = True
+
+    def take_back(self) -> None:
+        """Nobody took over after all."""
+        self.fleet.take_back()
+        self._handed_over = False
+
+    def work(self) -> Work:
+        busy = {
+            one.running.handle: count
+            for one in self.fleet.registry
+            if one.running and (count := self.queues.in_flight(one.instance_id))
+        }
+        waiting = {name: count for name in self.settings.models if (count := self.queues.waiting(name))}
+        return Work(busy, waiting)
 
     async def close(self) -> None:
-        await self.fleet.close()
+        await self.fleet.close(stop=self.settings.docker.on_exit == "stop" and not self._handed_over)
         await self.relay.close()
         if self.recorder is not None:
             await asyncio.to_thread(self.recorder.close)
@@ -271,95 +292,3 @@ def _chooses_alike(model: str, old: Settings, new: Settings) -> bool:
         return settings.strategy_of(model), settings.strategies_dir, settings.slow_start_s, settings.decisions
 
     return model in old.models and model in new.models and parts(old) == parts(new)
-
-
-@asynccontextmanager
-async def serving(settings: Settings, emit: Callable[..., None]) -> AsyncIterator[Gateway]:
-    """A gateway that listens. Raises OSError, ProbeError, RuntimeDown, StrategyError."""
-    simulated = None
-    if settings.gpus.source == "simulated":
-        simulated = Path(tempfile.mkdtemp(prefix="vllm-gateway-gpus-"))
-        SimulatedGpus(simulated).create([(device.name, device.memory_mib) for device in settings.gpus.devices])
-    try:
-        gateway = Gateway(settings, simulated, emit)
-        door = FrontDoor(gateway.api)
-        runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=settings.server.drain_timeout_s)
-        try:
-            await runner.setup()
-            await web.TCPSite(runner, settings.server.host, settings.server.port, backlog=1024).start()
-            await gateway.open()
-            try:
-                gateway.api.opened.set()
-                host, port = runner.addresses[0][:2]
-                gateway.address = f"http://{host}:{port}"
-                yield gateway
-            finally:
-                gateway.inference.stopping = True
-                await runner.cleanup()
-                await gateway.close()
-        finally:
-            gateway.inference.stopping = True
-            gateway.api.opened.set()  # whoever waits for a fleet that could not be opened
-            await runner.cleanup()
-    finally:
-        if simulated is not None:
-            shutil.rmtree(simulated, ignore_errors=True)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def _keep_freed_memory() -> None:
-    """The C library would give the memory of a large body back at once, and the next body would pay in page faults."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 8 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 32 << 20)
-
-
-async def serve(settings: Settings, load: Callable[[], Settings], config_file: Path | None) -> int:
-    """Serves until SIGTERM or Ctrl-C; returns the exit status. `load` reads the settings again."""
-    log.configure(settings.log)
-    _keep_freed_memory()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _ignore)
-    try:
-        emit = log.get_logger().emit
-        emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
-        async with serving(settings, emit) as gateway:
-            reloader = Reloader(settings, load, gateway.reconfigure, emit)
-            loop.add_signal_handler(signal.SIGHUP, reloader.reload)
-            emit(events.GATEWAY_READY, address=gateway.address)
-            if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
-                print(_hint(settings, gateway.address), file=sys.stderr, flush=True)
-            tasks = Tasks(emit)
-            if config_file is not None and settings.reload == "watch":
-                tasks.spawn(reloader.watch(config_file))
-            await stop.wait()
-            loop.add_signal_handler(signal.SIGHUP, _ignore)
-            await tasks.end()
-            emit(events.GATEWAY_STOPPING)
-        emit(events.GATEWAY_STOPPED)
-    except (OSError, ProbeError, RuntimeDown, StrategyError) as error:
-        print(f"vllm-gateway cannot start: {error}", file=sys.stderr)
-        return 1
-    finally:
-        log.shutdown()
-    return 0
-
-
-def _ignore() -> None:
-    """SIGHUP ends a process that does not handle it."""
-
-
-def _hint(settings: Settings, address: str) -> str:
-    model = next(iter(settings.models), "")
-    return (
-        f"\n  Try:     curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        f'             -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
-        f"  Status:  {address}/gateway/status, or: vllm-gateway status --url {address}\n"
-        "  Stop:    Ctrl-C\n"
-    )

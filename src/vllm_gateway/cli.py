@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, metavar="FILE")
     serve.add_argument("--host")
     serve.add_argument("--port", type=int)
+    serve.add_argument("--take-over", action="store_true", help="from the gateway that runs there, losing no request")
     check = commands.add_parser("check", help="read the configuration, say what would run and every problem in it")
     check.add_argument("--config", type=Path, metavar="FILE")
     status = commands.add_parser("status", help="GPUs, models and instances of a running gateway")
@@ -60,9 +61,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         return EXIT_BAD_CONFIG
     import uvloop
 
-    from vllm_gateway.app import serve
+    from vllm_gateway.serving import serve
 
-    return uvloop.run(serve(settings, load, arguments.config))
+    return uvloop.run(serve(settings, load, arguments.config, take_over=arguments.take_over))
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ FIXED = (
     "server.host",
     "server.port",
     "server.max_body_mib",
+    "server.control_socket",
     "runtime",
     "docker.container_prefix",
     "gpus.source",

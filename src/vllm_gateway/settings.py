@@ -64,6 +64,7 @@ class Server(_Strict):
     port: int = Field(8000, ge=0, le=65535)
     api_keys: tuple[str, ...] = Field((), description="Bearer tokens that clients must send; none: open to all.")
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
+    control_socket: str | None = Field(None, description="Where a new gateway takes over from this one; none: derived.")
     drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long streams in flight may finish.")
 
 
@@ -78,6 +79,7 @@ class Docker(_Strict):
     )
     volumes: tuple[Volume, ...] = Field((), description="More mounts for engines: /on/the/host:/in/the/engine[:ro].")
     pull: Literal["missing", "never", "always"] = "missing"
+    on_exit: Literal["keep", "stop"] = Field("keep", description="What becomes of instances when the gateway ends.")
     ipc: Literal["host", "private"] = "host"
     shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")  # noqa: S108
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "vllm_gateway"
-FREE = {"app", "cli", "__main__"}
+FREE = {"app", "serving", "cli", "__main__"}
 ALLOWED = {
     "api": {"scheduling", "relay", "routing", "settings", "telemetry"},
     "scheduling": {"routing", "telemetry", "settings"},
@@ -22,6 +22,8 @@ ALLOWED = {
     "settings": set[str](),
     "routing": set[str](),
     "configuration": {"scheduling", "settings", "telemetry"},
+    "handover": {"fleet", "routing", "settings"},
+    "listening": set[str](),
     "reloading": {"configuration", "scheduling", "settings", "telemetry"},
     "cli_check": {"configuration", "settings"},
     "__init__": set[str](),

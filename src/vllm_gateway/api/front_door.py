@@ -34,6 +34,8 @@ class FrontDoor(web.Server):
         self.loop = asyncio.get_running_loop()
         self.visitors: set[Visitor] = set()
         self.closing = False
+        self.leaving = False
+        """Each reply is the last of its connection, but no connection is closed before that."""
         self._keys = api.keys
         self._max_body = api.max_body
         self._stall_s = stall_s

@@ -77,7 +77,7 @@ class Visitor(asyncio.Protocol):
     @property
     def keep_alive(self) -> bool:
         assert self._head is not None
-        return self._head.keep_alive and not self._door.closing
+        return self._head.keep_alive and not (self._door.closing or self._door.leaving)
 
     async def drain(self) -> None:
         if self.writing_paused and not self.transport.is_closing():

@@ -16,18 +16,37 @@ async def adopt(
     specs: Mapping[str, ModelSpec],
     now: float,
     emit: Callable[..., None],
+    *,
+    keep_outdated: bool,
 ) -> list[Instance]:
-    """Those taken over, in the registry and yet to be found healthy. Raises RuntimeDown."""
+    """Those taken over, in the registry and yet to be found healthy. Raises RuntimeDown.
+
+    `keep_outdated`: those with other settings too, since they are in use; the supervisor replaces them one by one.
+    """
     adopted = []
     for found in await runtime.find():
         spec = specs.get(found.model)
-        if spec and found.running and found.spec_hash == spec.spec_hash and _is_missing(registry, spec):
+        matches = spec and (keep_outdated or found.spec_hash == spec.spec_hash)
+        if spec and found.running and matches and _is_missing(registry, spec):
             adopted.append(registry.add(_instance(registry, found, found.running, spec, now)))
             emit(events.INSTANCE_ADOPTED, instance=found.name, model=found.model)
         else:
             await runtime.remove(found.handle)
             emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
     return adopted
+
+
+async def follow(
+    runtime: Runtime, registry: ContainerRegistry, specs: Mapping[str, ModelSpec], now: float
+) -> list[Instance]:
+    """What another gateway has started meanwhile, in the registry and yet to be found healthy. Raises RuntimeDown."""
+    known = {one.running.handle for one in registry if one.running}
+    names = {one.name for one in registry}
+    return [
+        registry.add(_instance(registry, found, found.running, specs[found.model], now))
+        for found in await runtime.find()
+        if found.running and found.handle not in known and found.name not in names and found.model in specs
+    ]
 
 
 def _is_missing(registry: ContainerRegistry, spec: ModelSpec) -> bool:

@@ -98,6 +98,13 @@ class Reconfigured:
     start_timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Another gateway decides from now on (`active`), or does not after all."""
+
+    active: bool
+
+
 Event = (
     Wanted
     | Unwanted
@@ -111,6 +118,7 @@ Event = (
     | GpusRead
     | Tick
     | Reconfigured
+    | HandOver
 )
 
 

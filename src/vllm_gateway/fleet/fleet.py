@@ -9,7 +9,7 @@ from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet.adoption import adopt
+from vllm_gateway.fleet.adoption import adopt, follow
 from vllm_gateway.fleet.catalogue import Catalogue
 from vllm_gateway.fleet.endpoints import Endpoints
 from vllm_gateway.fleet.health import Health
@@ -26,6 +26,7 @@ from vllm_gateway.telemetry import events as log_events
 
 TICK_S = 0.5
 GPU_READ_S = 2.0
+REST_S = 60.0  # for starts and stops under way when another gateway takes over
 
 
 class Fleet:
@@ -48,6 +49,7 @@ class Fleet:
         self._traffic: Traffic
         self._measured: Collection[str] = ()
         self._published = -1
+        self._following: asyncio.Task[None] | None = None
         self._tasks = Tasks(emit)
         self._health = Health()
         self._memory = GpuMemory(probe, runtime, emit)
@@ -75,12 +77,19 @@ class Fleet:
             journal=self._emit,
         )
 
-    async def open(self) -> None:
+    async def open(self, *, keep_outdated: bool = False) -> None:
         """Connects, reads the GPUs, adopts what still runs. Raises RuntimeDown, ProbeError."""
         await self._health.open()
         try:
             await self._runtime.open()
-            for one in await adopt(self._runtime, self.registry, self._catalogue.specs(), self._now(), self._emit):
+            for one in await adopt(
+                self._runtime,
+                self.registry,
+                self._catalogue.specs(),
+                self._now(),
+                self._emit,
+                keep_outdated=keep_outdated,
+            ):
                 assert one.running is not None
                 self._lives.watch(one, one.running)
             await self._read_gpus()
@@ -91,9 +100,41 @@ class Fleet:
         self._tasks.spawn(engine_metrics.follow(lambda: self._measured, self.registry, self._traffic.measured))
         self._tasks.spawn(self._keep_time())
 
-    async def close(self) -> None:
-        """Ends every task; containers stay for the next gateway, child processes end."""
+    async def hand_over(self) -> None:
+        """Another gateway decides from now on; this one sees what comes of it, for the requests that it still has.
+
+        Returns when nothing is being started or stopped. Raises TimeoutError, and then decides again.
+        """
+        self._hear(e.HandOver(active=True))
+        try:
+            async with asyncio.timeout(REST_S):
+                await self._lives.at_rest()
+        except BaseException:
+            self._hear(e.HandOver(active=False))
+            raise
+        self._following = self._tasks.spawn(self._follow_successor())
+
+    def take_back(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+            self._hear(e.HandOver(active=False))
+
+    async def _follow_successor(self) -> None:
+        while True:
+            with contextlib.suppress(RuntimeDown):
+                for one in await follow(self._runtime, self.registry, self._catalogue.specs(), self._now()):
+                    assert one.running is not None
+                    self._lives.watch(one, one.running)
+            await asyncio.sleep(TICK_S)
+
+    async def close(self, *, stop: bool = False) -> None:
+        """Ends every task. Containers stay for the next gateway, unless they are to `stop`; child processes end."""
         await self._tasks.end()
+        if stop:
+            ours = [one.running.handle for one in self.registry if one.running and not one.external]
+            grace_s = self._catalogue.settings.stop_grace_s
+            await asyncio.gather(*(self._runtime.stop(handle, grace_s) for handle in ours), return_exceptions=True)
         await self._runtime.close()
         await self._health.close()
 

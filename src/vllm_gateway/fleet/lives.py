@@ -2,7 +2,8 @@
 """The life of each instance, from its start to the return of its memory: tasks that tell what they see."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm_gateway.fleet import events as e
@@ -33,6 +34,8 @@ class Lives:
         self._emit: Callable[..., None] = emit
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._used_before: dict[str, Used] = {}
+        self._moving: set[str] = set()  # instances that the runtime is starting or stopping right now
+        self._rest = asyncio.Event()
 
     def start(self, one: Instance, launch: Launch) -> None:
         self._watches[one.instance_id] = self._tasks.spawn(self._start(one, launch))
@@ -42,10 +45,29 @@ class Lives:
         self._watches[one.instance_id] = self._tasks.spawn(self._until_death(one, running))
 
     def stop(self, one: Instance, grace_s: float) -> None:
-        self._tasks.spawn(self._stop(one, grace_s))
+        self._tasks.spawn(self._moved(one, self._stop(one, grace_s)))
 
     def remove(self, one: Instance) -> None:
-        self._tasks.spawn(self._remove(one))
+        self._tasks.spawn(self._moved(one, self._remove(one)))
+
+    async def _moved(self, one: Instance, work: Coroutine[Any, Any, None]) -> None:
+        with self._move(one):
+            await work
+
+    async def at_rest(self) -> None:
+        """Returns when the runtime neither starts nor stops anything."""
+        while self._moving:
+            self._rest.clear()
+            await self._rest.wait()
+
+    @contextmanager
+    def _move(self, one: Instance) -> Iterator[None]:
+        self._moving.add(one.instance_id)
+        try:
+            yield
+        finally:
+            self._moving.discard(one.instance_id)
+            self._rest.set()
 
     def check(self, one: Instance) -> None:
         self._tasks.spawn(self._check(one))
@@ -53,7 +75,8 @@ class Lives:
     async def _start(self, one: Instance, launch: Launch) -> None:
         self._used_before[one.instance_id] = await self._memory.used()
         try:
-            running = await self._runtime.start(launch)
+            with self._move(one):
+                running = await self._runtime.start(launch)
         except (StartError, RuntimeDown) as error:
             self._hear(e.Died(one.instance_id, str(error)))
             return

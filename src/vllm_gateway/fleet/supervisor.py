@@ -35,6 +35,7 @@ class Supervisor:
         self._board = Board(registry, activity, policy, models, journal)
         self._reconciler = Reconciler(self._board, footprint_of)
         self._start_timeout_s = start_timeout_s
+        self._handed_over = False
 
     @property
     def models(self) -> Mapping[str, ModelState]:
@@ -48,8 +49,12 @@ class Supervisor:
         """What to do about `event`. Effects are to be carried out in their order."""
         self._board.effects = []
         self._hear(event, now)
-        self._reconciler.reconcile(now)
-        return self._board.effects
+        if not self._handed_over:
+            self._reconciler.reconcile(now)
+            return self._board.effects
+        for one in [one for one in self._board.registry if one.state is State.FAILED]:
+            self._board.registry.remove(one)  # what is left of it is the other's to clear away
+        return [effect for effect in self._board.effects if isinstance(effect, e.CheckHealth)]
 
     def expected_start_s(self, model: str, now: float) -> float:
         """Until an instance of `model` is ready."""
@@ -82,6 +87,13 @@ class Supervisor:
                     board.registry.set_suspect(one, False)
             case e.GpusRead(gpus):
                 board.gpus = tuple(gpus)
+            case e.HandOver(active):
+                self._handed_over = active
+                for one in list(board.registry):
+                    if active and one.state is State.STARTING and not one.launched:
+                        board.cancel(one, now)
+            case e.Tick() if self._handed_over:
+                pass
             case e.Tick():
                 self._put_idle_away(now)
                 self._end_slow_starts(now)

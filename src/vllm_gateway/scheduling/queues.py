@@ -37,6 +37,17 @@ class Queues:
         for model in self._queues.keys() - placements.keys():
             self._queues.pop(model).close(Refusal("model_not_found", f"{model} is no longer served here."))
 
+    def close(self, refusal: Refusal) -> None:
+        """Refuses all who wait or come."""
+        for queue in self._queues.values():
+            queue.close(refusal)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests in flight and waiting."""
+        waiting = sum(queue.waiting for queue in self._queues.values())
+        return waiting + sum(view.in_flight for view in self._views.values())
+
     def of(self, model: str) -> ModelQueue:
         return self._queues[model]
 

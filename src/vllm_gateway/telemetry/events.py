@@ -33,6 +33,12 @@ GATEWAY_STARTING = Event(
     "gateway_starting", "info", "The process began.", (), ("version", "runtime", "models", "config_file", "pid")
 )
 GATEWAY_READY = Event("gateway_ready", "info", "Clients can connect.", ("address",), ("seconds", "models"))
+GATEWAY_HANDED_OVER = Event(
+    "gateway_handed_over", "info", "Another gateway has taken over; this one serves the connections that it has."
+)
+CONTROL_SOCKET_PROBLEM = Event(
+    "control_socket_problem", "warning", "No other gateway will be able to take over.", ("path", "problem")
+)
 GATEWAY_STOPPING = Event(
     "gateway_stopping", "info", "No new requests; streams may finish.", (), ("reason", "in_flight")
 )

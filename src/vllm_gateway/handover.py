@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a new gateway takes over from a running one, so that a restart loses no request.
+
+They talk over a unix socket, one JSON object a line:
+
+    new -> old   "take over"
+    old -> new   {"refused": why}, or {"refused": null} and with it the listening sockets. From here on the old one
+                 decides nothing about instances, and both may accept connections.
+    new -> old   "ready": it has adopted the instances and accepts connections. The old one stops to accept, and
+                 serves the connections that it has.
+    old -> new   again and again, what it still has to do, so that nothing is stopped under it:
+                 {"in_flight": {container: requests}, "waiting": {model: requests}}
+
+If the new one goes away before it is ready, the old one goes on as if nothing had been.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.routing import Activity
+from vllm_gateway.settings import Settings
+
+REPORT_S = 0.1
+LIMIT_S = 120.0  # for the old one to come to rest, and for the new one to become ready
+_TAKE_OVER = "take over"
+_READY = "ready"
+_MOST_SOCKETS = 16
+_LONGEST_LINE = 1 << 20
+
+
+class CannotTakeOver(Exception):
+    """The running gateway cannot hand over, or does not answer. The text says why."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What a gateway still has to do: requests in flight by container, and requests waiting by model."""
+
+    in_flight: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+
+
+def control_path(settings: Settings, port: int) -> Path:
+    if settings.server.control_socket:
+        return Path(settings.server.control_socket)
+    folder = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return Path(folder) / f"vllm-gateway-{os.getuid()}-{port}.sock"
+
+
+class Successor:
+    """The old one's side: waits for somebody to take over."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        give: Callable[[], Awaitable[Sequence[socket.socket]]],
+        take_back: Callable[[], None],
+        work: Callable[[], Work],
+    ) -> None:
+        """`give` comes to rest and returns the listening sockets; raises CannotTakeOver."""
+        self._path = path
+        self._give = give
+        self._take_back = take_back
+        self._work = work
+        self._listening: socket.socket | None = None
+        self._to_successor: socket.socket | None = None
+
+    def open(self) -> None:
+        """Raises OSError."""
+        self._path.unlink(missing_ok=True)
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listening.setblocking(False)
+        previous = os.umask(0o177)
+        try:
+            self._listening.bind(str(self._path))
+        finally:
+            os.umask(previous)
+        self._listening.listen(1)
+
+    def close(self, *, handed_over: bool) -> None:
+        """The path belongs to the successor once there is one."""
+        if self._listening is not None:
+            self._listening.close()
+            if not handed_over:
+                self._path.unlink(missing_ok=True)
+
+    async def come(self) -> None:
+        """Returns when a successor is ready."""
+        assert self._listening is not None
+        while True:
+            connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    if await self._hand_over(connection):
+                        self._to_successor = connection
+                        return
+            except (OSError, TimeoutError, ValueError):
+                self._take_back()
+            connection.close()
+
+    async def report(self) -> None:
+        """To the one that has come, as long as this process lives."""
+        assert self._to_successor is not None
+        await self._report(self._to_successor)
+
+    async def _hand_over(self, connection: socket.socket) -> bool:
+        connection.setblocking(False)
+        lines = _Lines(connection)
+        if not _is_trusted(connection) or await lines.next() != _TAKE_OVER:
+            return False
+        try:
+            sockets = await self._give()
+        except CannotTakeOver as refused:
+            await _send(connection, {"refused": str(refused)})
+            return False
+        socket.send_fds(connection, [_line({"refused": None})], [one.fileno() for one in sockets])
+        reporting = asyncio.create_task(self._report(connection))
+        try:
+            ready = bool(await lines.next() == _READY)
+        finally:
+            reporting.cancel()
+            await asyncio.wait({reporting})
+        if not ready:
+            self._take_back()
+        return ready
+
+    async def _report(self, connection: socket.socket) -> None:
+        """Until it is cancelled, or the other side is gone. The connection ends with the process."""
+        with contextlib.suppress(OSError):
+            while True:
+                work = self._work()
+                await _send(connection, {"in_flight": work.in_flight, "waiting": work.waiting})
+                await asyncio.sleep(REPORT_S)
+
+
+class Predecessor:
+    """The new one's side. `work` is what the old one still has to do; nothing once it is gone."""
+
+    def __init__(self, connection: socket.socket, lines: "_Lines", sockets: list[socket.socket]) -> None:
+        self._connection = connection
+        self._lines = lines
+        self.sockets = sockets
+        self.work = Work()
+
+    @classmethod
+    async def ask(cls, path: Path) -> "Predecessor | None":
+        """None: no gateway is there. Raises CannotTakeOver."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                try:
+                    await asyncio.get_running_loop().sock_connect(connection, str(path))
+                except (FileNotFoundError, ConnectionRefusedError):
+                    connection.close()
+                    return None
+                if not _is_trusted(connection):
+                    raise CannotTakeOver(f"{path} belongs to somebody else")
+                await _send(connection, _TAKE_OVER)
+                lines = _Lines(connection)
+                answer, sockets = await lines.next_with_sockets()
+        except (OSError, TimeoutError, ValueError) as error:
+            connection.close()
+            raise CannotTakeOver(f"the gateway at {path} does not answer: {error!r}") from error
+        if answer["refused"] is not None:
+            connection.close()
+            raise CannotTakeOver(answer["refused"])
+        return cls(connection, lines, sockets)
+
+    async def say_ready(self) -> None:
+        with contextlib.suppress(OSError):
+            await _send(self._connection, _READY)
+
+    async def follow(self) -> None:
+        """Until the old one is gone."""
+        try:
+            while (report := await self._lines.next()) is not None:
+                self.work = Work(report["in_flight"], report["waiting"])
+        except (OSError, ValueError, KeyError):
+            pass  # whatever it was, there is nothing more to be heard
+        finally:
+            self.work = Work()
+            self._connection.close()
+
+
+class WithPredecessor:
+    """An `Activity` to which the requests that a predecessor still has belong too."""
+
+    def __init__(self, own: Activity, predecessor: Predecessor, registry: ContainerRegistry) -> None:
+        self._own = own
+        self._predecessor = predecessor
+        self._registry = registry
+
+    def waiting(self, model: str) -> int:
+        return self._own.waiting(model) + self._predecessor.work.waiting.get(model, 0)
+
+    def in_flight(self, instance_id: str) -> int:
+        one = self._registry.get(instance_id)
+        theirs = self._predecessor.work.in_flight.get(one.running.handle, 0) if one and one.running else 0
+        return self._own.in_flight(instance_id) + theirs
+
+    def last_used(self, instance_id: str) -> float | None:
+        return self._own.last_used(instance_id)
+
+
+class _Lines:
+    """JSON values as they come, one a line; None at the end."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+
+    async def next(self) -> Any:
+        loop = asyncio.get_running_loop()
+        while b"\n" not in self._buffer:
+            data = await loop.sock_recv(self._connection, 65536)
+            if not data:
+                return None
+            self._buffer += data
+            if len(self._buffer) > _LONGEST_LINE:
+                raise ValueError("a line too long")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+    async def next_with_sockets(self) -> tuple[Any, list[socket.socket]]:
+        """The sockets come with the line's first byte."""
+        readable = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._connection, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._connection)
+        data, numbers, _, _ = socket.recv_fds(self._connection, 65536, _MOST_SOCKETS)
+        self._buffer += data
+        sockets = [socket.socket(fileno=number) for number in numbers]
+        return await self.next(), sockets
+
+
+def _is_trusted(connection: socket.socket) -> bool:
+    """Whether the other side runs as the same user, or as root."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid in (0, os.getuid())
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+async def _send(connection: socket.socket, value: object) -> None:
+    await asyncio.get_running_loop().sock_sendall(connection, _line(value))

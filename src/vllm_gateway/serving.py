@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of the process: listening, reloading, handing over to a new one, and an end that cuts nothing short."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from vllm_gateway import __version__
+from vllm_gateway.allocator.probe import ProbeError
+from vllm_gateway.api.front_door import FrontDoor
+from vllm_gateway.app import Gateway
+from vllm_gateway.fleet.runtimes import RuntimeDown
+from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.handover import CannotTakeOver, Predecessor, Successor, control_path
+from vllm_gateway.listening import BACKLOG, bind, inherited, url_of
+from vllm_gateway.reloading import Reloader
+from vllm_gateway.routing import Refusal
+from vllm_gateway.scheduling import StrategyError
+from vllm_gateway.settings import Settings
+from vllm_gateway.simulator.gpu_memory import SimulatedGpus
+from vllm_gateway.telemetry import events, log
+
+_ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
+_QUIET_S = 1.0  # after a hand-over: no request for so long, and the kept connections are closed
+
+
+class Serving:
+    """A gateway that listens."""
+
+    def __init__(
+        self, gateway: Gateway, runner: web.ServerRunner, door: FrontDoor, sockets: list[socket.socket]
+    ) -> None:
+        self.gateway = gateway
+        self.address = url_of(sockets[0])
+        self.port: int = sockets[0].getsockname()[1]
+        self._runner = runner
+        self._door = door
+        self._sockets = sockets
+        self._sites = [web.SockSite(runner, one, backlog=BACKLOG) for one in sockets]
+
+    async def open(self) -> None:
+        for site in self._sites:
+            await site.start()
+
+    async def give(self) -> Sequence[socket.socket]:
+        """What a successor needs, once the fleet has come to rest. Raises CannotTakeOver."""
+        await self.gateway.hand_over()
+        return self._sockets
+
+    async def leave(self, limit_s: float) -> None:
+        """After a hand-over: serves the connections there are, and tells each client to open a new one next time."""
+        for site in self._sites:
+            await site.stop()
+        self._door.leaving = True
+        quiet_since = now = began = _now()
+        while now - began < limit_s and now - quiet_since < _QUIET_S:
+            await asyncio.sleep(_QUIET_S / 10)
+            now = _now()
+            if self.gateway.queues.unfinished:
+                quiet_since = now
+
+    async def close(self, limit_s: float) -> None:
+        """No new requests. What is under way has `limit_s` to end by itself, and is then told that this is the end."""
+        self.gateway.inference.stopping = True
+        ending = asyncio.create_task(self._end_after(limit_s))
+        try:
+            await self._runner.cleanup()
+        finally:
+            ending.cancel()
+            await asyncio.wait({ending})
+
+    async def _end_after(self, limit_s: float) -> None:
+        await asyncio.sleep(limit_s)
+        self.gateway.queues.close(Refusal("stopping", "The gateway is shutting down. Try again.", retry_after_s=1.0))
+        await self.gateway.relay.close()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, emit: Callable[..., None], predecessor: Predecessor | None = None
+) -> AsyncIterator[Serving]:
+    """Raises OSError, ProbeError, RuntimeDown, StrategyError."""
+    simulated = None
+    if settings.gpus.source == "simulated":
+        simulated = Path(tempfile.mkdtemp(prefix="vllm-gateway-gpus-"))
+        SimulatedGpus(simulated).create([(device.name, device.memory_mib) for device in settings.gpus.devices])
+    try:
+        gateway = Gateway(settings, simulated, emit, predecessor)
+        sockets = predecessor.sockets if predecessor else inherited(os.environ)
+        sockets = sockets or bind(settings.server.host, settings.server.port)
+        door = FrontDoor(gateway.api)
+        limit_s = settings.server.drain_timeout_s
+        runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=limit_s + _ERROR_EVENTS_S)
+        await runner.setup()
+        server = Serving(gateway, runner, door, sockets)
+        try:
+            if predecessor is None:
+                await server.open()  # /health is answered while the fleet opens
+            await gateway.open()
+            try:
+                gateway.api.opened.set()
+                if predecessor is not None:
+                    await server.open()  # not before it is sure that this one can serve
+                yield server
+            finally:
+                await server.close(limit_s)
+                await gateway.close()
+        finally:
+            gateway.inference.stopping = True
+            gateway.api.opened.set()  # whoever waits for a fleet that could not be opened
+            await runner.cleanup()
+    finally:
+        if simulated is not None:
+            shutil.rmtree(simulated, ignore_errors=True)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def _keep_freed_memory() -> None:
+    """The C library would give the memory of a large body back at once, and the next body would pay in page faults."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+
+
+async def serve(
+    settings: Settings, load: Callable[[], Settings], config_file: Path | None, *, take_over: bool = False
+) -> int:
+    """Serves until SIGTERM or Ctrl-C, or until another one has taken over; returns the exit status.
+
+    `load` reads the settings again.
+    """
+    log.configure(settings.log)
+    _keep_freed_memory()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _ignore)
+    emit = log.get_logger().emit
+    tasks = Tasks(emit)
+    try:
+        emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
+        predecessor = await Predecessor.ask(control_path(settings, settings.server.port)) if take_over else None
+        async with serving(settings, emit, predecessor) as server:
+            if predecessor is not None:
+                await predecessor.say_ready()
+                tasks.spawn(predecessor.follow())
+            reloader = Reloader(settings, load, server.gateway.reconfigure, emit)
+            loop.add_signal_handler(signal.SIGHUP, reloader.reload)
+            if config_file is not None and settings.reload == "watch":
+                tasks.spawn(reloader.watch(config_file))
+            emit(events.GATEWAY_READY, address=server.address)
+            if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
+                print(_hint(settings, server.address), file=sys.stderr, flush=True)
+            await _until_its_end(server, settings, stop, tasks, emit)
+            loop.add_signal_handler(signal.SIGHUP, _ignore)
+        emit(events.GATEWAY_STOPPED)
+    except (OSError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
+        print(f"vllm-gateway cannot start: {error}", file=sys.stderr)
+        return 1
+    finally:
+        await tasks.end()
+        log.shutdown()
+    return 0
+
+
+async def _until_its_end(
+    server: Serving, settings: Settings, stop: asyncio.Event, tasks: Tasks, emit: Callable[..., None]
+) -> None:
+    gateway = server.gateway
+    path = control_path(settings, server.port)
+    successor = Successor(path, give=server.give, take_back=gateway.take_back, work=gateway.work)
+    try:
+        successor.open()
+    except OSError as error:
+        emit(events.CONTROL_SOCKET_PROBLEM, path=str(path), problem=str(error))
+        await stop.wait()
+    else:
+        waiting = {asyncio.create_task(stop.wait()), coming := asyncio.create_task(successor.come())}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        handed_over = coming.done()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        successor.close(handed_over=handed_over)
+        if handed_over:
+            emit(events.GATEWAY_HANDED_OVER)
+            tasks.spawn(successor.report())
+            await server.leave(settings.server.drain_timeout_s)
+    emit(events.GATEWAY_STOPPING)
+
+
+def _ignore() -> None:
+    """SIGHUP ends a process that does not handle it."""
+
+
+def _hint(settings: Settings, address: str) -> str:
+    model = next(iter(settings.models), "")
+    return (
+        f"\n  Try:     curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f'             -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
+        f"  Status:  {address}/gateway/status, or: vllm-gateway status --url {address}\n"
+        "  Stop:    Ctrl-C\n"
+    )

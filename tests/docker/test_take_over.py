@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restarts of the gateway with containers: taken over under load, kept, or stopped with it."""
+
+import asyncio
+from pathlib import Path
+
+from tests.docker.test_gateway import FAST, config, containers, model
+from tests.gateway import running_gateway
+from tests.integration.test_take_over import ended, folder_of, taking_over
+from tests.lab.lab import Lab
+from tests.load import Load
+
+
+async def test_a_restart_under_load_loses_no_request_and_no_container(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(2, 40_000)
+    settings = config(lab, a=model("a"), b=model("b"))
+    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
+        assert (await first.chat("a"))[0] == 200
+        before = {one["Id"] for one in lab.containers("vllm-gateway.owner")}
+        load = Load(first.url, ["a", "b"])
+        cold = asyncio.create_task(first.chat("b"))
+        await first.event("instance_planned", model="b")
+        async with running_gateway(
+            folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
+        ) as second:
+            assert (await cold)[0] == 200
+            await ended(first)
+            await load.more(50)
+            await load.end()
+            assert not load.failures
+            assert before <= {one["Id"] for one in lab.containers("vllm-gateway.owner")}
+            assert len(second.events("instance_adopted")) == 2
+            assert not second.events("instance_starting")
+
+
+async def test_what_the_old_one_waits_for_is_started_by_the_new_one(lab: Lab, tmp_path: Path) -> None:
+    """Its stream holds the only GPU, so the other model starts only when the new one is in charge."""
+    lab.reset_gpus(1, 40_000)
+    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
+    settings = config(lab, a=model("a", environment=slow), b=model("b"))
+    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
+        await first.chat("a")
+        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
+        async with first.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            waiting = asyncio.create_task(first.chat("b"))
+            await first.event("instance_draining", model="a")
+            async with running_gateway(
+                folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
+            ) as second:
+                await first.event("gateway_handed_over")
+                text = await stream.content.read()
+                assert text.rstrip().endswith(b"data: [DONE]"), "nothing was stopped under it"
+                assert (await waiting)[0] == 200
+                assert len(second.events("instance_starting", model="b")) == 1
+                await ended(first)
+
+
+async def test_a_changed_model_is_replaced_by_the_new_one_while_the_old_one_serves(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(2, 40_000)
+    async with running_gateway(folder_of(tmp_path, "0"), config(lab, a=model("a")), lab.environment) as first:
+        await first.chat("a")
+        load = Load(first.url)
+        changed = config(lab, a=model("a", engine_arguments=["--max-model-len", "4096"]))
+        async with running_gateway(
+            folder_of(tmp_path, "1"), changed, lab.environment, arguments=taking_over(first)
+        ) as second:
+            await second.event("instance_stopped", model="a")
+            await ended(first)
+            await load.more(20)
+            await load.end()
+            assert not load.failures
+
+
+async def test_containers_stay_or_go_with_the_gateway_as_it_is_told(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(1, 40_000)
+    for on_exit, left in (("keep", ["vllm_server_a_instance_1"]), ("stop", [])):
+        settings = config(lab, a=model("a"))
+        settings["docker"]["on_exit"] = on_exit
+        async with running_gateway(folder_of(tmp_path, on_exit), settings, lab.environment) as gateway:
+            assert (await gateway.chat("a"))[0] == 200
+        assert await containers(lab) == left

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A new gateway takes over from a running one: by its control socket, or by systemd's socket activation."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from tests.gateway import GatewayProcess, running_gateway
+from tests.integration.test_gateway import config, model
+from tests.load import Load
+
+
+@asynccontextmanager
+async def engines(folder: Path) -> AsyncIterator[list[str]]:
+    """Two simulated engines that somebody else runs."""
+    folder.mkdir()
+    async with running_gateway(folder, config(models={"a": model("a", instances=2)})) as behind:
+        await behind.chat("a")
+        page = await behind.until(lambda page: page["models"]["a"]["running"] == 2)
+        yield [f"http://{one['address']}" for one in page["active_containers_by_name"].values()]
+
+
+def folder_of(path: Path, name: str) -> Path:
+    folder = path / name
+    folder.mkdir()
+    return folder
+
+
+def taking_over(gateway: GatewayProcess) -> list[str]:
+    return ["--port", str(URL(gateway.url).port), "--take-over"]
+
+
+async def ended(gateway: GatewayProcess) -> None:
+    async with asyncio.timeout(30):
+        assert await gateway.process.wait() == 0
+
+
+async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
+    async with engines(tmp_path / "engines") as addresses:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 2)
+            load = Load(first.url)
+            await load.more(20)
+            async with running_gateway(folder_of(tmp_path, "1"), settings, arguments=taking_over(first)) as second:
+                assert second.url == first.url
+                await first.event("gateway_handed_over")
+                await ended(first)
+                await load.more(20)
+                third_folder = folder_of(tmp_path, "2")
+                async with running_gateway(third_folder, settings, arguments=taking_over(second)) as third:
+                    await ended(second)
+                    await load.more(20)
+                    await load.end()
+                    assert not load.failures
+                    assert (await third.chat("a"))[0] == 200
+
+
+async def test_a_stream_outlives_the_hand_over(tmp_path: Path) -> None:
+    async with engines(tmp_path / "engines") as addresses:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 2)
+            body = {"model": "a", "prompt": "x", "max_tokens": 1000, "stream": True, "ignore_eos": True}
+            async with first.http.post("/v1/completions", json=body) as stream:
+                await stream.content.readline()
+                async with running_gateway(folder_of(tmp_path, "1"), settings, arguments=taking_over(first)):
+                    await first.event("gateway_handed_over")
+                    text = await stream.content.read()
+                    assert text.rstrip().endswith(b"data: [DONE]")
+                    await ended(first)
+
+
+async def test_child_processes_cannot_be_handed_over(tmp_path: Path) -> None:
+    settings = config(models={"a": model("a")})
+    async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+        await first.chat("a")
+        file = tmp_path / "0" / "gateway.yaml"
+        command = [sys.executable, "-m", "vllm_gateway.cli", "serve", "--config", str(file), *taking_over(first)]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert "child processes" in done.stderr
+        assert (await first.chat("a"))[0] == 200
+        assert not first.events("gateway_handed_over")
+
+
+async def test_a_successor_that_dies_leaves_the_running_one_in_charge(tmp_path: Path) -> None:
+    async with engines(tmp_path / "engines") as addresses:
+        control = str(tmp_path / "control.sock")
+        server = {"control_socket": control}
+        settings = {"runtime": "process", "server": server, "models": {"a": {"endpoints": addresses}}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 2)
+            with socket.socket(socket.AF_UNIX) as successor:
+                successor.connect(control)
+                successor.sendall(b'"take over"\n')
+                data, numbers, _, _ = await asyncio.to_thread(socket.recv_fds, successor, 4096, 4)
+                assert b'"refused": null' in data
+                for number in numbers:
+                    os.close(number)
+            for _ in range(4):
+                assert (await first.chat("a"))[0] == 200
+            assert not first.events("gateway_handed_over")
+
+
+async def test_where_nobody_runs_taking_over_is_a_plain_start(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(), arguments=["--take-over"]) as gateway:
+        assert (await gateway.chat("qwen2.5"))[0] == 200
+
+
+async def test_systemds_socket_is_served(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        (tmp_path / "gateway.yaml").write_text("runtime: process\nmodels: {a: {endpoints: ['http://127.0.0.1:9']}}\n")
+        # As systemd does it: the socket is number 3, and the process that execs is the one that LISTEN_PID names.
+        script = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); "
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
+            "os.execv(sys.executable, [sys.executable, '-m', 'vllm_gateway.cli', 'serve', '--config', sys.argv[2]])"
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, str(listening.fileno()), str(tmp_path / "gateway.yaml")),
+            stdout=asyncio.subprocess.DEVNULL,
+            pass_fds=[listening.fileno()],
+        )
+        try:
+            host, port = listening.getsockname()
+            async with aiohttp.ClientSession() as http, http.get(f"http://{host}:{port}/health") as reply:
+                answer: dict[str, Any] = await reply.json()
+            assert answer["status"] in ("ok", "degraded")
+        finally:
+            process.terminate()
+            assert await process.wait() == 0

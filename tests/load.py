@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients that never rest, and what became of their requests."""
+
+import asyncio
+from collections.abc import Sequence
+
+import aiohttp
+
+from tests.gateway import CHAT
+
+
+class Load:
+    """Clients that never rest. One half keeps its connections, the other opens a new one for each request."""
+
+    def __init__(self, url: str, models: Sequence[str] = ("a",), count: int = 4) -> None:
+        self.failures: list[str] = []
+        self.served = 0
+        self._url = url
+        self._over = asyncio.Event()
+        clients = (self._client(models[number // 2 % len(models)], keeps=number % 2 == 0) for number in range(count))
+        self._clients = [asyncio.create_task(client) for client in clients]
+
+    async def _client(self, model: str, *, keeps: bool) -> None:
+        connector = aiohttp.TCPConnector(force_close=not keeps)
+        async with aiohttp.ClientSession(self._url, connector=connector) as http:
+            while not self._over.is_set():
+                body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+                try:
+                    async with http.post(CHAT, json=body) as reply:
+                        text = await reply.text()
+                        if reply.status != 200:
+                            self.failures.append(text)
+                except aiohttp.ClientError as error:
+                    self.failures.append(repr(error))
+                self.served += 1
+
+    async def more(self, count: int) -> None:
+        goal = self.served + count
+        async with asyncio.timeout(30):
+            while self.served < goal:
+                await asyncio.sleep(0.02)
+
+    async def end(self) -> None:
+        self._over.set()
+        await asyncio.gather(*self._clients)
