@@ -13,15 +13,16 @@ from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
-from vllm_gateway.api.status import DecisionsPage, GpuStatus, InstanceStatus, ModelStatus, Status
+from vllm_gateway.api.status import DecisionsPage, GpuStatus, Health, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
-from vllm_gateway.fleet.instance import State
+from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.handover import CannotTakeOver, Predecessor, WithPredecessor, Work
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.scheduling import (
+    Change,
     Decision,
     Decisions,
     InstanceView,
@@ -62,6 +63,7 @@ class Gateway:
             self.fleet,
             _queue_settings(settings),
             departed=self._departed,
+            health_changed=self._health_changed,
         )
         self._predecessor = predecessor
         activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
@@ -192,6 +194,13 @@ class Gateway:
         kept = self.queues.of(model).placement.decisions
         return DecisionsPage(model, self.settings.strategy_name(model), kept.latest() if kept else [])
 
+    def _health_changed(self, view: InstanceView, change: Change) -> None:
+        about = {"instance": view.name, "model": view.model, "reason": change.reason}
+        if change.ejected:
+            self._emit(events.INSTANCE_EJECTED, seconds=change.pause_s, **about)
+        else:
+            self._emit(events.INSTANCE_RESTORED, **about)
+
     def _departed(self, view: InstanceView) -> None:
         self.relay.forget(view.host, view.port)
 
@@ -216,6 +225,8 @@ class Gateway:
                 in_flight=view.in_flight if view else 0,
                 max_in_flight=one.max_in_flight,
                 total=view.total if view else 0,
+                failures=view.failures if view else 0,
+                health=_health(one, self.queues),
                 last_used_s_ago=None if used is None else round(now - used, 1),
                 strategy=self.settings.strategy_name(one.model) if one.model in self.settings.models else "",
                 external=one.external,
@@ -264,6 +275,8 @@ class Gateway:
             starting=starting,
             queued=queue.waiting,
             served=queue.served,
+            retries_denied=queue.retries_denied,
+            ejections=queue.ejections,
             strategy=self.settings.strategy_name(name),
             pinned=model.pinned,
             aliases=list(model.aliases),
@@ -278,8 +291,16 @@ def _names(settings: Settings) -> dict[str, str]:
     return {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
 
 
+def _health(one: Instance, queues: Queues) -> Health:
+    if one.suspect:
+        return "suspect"
+    return "ejected" if queues.is_ejected(one.model, one.instance_id) else "healthy"
+
+
 def _queue_settings(settings: Settings) -> QueueSettings:
-    return QueueSettings(settings.queue_size, settings.queue_timeout_s, settings.priorities, settings.retry)
+    return QueueSettings(
+        settings.queue_size, settings.queue_timeout_s, settings.priorities, settings.retry, settings.ejection
+    )
 
 
 def _measured(placements: Mapping[str, Placement]) -> frozenset[str]:

@@ -16,7 +16,7 @@ def table(page: Mapping[str, Any]) -> str:
         for name, m in page["models"].items()
     ]
     instances = [
-        [one["name"], one["state"], ",".join(one["gpus"]), f"{one['in_flight']}", one["total"], _ago(one)]
+        [one["name"], _state(one), ",".join(one["gpus"]), f"{one['in_flight']}", one["total"], _ago(one)]
         for one in page["active_containers_by_name"].values()
     ]
     return "\n\n".join(
@@ -35,6 +35,10 @@ def _note(model: Mapping[str, Any]) -> str:
 
 def _has_note(model: Mapping[str, Any]) -> bool:
     return bool(model["why_fewer"] or model["last_error"])
+
+
+def _state(one: Mapping[str, Any]) -> str:
+    return str(one["state"] if one["health"] == "healthy" else f"{one['state']}, {one['health']}")
 
 
 def _ago(one: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ class Route:
     max_in_flight: int
     weight: float = 1.0
     ready_since: float = 0.0  # loop time
+    suspect: bool = False  # takes no requests until its health check has passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class EngineMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """An immutable snapshot: model -> its ready instances, in a stable order."""
+    """An immutable snapshot: model -> its ready instances, in a stable order, suspects among them."""
 
     routes: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
 

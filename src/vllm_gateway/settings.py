@@ -140,6 +140,15 @@ class Retry(_Strict):
     window_s: Seconds = Field(60, gt=0, description="The window.")
 
 
+class Ejection(_Strict):
+    """An instance whose requests fail gets none for a while. Never the last one of a model."""
+
+    consecutive_failures: int = Field(3, ge=1, description="So many requests without a whole reply, in a row.")
+    error_rate: float = Field(0.5, gt=0, le=1, description="Or this share of at least 10 requests, 5xx replies too.")
+    window_s: Seconds = Field(30, gt=0, description="Over which the share is taken.")
+    max_share: float = Field(0.5, gt=0, le=1, description="Of a model's instances at once; one of two at least.")
+
+
 class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
@@ -192,6 +201,7 @@ class Settings(_Strict):
         description="Values of the X-Priority header; the higher number is served first.",
     )
     retry: Retry = Retry()
+    ejection: Ejection = Ejection()
     idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
     start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vllm_gateway.api.status import Status
@@ -38,12 +38,31 @@ class _FleetCollector(Collector):
         yield wanted
         yield waiting
         yield instances
+        yield from _failures(status)
         in_flight = GaugeMetricFamily(
             "vllm_gateway_requests_in_flight", "On each instance.", labels=["model", "instance"]
         )
         for shown in status.active_containers_by_name.values():
             in_flight.add_metric([shown.model, shown.name], shown.in_flight)
         yield in_flight
+
+
+def _failures(status: Status) -> Iterator[Metric]:
+    denied = CounterMetricFamily(
+        "vllm_gateway_retries_denied", "Failed requests not tried again: too many had been.", labels=["model"]
+    )
+    ejections = CounterMetricFamily(
+        "vllm_gateway_instance_ejections", "Instances that got no requests for a while.", labels=["model"]
+    )
+    ejected = GaugeMetricFamily("vllm_gateway_instances_ejected", "They get no requests now.", labels=["model"])
+    for name, model in status.models.items():
+        denied.add_metric([name], model.retries_denied)
+        ejections.add_metric([name], model.ejections)
+        health = [one.health for one in status.active_containers_by_name.values() if one.model == name]
+        ejected.add_metric([name], health.count("ejected"))
+    yield denied
+    yield ejections
+    yield ejected
 
 
 class _TaskCollector(Collector):

@@ -2,8 +2,11 @@
 """The shape of `GET /gateway/status`: what operators and the status command read."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vllm_gateway.scheduling import Decision
+
+Health = Literal["healthy", "suspect", "ejected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,11 @@ class GpuStatus:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """`last_used_s_ago`: seconds since its last request began or ended; null if it had none."""
+    """`last_used_s_ago`: seconds since its last request began or ended; null if it had none.
+
+    `failures`: its requests that had no whole reply, or a 5xx. `health`: of a suspect, the health check is awaited; one
+    that is ejected has failed too many requests.
+    """
 
     name: str
     model: str
@@ -36,6 +43,8 @@ class InstanceStatus:
     in_flight: int
     max_in_flight: int
     total: int
+    failures: int
+    health: Health
     last_used_s_ago: float | None
     strategy: str
     external: bool
@@ -43,7 +52,10 @@ class InstanceStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """`why_fewer`: why fewer instances run than are wanted; null if all run or nobody asked yet."""
+    """`retries_denied`: failed requests that were not tried again because too many had been; `ejections`: of instances.
+
+    `why_fewer`: why fewer instances run than are wanted; null if all run or nobody asked yet.
+    """
 
     state: str
     wanted: int
@@ -51,6 +63,8 @@ class ModelStatus:
     starting: int
     queued: int
     served: int
+    retries_denied: int
+    ejections: int
     strategy: str
     pinned: bool
     aliases: list[str]

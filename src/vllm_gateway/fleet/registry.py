@@ -79,7 +79,7 @@ class ContainerRegistry:
         """The ready instances, as the request side may see them."""
         routes: dict[str, tuple[Route, ...]] = {}
         for one in sorted(self, key=lambda one: (one.model, one.number)):
-            if one.state is State.READY and not one.suspect and one.running is not None:
+            if one.state is State.READY and one.running is not None:
                 route = Route(
                     one.instance_id,
                     one.name,
@@ -89,6 +89,7 @@ class ContainerRegistry:
                     one.max_in_flight,
                     one.weight,
                     ready_since=one.since,
+                    suspect=one.suspect,
                 )
                 routes[one.model] = (*routes.get(one.model, ()), route)
         return RoutingTable(routes)

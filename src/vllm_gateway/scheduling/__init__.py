@@ -3,6 +3,7 @@
 
 from vllm_gateway.routing import EngineMetrics
 from vllm_gateway.scheduling.decisions import Decision, Decisions
+from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.prompt import Prompt
@@ -12,6 +13,7 @@ from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
 
 __all__ = [
+    "Change",
     "Decision",
     "Decisions",
     "EngineMetrics",

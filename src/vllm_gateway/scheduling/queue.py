@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 
 from vllm_gateway.routing import Demand, Refusal, Route
 from vllm_gateway.scheduling.budget import RetryBudget
+from vllm_gateway.scheduling.health import Change, PassiveHealth
 from vllm_gateway.scheduling.line import FairLine
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.retry_after import retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
-from vllm_gateway.settings import Retry
+from vllm_gateway.settings import Ejection, Retry
 
 NORMAL = "normal"
+_FAILURES = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class QueueSettings:
     timeout_s: float
     priorities: Mapping[str, int] = field(default_factory=lambda: {NORMAL: 0})
     retry: Retry = field(default_factory=Retry)
+    ejection: Ejection = field(default_factory=Ejection)
 
 
 class Refused(Exception):
@@ -63,16 +66,20 @@ class ModelQueue:
         settings: QueueSettings,
         *,
         drained: Callable[[InstanceView], None],
+        health_changed: Callable[[InstanceView, Change], None],
     ) -> None:
         self.model = model
         self.placement = placement
         self.served = 0
         self._retries = RetryBudget(settings.retry)
+        self._health = PassiveHealth(settings.ejection)
         self._demand = demand
         self._settings = settings
         self._drained = drained
+        self._health_changed = health_changed
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
+        self._listed: frozenset[str] = frozenset()  # suspects too
         self._line: FairLine[_Waiter] = FairLine()
         self._again: OrderedDict[frozenset[str], OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
         self._placed_by: dict[RequestInfo, Placement] = {}  # in flight: a strategy hears only of what it has placed
@@ -83,6 +90,7 @@ class ModelQueue:
         self.placement = placement
         if settings.retry != self._settings.retry:
             self._retries = RetryBudget(settings.retry)
+        self._health.configure(settings.ejection)
         self._settings = settings
 
     @property
@@ -117,6 +125,14 @@ class ModelQueue:
     def retries_denied(self) -> int:
         """How many were not tried again because too many had been."""
         return self._retries.denied
+
+    def is_ejected(self, instance_id: str) -> bool:
+        return self._health.is_ejected(instance_id)
+
+    @property
+    def ejections(self) -> int:
+        """How often an instance was ejected."""
+        return self._health.ejections
 
     def retry_after_s(self) -> int:
         """When a client that is sent away should come again."""
@@ -198,7 +214,7 @@ class ModelQueue:
     def close(self, refusal: Refusal) -> None:
         """Nobody gets a place any more; requests in flight end as they would."""
         self._closed = refusal
-        self._views, self._ids = [], frozenset()
+        self._views, self._ids, self._listed = [], frozenset(), frozenset()
         self.refuse(refusal)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -215,26 +231,49 @@ class ModelQueue:
         view.in_flight -= 1
         view.last_used = asyncio.get_running_loop().time()
         assert view.in_flight >= 0, view
-        if outcome in (Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR):
+        if outcome in _FAILURES:
             view.failures += 1
+        if outcome in _FAILURES or self._health.troubled:
+            self._judge(view, request, outcome)
         self._placed_by.pop(request, self.placement).finished(request, view, outcome)
-        if view.instance_id in self._ids:
+        if view.instance_id in self._listed:
             self._serve_waiters()
         elif view.in_flight == 0:
             self._drained(view)
 
+    def _judge(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
+        loop = asyncio.get_running_loop()
+        change = self._health.ended(view.instance_id, request, outcome, loop.time())
+        if change is not None:
+            self._health_changed(view, change)
+            if change.ejected:
+                loop.call_later(change.pause_s, self._serve_waiters)  # one of them may probe it
+
     def update(self, routes: Sequence[Route], view_of: Callable[[Route], InstanceView]) -> None:
         """Takes the model's part of a new routing table."""
-        self._views = [view_of(route) for route in routes]
+        self._views = [view_of(route) for route in routes if not route.suspect]
         self._ids = frozenset(view.instance_id for view in self._views)
+        self._listed = frozenset(route.instance_id for route in routes)
+        self._health.keep(self._listed)
         self.placement.listed(self._views)
         self._serve_waiters()
 
     def _open(self, failed: Collection[str] = ()) -> Sequence[InstanceView]:
         """The instances with a free place that have not failed the request; if all have, they may try again."""
+        views: Sequence[InstanceView] = self._views
         if failed and not self._ids.issubset(failed):
-            return tuple(v for v in self._views if v.in_flight < v.max_in_flight and v.instance_id not in failed)
-        return tuple(view for view in self._views if view.in_flight < view.max_in_flight)
+            views = [view for view in views if view.instance_id not in failed]
+        if self._health.troubled:
+            views = self._sound(views, may_probe=not failed)
+        return tuple(view for view in views if view.in_flight < view.max_in_flight)
+
+    def _sound(self, views: Sequence[InstanceView], *, may_probe: bool) -> Sequence[InstanceView]:
+        """Those that are not ejected; alone, one that is to be probed. If all are ejected: better a try than none."""
+        health, now = self._health, asyncio.get_running_loop().time()
+        for view in views if may_probe else ():
+            if view.in_flight < view.max_in_flight and health.wants_probe(view.instance_id, now):
+                return (view,)
+        return [view for view in views if not health.is_ejected(view.instance_id)] or views
 
     def _place(self, request: RequestInfo, failed: Collection[str], open_to_it: Sequence[InstanceView]) -> InstanceView:
         chosen = self.placement.choose(request, open_to_it)
@@ -242,6 +281,8 @@ class ModelQueue:
         now = asyncio.get_running_loop().time()
         if not failed:
             self._retries.first_attempts.add(now)
+        if self._health.troubled:
+            self._health.placed(chosen.instance_id, request)
         chosen.in_flight += 1
         chosen.total += 1
         chosen.last_used = now

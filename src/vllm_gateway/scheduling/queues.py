@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping
 
 from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable
+from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings
 from vllm_gateway.scheduling.types import InstanceView
@@ -19,9 +20,11 @@ class Queues:
         settings: QueueSettings,
         *,
         departed: Callable[[InstanceView], None],
+        health_changed: Callable[[InstanceView, Change], None],
     ) -> None:
         self._demand = demand
         self._departed = departed
+        self._health_changed = health_changed
         self._views: dict[str, InstanceView] = {}
         self._listed: frozenset[str] = frozenset()
         self._queues: dict[str, ModelQueue] = {}
@@ -33,7 +36,14 @@ class Queues:
             if queue := self._queues.get(model):
                 queue.configure(placement, settings)
             else:
-                self._queues[model] = ModelQueue(model, placement, self._demand, settings, drained=self._drained)
+                self._queues[model] = ModelQueue(
+                    model,
+                    placement,
+                    self._demand,
+                    settings,
+                    drained=self._drained,
+                    health_changed=self._health_changed,
+                )
         for model in self._queues.keys() - placements.keys():
             self._queues.pop(model).close(Refusal("model_not_found", f"{model} is no longer served here."))
 
@@ -63,6 +73,10 @@ class Queues:
     def refuse(self, model: str, refusal: Refusal) -> None:
         if queue := self._queues.get(model):
             queue.refuse(refusal)
+
+    def is_ejected(self, model: str, instance_id: str) -> bool:
+        queue = self._queues.get(model)
+        return queue is not None and queue.is_ejected(instance_id)
 
     def waiting(self, model: str) -> int:
         queue = self._queues.get(model)

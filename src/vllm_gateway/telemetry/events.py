@@ -129,6 +129,16 @@ INSTANCE_SUSPECT = Event(
     ("reason", "failures"),
 )
 
+INSTANCE_EJECTED = Event(
+    "instance_ejected",
+    "warning",
+    "Too many requests to an instance failed; it gets none for `seconds`, then one to try.",
+    ("instance", "model", "reason", "seconds"),
+)
+INSTANCE_RESTORED = Event(
+    "instance_restored", "info", "An ejected instance takes requests again.", ("instance", "model"), ("reason",)
+)
+
 MODEL_NO_ROOM = Event(
     "model_no_room",
     "warning",

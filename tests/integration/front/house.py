@@ -115,6 +115,7 @@ async def house(
         fleet,
         QueueSettings(size=10, timeout_s=5.0),
         departed=lambda view: None,
+        health_changed=lambda view, change: None,
     )
     async with Relay(limits) as relay:
         inference = Inference(names=names, queues=queues, relay=relay, demand=fleet)

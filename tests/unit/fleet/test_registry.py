@@ -39,7 +39,8 @@ def test_the_table_holds_the_ready_ones_in_the_order_of_their_numbers() -> None:
     add(registry, "a", 4, State.READY).running = None
     add(registry, "b", 1, State.READY)
     table = registry.table()
-    assert [route.name[-2:] for route in table.of("a")] == ["_1", "_2", "10"]
+    assert [route.name[-2:] for route in table.of("a")] == ["_1", "_2", "_3", "10"]
+    assert [route.suspect for route in table.of("a")] == [False, False, True, False]
     assert [(route.port, route.max_in_flight) for route in table.of("b")] == [(8001, 4)]
     assert table.of("unknown") == ()
 

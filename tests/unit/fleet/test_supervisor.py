@@ -6,6 +6,7 @@ from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.fleet.start_times import UNKNOWN_S
 
 
 def test_a_cold_model_starts_all_its_instances_side_by_side_on_different_gpus() -> None:
@@ -256,14 +257,31 @@ def test_an_idle_model_is_stopped_and_a_pinned_one_is_not() -> None:
     assert b.state is State.READY
 
 
-def test_a_suspect_is_not_routed_until_it_is_cleared() -> None:
+def test_a_suspect_is_marked_in_the_table_until_it_is_cleared() -> None:
     fleet = FleetInTheHead(spec("a"))
     a = fleet.run("a")
     assert fleet.hear(e.Suspected(a.instance_id, "reset")) == [e.CheckHealth(a.instance_id)]
-    assert not fleet.registry.table().of("a")
+    assert [route.suspect for route in fleet.registry.table().of("a")] == [True]
     assert not fleet.hear(e.Suspected(a.instance_id, "reset")), "one check at a time"
     fleet.hear(e.Cleared(a.instance_id))
-    assert [route.instance_id for route in fleet.registry.table().of("a")] == [a.instance_id]
+    assert [route.suspect for route in fleet.registry.table().of("a")] == [False]
+
+
+def test_a_start_is_expected_to_take_as_long_as_those_before() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    fleet.want("a")
+    (a,) = fleet.of("a")
+    assert fleet.supervisor.expected_start_s("a", fleet.now) == UNKNOWN_S
+    fleet.tick(20)
+    fleet.ready(a)
+    fleet.hear(e.Died(a.instance_id, "killed", (), 137))
+    fleet.hear(e.Gone(a.instance_id))
+    assert fleet.supervisor.expected_start_s("a", fleet.now) == 20
+    fleet.tick(15)
+    assert fleet.supervisor.expected_start_s("a", fleet.now) == 5
+    fleet.tick(15)
+    assert fleet.supervisor.expected_start_s("a", fleet.now) == 1
+    assert fleet.supervisor.expected_start_s("a model that is gone", fleet.now) == 0
 
 
 def test_a_start_has_a_limit() -> None:

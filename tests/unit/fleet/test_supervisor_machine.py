@@ -153,7 +153,7 @@ class AnyFleet(RuleBasedStateMachine):
         for routes in self.fleet.registry.table().routes.values():
             for route in routes:
                 one = self.fleet.registry.get(route.instance_id)
-                assert one is not None and one.state is State.READY and not one.suspect
+                assert one is not None and one.state is State.READY and one.suspect is route.suspect
 
     def teardown(self) -> None:
         """Whatever has happened: when everybody behaves again, everything that fits is served in the end."""

@@ -19,6 +19,7 @@ from vllm_gateway.scheduling import (
     Refused,
     RequestInfo,
     Scheduler,
+    health,
 )
 from vllm_gateway.settings import Retry
 
@@ -67,11 +68,13 @@ class Bench:
         self.strategy = strategy or First()
         self.errors: list[Exception] = []
         self.departed: list[str] = []
+        self.changes: list[tuple[str, bool]] = []
         self.queues = Queues(
             {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
             self.demand,
             QueueSettings(size, timeout_s, {"high": 10, "normal": 0, "low": -10}, Retry(attempts=3, floor=5)),
             departed=lambda view: self.departed.append(view.instance_id),
+            health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
         )
         self.placed: list[str] = []
 
@@ -79,8 +82,8 @@ class Bench:
     def queue(self) -> ModelQueue:
         return self.queues.of("m")
 
-    def publish(self, *names: str, places: int = 1) -> None:
-        routes = tuple(Route(name, name, "m", "127.0.0.1", 8000, places) for name in names)
+    def publish(self, *names: str, places: int = 1, suspects: Sequence[str] = ()) -> None:
+        routes = tuple(Route(name, name, "m", "127.0.0.1", 8000, places, suspect=name in suspects) for name in names)
         self.queues.publish(RoutingTable({"m": routes}))
 
     async def wait(
@@ -265,6 +268,63 @@ async def test_if_all_instances_have_failed_it_they_may_try_again() -> None:
     bench.publish("i1")
     assert (await again).instance_id == "i1"
     assert other.instance_id == "i2"
+
+
+async def test_a_suspect_is_spared_but_not_forgotten() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    view = await bench.queue.acquire(request())
+    bench.publish("i1", "i2", places=5, suspects=["i1"])
+    assert (await bench.queue.acquire(request())).instance_id == "i2"
+    bench.queue.release(view, request(), Outcome.OK)
+    assert ("drained", "i1") not in bench.demand.said
+    assert not bench.departed
+    bench.publish("i1", "i2", places=5)
+    assert await bench.queue.acquire(request()) is view
+
+
+async def fail(bench: Bench, *outcomes: Outcome) -> InstanceView:
+    for outcome in outcomes:
+        info = request()
+        view = await bench.queue.acquire(info)
+        bench.queue.release(view, info, outcome)
+    return view
+
+
+async def test_an_ejected_instance_gets_one_request_after_its_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
+    bench = Bench()
+    bench.publish("i1", "i2")
+    sick = await fail(bench, *[Outcome.UNREACHABLE] * 3)
+    assert bench.changes == [("i1", True)]
+    other = await bench.queue.acquire(request())
+    assert other.instance_id == "i2"
+    probe, waits = await bench.wait("probe", "waits")
+    assert await probe is sick, "the end of the pause is noticed, though nothing else happens"
+    bench.queue.release(other, request(), Outcome.OK)
+    assert await waits is other
+    bench.publish("i1", "i2", places=5)
+    assert (await bench.queue.acquire(request())) is other, "one probe at a time"
+
+
+async def test_the_probe_that_succeeds_restores_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.0)
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    await fail(bench, *[Outcome.BROKEN] * 3, Outcome.OK)
+    assert bench.changes == [("i1", True), ("i1", False)]
+    assert bench.queue.ejections == 1
+    assert not bench.queues.is_ejected("m", "i1")
+
+
+async def test_the_last_instance_keeps_its_requests_whatever_becomes_of_them() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    await fail(bench, *[Outcome.UNREACHABLE] * 3)
+    await fail(bench, *[Outcome.UNREACHABLE] * 9)
+    assert bench.changes == [("i1", True)]
+    bench.publish("i1", places=5)
+    assert (await bench.queue.acquire(request())).instance_id == "i1"
 
 
 async def test_a_request_is_tried_again_within_limits() -> None:

@@ -12,7 +12,10 @@ from tests.unit.scheduling.test_queue import Bench, request
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import InstanceView, Outcome, Refused
 
+OUTCOMES = list(Outcome)
+
 NAMES = ("i1", "i2", "i3")
+MOST_PLACES = 3
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("come"), st.integers(0, 3)),
@@ -30,8 +33,9 @@ STEPS = st.lists(
 class Requests:
     """What became of each request, as its own task sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, random: Random) -> None:
         self.bench = Bench(size=8)
+        self.random = random
         self.tasks: list[asyncio.Task[None]] = []
         self.held: list[tuple[InstanceView, asyncio.Event]] = []
 
@@ -51,11 +55,11 @@ class Requests:
             await done.wait()
         finally:
             self.held.remove((view, done))
-            self.bench.queue.release(view, info, Outcome.OK)
+            self.bench.queue.release(view, info, self.random.choice(OUTCOMES))
 
     def check(self) -> None:
         for view in self.bench.queue.views:
-            assert 0 <= view.in_flight <= view.max_in_flight
+            assert 0 <= view.in_flight <= MOST_PLACES
 
     async def end(self) -> None:
         """All instances are there, and every request that has a place ends: all must have had one."""
@@ -73,7 +77,7 @@ def test_no_place_is_lost_or_doubled(steps: list[tuple[str, object]], seed: int)
 
 
 async def run(steps: list[tuple[str, object]], random: Random) -> None:
-    requests = Requests()
+    requests = Requests(random)
     bench = requests.bench
     for step in steps:
         match step:
@@ -86,7 +90,7 @@ async def run(steps: list[tuple[str, object]], random: Random) -> None:
             case ("finish", int(number)) if requests.held:
                 requests.held[number % len(requests.held)][1].set()
             case ("publish", set(names)):
-                bench.publish(*sorted(names), places=random.randint(1, 3))
+                bench.publish(*sorted(names), places=random.randint(1, MOST_PLACES))
             case ("refuse", _):
                 bench.queues.refuse("m", Refusal("no_room", "too large"))
             case ("turn", _):
