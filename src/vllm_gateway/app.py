@@ -80,6 +80,7 @@ class Gateway:
             inference=self.inference,
             journal=Journal(emit, log.write_line),
             status=self.status,
+            problems=self.fleet.problems,
             decisions=self.decisions,
             max_body=settings.server.max_body_mib << 20,
         )
@@ -252,6 +253,7 @@ class Gateway:
             version=__version__,
             uptime_s=round(now - self._began, 1),
             runtime=self.settings.runtime,
+            problems=self.fleet.problems(),
             parallel_model_config={name: model.instances for name, model in self.settings.models.items()},
             active_models_by_id=active,
             active_containers_by_name=instances,

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.lab.docker_api import DockerApi
+from tests.lab.docker_api import DockerApi, DockerApiError
 from tests.lab.lab import Lab
 
 _OWNER = "vllm-gateway.owner"
@@ -42,7 +42,8 @@ class DockerEngine:
         for one in self._api.get("/containers/json", all="true"):
             if _OWNER in one["Labels"]:
                 ports = [port["PublicPort"] for port in one["Ports"] if "PublicPort" in port]
-                found[ports[0] if ports else 0] = self._inspect(one["Id"])["State"]["Pid"]
+                with suppress(DockerApiError):  # it has been removed meanwhile
+                    found[ports[0] if ports else 0] = self._inspect(one["Id"])["State"]["Pid"]
         return found
 
     async def limit_memory(self, container: str, mib: int) -> None:

@@ -31,6 +31,7 @@ class Api:
         inference: Inference,
         journal: Journal,
         status: Callable[[], Status],
+        problems: Callable[[], list[str]],
         decisions: Callable[[str], DecisionsPage],
         max_body: int,
     ) -> None:
@@ -39,6 +40,7 @@ class Api:
         self.inference = inference
         self.journal = journal
         self._status = status
+        self._problems = problems
         self._decisions = decisions
         self.max_body = max_body
         self.opened = asyncio.Event()
@@ -72,7 +74,8 @@ class Api:
         path = request.rel_url.raw_path
         if path == "/health":
             _only_get(request)
-            return _json({"status": "ok"}, progress)
+            problems = self._problems()
+            return _json({"status": "degraded", "problems": problems} if problems else {"status": "ok"}, progress)
         await self.opened.wait()
         caller = self.keys.caller(_credentials(request), request.remote or "")
         if path in self._pages or path.startswith("/v1/models/"):

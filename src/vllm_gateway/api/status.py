@@ -75,11 +75,12 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The whole page."""
+    """The whole page. `problems`: what is wrong with the machine; /health then says `degraded`."""
 
     version: str
     uptime_s: float
     runtime: str
+    problems: list[str]
     parallel_model_config: dict[str, int]
     active_models_by_id: dict[str, list[str]]
     active_containers_by_name: dict[str, InstanceStatus]

@@ -49,6 +49,16 @@ async def follow(
     ]
 
 
+async def remove_strangers(runtime: Runtime, registry: ContainerRegistry, emit: Callable[..., None]) -> None:
+    """What a start left behind whose answer was lost. Raises RuntimeDown."""
+    for found in await runtime.find():
+        handles = {one.running.handle for one in registry if one.running}
+        being_started = {one.name for one in registry if one.running is None}
+        if found.handle not in handles and found.name not in being_started:
+            await runtime.remove(found.handle)
+            emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
+
+
 def _is_missing(registry: ContainerRegistry, spec: ModelSpec) -> bool:
     return len(registry.by_model(spec.name)) < spec.instances
 

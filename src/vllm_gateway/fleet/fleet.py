@@ -9,7 +9,7 @@ from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet.adoption import adopt, follow
+from vllm_gateway.fleet.adoption import adopt, follow, remove_strangers
 from vllm_gateway.fleet.catalogue import Catalogue
 from vllm_gateway.fleet.endpoints import Endpoints
 from vllm_gateway.fleet.health import Health
@@ -60,7 +60,6 @@ class Fleet:
             health=self._health,
             tasks=self._tasks,
             hear=self._hear,
-            emit=emit,
         )
 
     def attach(self, traffic: Traffic, activity: Activity, measured: Collection[str] = ()) -> None:
@@ -99,6 +98,7 @@ class Fleet:
         self._endpoints.configure(self._catalogue.specs(), self._catalogue.settings)
         self._tasks.spawn(engine_metrics.follow(lambda: self._measured, self.registry, self._traffic.measured))
         self._tasks.spawn(self._keep_time())
+        self._tasks.spawn(self._look_again_when_the_runtime_is_back())
 
     async def hand_over(self) -> None:
         """Another gateway decides from now on; this one sees what comes of it, for the requests that it still has.
@@ -200,6 +200,18 @@ class Fleet:
         self._emit(log_events.FOOTPRINT_MEASURED, model=model, footprint_mib=mib, key=key)
         self.footprints.put(key, mib)
         self._tasks.spawn(asyncio.to_thread(self.footprints.save))
+
+    async def _look_again_when_the_runtime_is_back(self) -> None:
+        while True:
+            await self._runtime.returned()
+            if self._following is None:
+                with contextlib.suppress(RuntimeDown):  # then it will be back once more
+                    await remove_strangers(self._runtime, self.registry, self._emit)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the machine; requests may be served nevertheless."""
+        found = [f"runtime: {self._runtime.problem}"] if self._runtime.problem else []
+        return found + [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
 
     # time and GPUs
 

@@ -2,9 +2,10 @@
 """The life of each instance, from its start to the return of its memory: tasks that tell what they see."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec
 
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.health import POLL_S, Health
@@ -12,7 +13,11 @@ from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory, Used
 from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
 from vllm_gateway.fleet.tasks import Tasks
-from vllm_gateway.telemetry import events as log_events
+
+RUNTIME_BACK_S = 30.0  # so long a start waits for a runtime that does not answer
+RUNTIME_POLL_S = 0.5
+
+P = ParamSpec("P")
 
 
 class Lives:
@@ -24,14 +29,12 @@ class Lives:
         health: Health,
         tasks: Tasks,
         hear: Callable[[e.Event], None],
-        emit: Callable[..., None],
     ) -> None:
         self._runtime = runtime
         self._memory = memory
         self._health = health
         self._tasks = tasks
         self._hear = hear
-        self._emit: Callable[..., None] = emit
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._used_before: dict[str, Used] = {}
         self._moving: set[str] = set()  # instances that the runtime is starting or stopping right now
@@ -76,12 +79,23 @@ class Lives:
         self._used_before[one.instance_id] = await self._memory.used()
         try:
             with self._move(one):
-                running = await self._runtime.start(launch)
+                running = await self._start_soon(launch)
         except (StartError, RuntimeDown) as error:
             self._hear(e.Died(one.instance_id, str(error)))
             return
         self._hear(e.Launched(one.instance_id, running))
         await self._until_death(one, running)
+
+    async def _start_soon(self, launch: Launch) -> Running:
+        """A runtime that is only being restarted costs a delay. Raises StartError, RuntimeDown."""
+        began = asyncio.get_running_loop().time()
+        while True:
+            try:
+                return await self._runtime.start(launch)
+            except RuntimeDown:
+                if asyncio.get_running_loop().time() - began > RUNTIME_BACK_S:
+                    raise
+            await asyncio.sleep(RUNTIME_POLL_S)
 
     async def _until_death(self, one: Instance, running: Running) -> None:
         """Polls its health until it is ready, and notices its death at any time."""
@@ -118,7 +132,7 @@ class Lives:
             await self._end_watch(one)
         if one.running is not None:
             pids, before = await self._memory.pids(one), await self._memory.used()
-            await self._quietly(self._runtime.stop(one.running.handle, grace_s))
+            await self._surely(self._runtime.stop, one.running.handle, grace_s)
             await self._memory.back(one, pids, before)
         self._forget(one)
 
@@ -126,7 +140,7 @@ class Lives:
         if one.running is None:
             await self._end_watch(one)
         if one.running is not None and not one.external:
-            await self._quietly(self._runtime.remove(one.running.handle))
+            await self._surely(self._runtime.remove, one.running.handle)
             await self._memory.back(one, frozenset(), {})
         self._forget(one)
 
@@ -137,12 +151,12 @@ class Lives:
             watch.cancel()
             await asyncio.wait({watch})
 
-    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
-        """The engine behind the runtime may be away: the instance is found and removed at the next start."""
-        try:
-            await work
-        except RuntimeDown as error:
-            self._emit(log_events.RUNTIME_DOWN, runtime="docker", problem=str(error))
+    async def _surely(self, work: Callable[P, Coroutine[Any, Any, None]], *given: P.args, **named: P.kwargs) -> None:
+        """While the runtime is away the instance may still be there, and its memory with it: it stays in the books."""
+        while True:
+            with contextlib.suppress(RuntimeDown):
+                return await work(*given, **named)
+            await asyncio.sleep(RUNTIME_POLL_S)
 
     def _forget(self, one: Instance) -> None:
         watch = self._watches.pop(one.instance_id, None)

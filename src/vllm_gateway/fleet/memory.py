@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError, as_gpus
 from vllm_gateway.allocator.types import Gpu
@@ -86,15 +87,30 @@ class GpuMemory:
             self._emit(events.MEMORY_NOT_RETURNED, instance=one.name, gpus=list(one.gpu_ids), seconds=MEMORY_BACK_S)
 
     async def _read(self) -> Sequence[GpuReading]:
-        """The last good readings if the probe fails: what is reserved stays reserved."""
-        if self.probe is not None:
-            try:
-                self._readings = await asyncio.to_thread(self.probe.read, frozenset())
-            except ProbeError as error:
-                self._emit(events.GPU_PROBLEM, gpu="all", problem=str(error))
-                if not self._readings:
-                    raise
-        return self._readings
+        """The last ones, as unusable, if the probe fails: what is reserved stays so, and nothing is placed there.
+
+        A GPU that is not listed any more stays too: instances may still hold it.
+        """
+        if self.probe is None:
+            return self._readings
+        try:
+            readings = await asyncio.to_thread(self.probe.read, frozenset())
+            here = {reading.gpu_id for reading in readings}
+            lost = [replace(one, problem="it is gone") for one in self._readings if one.gpu_id not in here]
+            readings = [*readings, *lost]
+        except ProbeError as error:
+            if not self._readings:
+                raise
+            readings = [replace(one, problem=str(error)) for one in self._readings]
+        self._tell_problems(readings)
+        self._readings = readings
+        return readings
+
+    def _tell_problems(self, readings: Sequence[GpuReading]) -> None:
+        known = {one.gpu_id: one.problem for one in self._readings}
+        for one in readings:
+            if one.problem and one.problem != known.get(one.gpu_id):
+                self._emit(events.GPU_PROBLEM, gpu=one.gpu_id, problem=one.problem)
 
 
 def _is_back(reading: GpuReading, one: Instance, pids: frozenset[int], before: Used) -> bool:

@@ -22,6 +22,7 @@ class Reconciler:
     def reconcile(self, now: float) -> None:
         board = self.board
         rollout.let_go(board, now)
+        self._give_up_lost_room(now)
         waiting = self._waiting(now)
         for state in waiting:
             if not board.live(state.spec.name) and self._may_start(state):
@@ -37,6 +38,13 @@ class Reconciler:
                 self._replace_outdated(state, now, blocked=somebody_waits_for_room)
         self._stop_the_drained(now)
         self._launch(now)
+
+    def _give_up_lost_room(self, now: float) -> None:
+        """A reservation that others have taken the memory of, or whose GPU has failed, is planned anew."""
+        board = self.board
+        for one in list(board.registry):
+            if one.state is State.STARTING and not one.launched and not board.is_promised_room(one):
+                board.cancel(one, now)
 
     def _waiting(self, now: float) -> list[ModelState]:
         """The models that requests wait for while nothing of them is ready, the longest wait first."""

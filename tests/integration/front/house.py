@@ -125,6 +125,7 @@ async def house(
             inference=inference,
             journal=journal,
             status=_never,
+            problems=list,
             decisions=_never,
             max_body=MAX_BODY,
         )

@@ -2,6 +2,7 @@
 """The supervisor's promises, each as a list of events."""
 
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
+from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
@@ -69,6 +70,30 @@ def test_two_models_in_constant_use_are_swapped_once_a_quantum() -> None:
         fleet.activity.busy[one.instance_id] = 0
         fleet.hear(e.Drained(one.instance_id))
         one, other = fleet.run(other), one.model
+
+
+def test_a_reservation_on_a_gpu_that_fails_is_planned_anew() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), gpus=2)
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.hear(e.GpusRead([Gpu("gpu0", 0, "card", 100), Gpu("gpu1", 1, "card", 100, problem="fell off the bus")]))
+    fleet.want("b")
+    (one,) = fleet.of("b", State.STARTING)
+    assert one.gpu_ids == ("gpu0",), "and waits for a"
+    fleet.hear(e.GpusRead([Gpu("gpu0", 0, "card", 100, problem="fell off, too"), Gpu("gpu1", 1, "card", 100)]))
+    assert [other.gpu_ids for other in fleet.of("b", State.STARTING)] == [("gpu1",)]
+
+
+def test_memory_that_others_take_is_not_promised_twice() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"))
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.want("b")
+    fleet.hear(e.GpusRead([Gpu("gpu0", 0, "card", 100, foreign_mib=50)]))
+    assert not fleet.of("b")
+    ((model, refusal),) = fleet.refusals
+    assert (model, refusal.code) == ("b", "no_room")
+    assert "50 MiB held by others" in refusal.message
 
 
 def test_nobody_makes_way_before_it_has_served_those_who_waited_for_it() -> None:

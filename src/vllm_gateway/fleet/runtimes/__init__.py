@@ -70,6 +70,13 @@ class Runtime(Protocol):
     async def close(self) -> None:
         """Releases what the gateway holds; process runtime: ends every child. Containers stay."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why the runtime does not answer; None: it does, as far as is known."""
+
+    async def returned(self) -> None:
+        """Returns when the runtime answers again after it has been away."""
+
     def reconfigure(self, settings: Settings) -> None:
         """For instances that start from now on."""
 

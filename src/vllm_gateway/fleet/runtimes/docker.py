@@ -70,6 +70,14 @@ class DockerRuntime:
         if self._client is not None:
             await self._client.close()
 
+    @property
+    def problem(self) -> str | None:
+        return self._events.problem
+
+    async def returned(self) -> None:
+        await self._events.back.wait()
+        self._events.back.clear()
+
     def reconfigure(self, settings: Settings) -> None:
         self._settings = settings.docker
 

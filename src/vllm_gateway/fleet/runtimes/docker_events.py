@@ -45,6 +45,8 @@ class DockerEvents:
         self._log = log
         self._watches: dict[str, set[Watch]] = {}
         self._since = int(time.time()) - _CLOCK_TOLERANCE_S
+        self.problem: str | None = None  # why Docker does not answer
+        self.back = asyncio.Event()  # it answers again; cleared by who waits for it
 
     @contextlib.contextmanager
     def watch(self, container: str) -> Iterator[Watch]:
@@ -70,12 +72,14 @@ class DockerEvents:
                 except _DOWN as error:
                     if away_since is None:
                         away_since = time.monotonic()
-                        self._log.emit(events.RUNTIME_DOWN, runtime="docker", problem=str(error) or repr(error))
+                        self.problem = str(error) or repr(error)
+                        self._log.emit(events.RUNTIME_DOWN, runtime="docker", problem=self.problem)
                 else:
                     if away_since is not None:
                         seconds = round(time.monotonic() - away_since, 1)
                         self._log.emit(events.RUNTIME_BACK, runtime="docker", seconds=seconds)
-                    away_since, retry_s = None, _FIRST_RETRY_S
+                        self.back.set()
+                    away_since, self.problem, retry_s = None, None, _FIRST_RETRY_S
                     await self._follow_one_stream(client)
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LONGEST_RETRY_S)

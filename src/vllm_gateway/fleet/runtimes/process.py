@@ -81,6 +81,14 @@ class ProcessRuntime:
             self._guard.stdin.close()
             await self._guard.wait()
 
+    @property
+    def problem(self) -> str | None:
+        return None
+
+    async def returned(self) -> None:
+        """It is never away."""
+        await asyncio.Event().wait()
+
     def reconfigure(self, settings: Settings) -> None:
         self._command = _command_of(settings.process)
 
