@@ -14,13 +14,14 @@ from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.status import DecisionsPage, GpuStatus, Health, InstanceStatus, ModelStatus, Status
+from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.handover import CannotTakeOver, Predecessor, WithPredecessor, Work
-from vllm_gateway.relay import Limits, Relay
+from vllm_gateway.relay import Relay
 from vllm_gateway.scheduling import (
     Change,
     Decision,
@@ -57,7 +58,8 @@ class Gateway:
             emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))
         self._probe = self._make_probe(settings)
         self.fleet = Fleet(settings, self._runtime(simulated_gpu_dir), self._probe, footprints, emit)
-        self.relay = Relay(Limits(), drop_request_headers=_OURS_ALONE)
+        terms = terms_of(settings)
+        self.relay = Relay(shortest(terms), drop_request_headers=_OURS_ALONE)
         self.queues = Queues(
             placements,
             self.fleet,
@@ -72,7 +74,13 @@ class Gateway:
         self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
         self.inference = Inference(
-            names=self._names, queues=self.queues, relay=self.relay, demand=self.fleet, recorder=self.recorder
+            names=self._names,
+            queues=self.queues,
+            relay=self.relay,
+            demand=self.fleet,
+            terms=terms,
+            emit=emit,
+            recorder=self.recorder,
         )
         self.api = Api(
             names=self._names,
@@ -124,6 +132,9 @@ class Gateway:
         self._keys.configure(settings.server.api_keys)
         self._names.configure(_names(settings))
         self.queues.configure(placements, _queue_settings(settings))
+        terms = terms_of(settings)
+        self.inference.configure(terms)
+        self.relay.configure(shortest(terms))
         self._probe = self._probe or self._make_probe(settings)
         self.fleet.reconfigure(settings, self._probe, _measured(placements))
 

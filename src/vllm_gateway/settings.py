@@ -149,6 +149,20 @@ class Ejection(_Strict):
     max_share: float = Field(0.5, gt=0, le=1, description="Of a model's instances at once; one of two at least.")
 
 
+class Timeouts(_Strict):
+    """How long each part of a request may bring nothing. Only `client_s` can be met by a client that is merely slow."""
+
+    connect_s: Seconds = Field(5, gt=0, description="To an instance.")
+    first_byte_s: Seconds = Field(600, description="From the request to the first byte of its reply; 0: no limit.")
+    idle_s: Seconds = Field(120, description="Between two bytes of a reply that has begun; 0: no limit.")
+    request_s: Seconds = Field(0, description="For the whole request, its wait for an instance included; 0: no limit.")
+    client_s: Seconds = Field(120, description="Until a client takes the next byte of its reply; 0: no limit.")
+
+
+Resume = Literal["exact", "best_effort", "off"]
+ColdStart = Literal["wait", "keepalive"]
+
+
 class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
@@ -168,6 +182,9 @@ class Model(_Strict):
         (), description="How strong instance 1, 2, ... is, against 1 where nothing is said."
     )
     strategy: Strategy | None = None
+    first_byte_timeout_s: Seconds | None = Field(None, description="Overrides `timeouts.first_byte_s`.")
+    resume: Resume | None = None
+    cold_start: ColdStart | None = None
 
     @model_validator(mode="after")
     def _repository_or_endpoints(self) -> "Model":
@@ -202,6 +219,9 @@ class Settings(_Strict):
     )
     retry: Retry = Retry()
     ejection: Ejection = Ejection()
+    timeouts: Timeouts = Timeouts()
+    resume: Resume = Field("exact", description="Whether a stream whose instance fails goes on with another one.")
+    cold_start: ColdStart = Field("wait", description="keepalive: a stream that waits for an instance gets comments.")
     idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
     start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")

@@ -45,7 +45,7 @@ def _at_the_start(promise: Promise) -> dict[Phase, Promise]:
     return row(promise, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE)
 
 
-_CONTINUED = NotYet(CONTINUED, "streams are not continued")
+_CONTINUED = NotYet(CONTINUED, "a stream may be given to the instance that failed it")
 _ANSWERED = NotYet(ANSWERED, "only one retry, and none for replies")
 _START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
 _FINISHED = answered("finished before the gateway ends")
@@ -56,7 +56,7 @@ FAULTS = (
         "is killed (SIGKILL)",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGKILL),
-        row(ANSWERED, ANSWERED, ANSWERED, _CONTINUED, _CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
         costs_engine=True,
     ),
     Fault(
@@ -224,7 +224,7 @@ FAULTS = (
         "the container of an engine is killed for its memory",
         Side.MACHINE,
         strikes.container_runs_out_of_memory,
-        row(ANSWERED, ANSWERED, ANSWERED, _CONTINUED, _CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
         stage=Stage.DOCKER,
         costs_engine=True,
     ),
@@ -233,7 +233,7 @@ FAULTS = (
         "the container of an engine is killed",
         Side.MACHINE,
         strikes.engine_gets(signal.SIGKILL),
-        row(ANSWERED, ANSWERED, ANSWERED, _CONTINUED, _CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
         stage=Stage.DOCKER,
         costs_engine=True,
     ),

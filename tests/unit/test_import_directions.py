@@ -10,9 +10,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "vllm_gateway"
 FREE = {"app", "serving", "cli", "__main__"}
 ALLOWED = {
-    "api": {"scheduling", "relay", "routing", "settings", "telemetry"},
+    "api": {"scheduling", "relay", "routing", "settings", "streams", "telemetry"},
     "scheduling": {"routing", "telemetry", "settings"},
     "relay": {"telemetry"},
+    "streams": set[str](),
     "fleet": {"allocator", "routing", "settings", "telemetry"},
     "allocator": {"settings", "telemetry", "simulator.gpu_memory"},
     "telemetry": {"settings"},

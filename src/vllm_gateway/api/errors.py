@@ -10,6 +10,7 @@ from aiohttp import web
 
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling.retry_after import whole_seconds
+from vllm_gateway.streams import event_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,15 @@ KINDS = {
     "body_timeout": Kind(408, "invalid_request_error"),
     "queue_full": Kind(429, "rate_limit_error"),
     "queue_timeout": Kind(503, "service_unavailable"),
-    "request_timeout": Kind(504, "timeout_error"),
     "no_room": Kind(503, "service_unavailable"),
     "model_start_failed": Kind(503, "service_unavailable"),
     "stopping": Kind(503, "service_unavailable"),
     "instance_failed": Kind(502, "upstream_error"),
+    "connect_timeout": Kind(504, "timeout_error"),
+    "first_byte_timeout": Kind(504, "timeout_error"),
+    "idle_timeout": Kind(504, "timeout_error"),
+    "request_timeout": Kind(504, "timeout_error"),
+    "stream_interrupted": Kind(502, "upstream_error"),
     "internal_error": Kind(500, "internal_error"),
 }
 
@@ -61,6 +66,10 @@ class ApiError(Exception):
     def body(self) -> bytes:
         error = {"message": self.message, "type": KINDS[self.code].type, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
+
+    def event(self) -> bytes:
+        """The same for a stream that has begun: its last event."""
+        return event_of(self.body())
 
     def headers(self, request_id: str) -> dict[str, str]:
         """All but those that say how long the body is."""

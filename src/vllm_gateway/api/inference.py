@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """One inference request, whoever read it: body -> model -> queue -> an instance, and another one if that fails."""
 
-import asyncio
+from collections.abc import Callable, Mapping
 from functools import partial
 
+from vllm_gateway.api.attempts import Attempts
 from vllm_gateway.api.body import wanted
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
-from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed, own_headers
+from vllm_gateway.api.streamed import StreamedRequest
+from vllm_gateway.api.terms import Terms
+from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
 from vllm_gateway.routing import Demand
-from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Queues, Refused, RequestInfo
+from vllm_gateway.scheduling import Outcome, Queues, RequestInfo
+from vllm_gateway.streams import Asked, Resume, asked, is_known
 from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
+
+_CUT = ApiError("stream_interrupted", "The instance failed within the stream. Ask again.").event()
 
 
 class Inference:
@@ -24,6 +30,8 @@ class Inference:
         queues: Queues,
         relay: Relay,
         demand: Demand,
+        terms: Mapping[str, Terms],
+        emit: Callable[..., None],
         recorder: TraceRecorder | None = None,
     ) -> None:
         self._names = names
@@ -31,7 +39,13 @@ class Inference:
         self._relay = relay
         self._demand = demand
         self._recorder = recorder
+        self._terms = terms  # by model
+        self._emit: Callable[..., None] = emit
         self.stopping = False
+
+    def configure(self, terms: Mapping[str, Terms]) -> None:
+        """For the requests that come from now on."""
+        self._terms = terms
 
     def check_open(self) -> None:
         """Raises ApiError while the gateway shuts down; to be asked before a body is read."""
@@ -45,88 +59,81 @@ class Inference:
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)
         info.stream = progress.stream = bool(found.stream)
-        queue = self._queues.of(info.model)
-        failed: frozenset[str] = frozenset()
+        terms = self._terms[info.model]
+        attempts = Attempts(info, self._queues.of(info.model), self._demand, terms, progress)
+        if self._recorder is None:
+            return await self._answer(client, attempts)
+        length = ReplyLength()
+        attempts.watch = length.watch
+        carried = await self._answer(client, attempts)
+        if carried.status == 200:
+            self._record(self._recorder, attempts, length)
+        return carried
+
+    async def _answer(self, client: Client, attempts: Attempts) -> Carried:
+        info, terms = attempts.info, attempts.terms
+        if not info.stream or not is_known(info.path):
+            return await self._plain(client, attempts, b"")
+        if terms.resume is not Resume.OFF or terms.keepalive:
+            wish = asked(info.path, info.body)
+            if wish is not None:
+                return await self._streamed(client, wish, attempts).serve()
+        return await self._plain(client, attempts, _CUT)
+
+    async def _plain(self, client: Client, attempts: Attempts, last_words: bytes) -> Carried:
+        """A reply that is passed on as it comes."""
         while True:
-            instance = await self._place(queue, info, failed, progress)
+            instance = await attempts.place()
+            outcome = Outcome.CLIENT_GONE
             try:
-                return await self._try(client, info, instance, queue, progress)
+                carried = await self._relay.carry(
+                    client,
+                    instance.host,
+                    instance.port,
+                    attempts.info.body,
+                    extra_request_headers=attempts.own,
+                    extra_reply_headers=attempts.own,
+                    began=attempts.began,
+                    watch=attempts.watch,
+                    limits=attempts.terms.limits,
+                    deadline=attempts.deadline,
+                    last_words=last_words,
+                )
+                outcome = attempts.note(carried)
+                return carried
             except UpstreamFailed as failure:
-                self._demand.suspect(instance.instance_id, failure.reason)
-                if not (failure.retryable and queue.may_try_again(progress.attempts)):
-                    text = f"The instance that had the request failed before it answered ({failure.reason}). Try again."
-                    raise ApiError("instance_failed", text, retry_after_s=queue.retry_after_s()) from None
-                failed |= {instance.instance_id}
+                outcome = Outcome.UNREACHABLE
+                attempts.check_again(failure)
+            except ValueError as error:
+                outcome = Outcome.CLIENT_ERROR
+                raise ApiError("bad_request", f"The request cannot be passed on: {error}") from None
+            finally:
+                attempts.release(outcome)
+
+    def _streamed(self, client: Client, wish: Asked, attempts: Attempts) -> StreamedRequest:
+        return StreamedRequest(
+            client, wish, attempts, self._relay, starting=partial(self._starting, attempts), emit=self._emit
+        )
+
+    def _starting(self, attempts: Attempts) -> str:
+        """What a request waits for, for its client."""
+        model = attempts.info.model
+        if attempts.queue.views:
+            return f"waiting for {model}"
+        return f"starting {model}"
 
     async def settle(self, client: Client, carried: Carried) -> None:
         """To be awaited between a reply and the next request of its connection."""
         await self._relay.settle(client, carried)
 
-    async def _place(
-        self, queue: ModelQueue, info: RequestInfo, failed: frozenset[str], progress: Progress
-    ) -> InstanceView:
-        loop = asyncio.get_running_loop()
-        waits_since = loop.time()
-        try:
-            instance = await queue.acquire(info, failed, waited_s=progress.queue_s)
-        except Refused as refused:
-            raise ApiError.of(refused.refusal) from None
-        finally:
-            progress.queue_s += loop.time() - waits_since
-        progress.attempts += 1
-        progress.instance = instance.name
-        return instance
-
-    async def _try(
-        self, client: Client, info: RequestInfo, instance: InstanceView, queue: ModelQueue, progress: Progress
-    ) -> Carried:
-        outcome = Outcome.CLIENT_GONE
-        own = own_headers((("X-Request-Id", info.request_id),))
-        placement = queue.placement
-        length = ReplyLength() if self._recorder is not None else None
-        try:
-            carried = await self._relay.carry(
-                client,
-                instance.host,
-                instance.port,
-                info.body,
-                extra_request_headers=own,
-                extra_reply_headers=own,
-                began=partial(placement.first_byte, info, instance) if placement.wants_first_byte else None,
-                watch=length.watch if length is not None else None,
-            )
-            progress.status = carried.status
-            progress.first_byte_s, progress.bytes_out = carried.first_byte_s, carried.bytes_sent
-            outcome = _outcome(carried)
-            progress.outcome = carried.broken or "ok"
-            if length is not None and carried.status == 200:
-                self._note(info, progress.began, length)
-        except UpstreamFailed:
-            outcome = Outcome.UNREACHABLE
-            raise
-        except ValueError as error:
-            outcome = Outcome.CLIENT_ERROR
-            raise ApiError("bad_request", f"The request cannot be passed on: {error}") from None
-        finally:
-            queue.release(instance, info, outcome)
-        return carried
-
-    def _note(self, info: RequestInfo, arrived_s: float, length: ReplyLength) -> None:
-        assert self._recorder is not None
-        prompt = info.prompt
-        self._recorder.record(
-            arrived_s=arrived_s,
-            model=info.model,
+    @staticmethod
+    def _record(recorder: TraceRecorder, attempts: Attempts, length: ReplyLength) -> None:
+        prompt = attempts.info.prompt
+        recorder.record(
+            arrived_s=attempts.progress.began,
+            model=attempts.info.model,
             prompt_tokens=prompt.tokens,
             blocks=prompt.blocks,
             block_tokens=prompt.block_tokens,
             reply_tokens=length.tokens,
         )
-
-
-def _outcome(carried: Carried) -> Outcome:
-    if carried.broken:
-        return Outcome.CLIENT_GONE if carried.broken.startswith("client") else Outcome.BROKEN
-    if carried.status >= 500:
-        return Outcome.SERVER_ERROR
-    return Outcome.CLIENT_ERROR if carried.status >= 400 else Outcome.OK

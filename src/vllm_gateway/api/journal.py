@@ -18,6 +18,8 @@ from vllm_gateway.telemetry.metrics import RequestMetrics
 _MAX_ID = 128
 _OURS = secrets.token_hex(10)
 _numbers = itertools.count(1)
+LIMITS = frozenset({"connect_timeout", "first_byte_timeout", "idle_timeout", "request_timeout", "client_stalled"})
+"""The ways in which a part of a request can take too long."""
 
 
 def request_id_of(given: str | None) -> str:
@@ -38,10 +40,16 @@ class Progress:
     stream: bool = False
     queue_s: float = 0.0
     attempts: int = 0
+    continued: int = 0  # times that another instance went on with a stream
+    limits: list[str] = field(default_factory=list)  # that were reached
     first_byte_s: float | None = None
     bytes_out: int = 0
     status: int = 499  # until it is answered: the client left, nobody reads it
     outcome: str = "ok"
+
+    def limit_reached(self, reason: str) -> None:
+        if reason in LIMITS:
+            self.limits.append(reason)
 
 
 class AccessLine(msgspec.Struct):
@@ -63,6 +71,7 @@ class AccessLine(msgspec.Struct):
     bytes_out: int
     attempts: int
     stream: bool
+    continued: int
 
 
 _encode = msgspec.json.Encoder().encode
@@ -101,6 +110,8 @@ class Journal:
             bytes_out=progress.bytes_out,
             attempts=progress.attempts,
         )
+        if progress.limits or progress.continued:
+            self.metrics.count_trouble(progress.model or "", progress.limits, progress.continued)
         line = AccessLine(
             timestamp(),
             events.REQUEST_FINISHED.level,
@@ -118,5 +129,6 @@ class Journal:
             progress.bytes_out,
             progress.attempts,
             progress.stream,
+            progress.continued,
         )
         self.write(_encode(line))

@@ -28,7 +28,8 @@ from vllm_gateway.relay.aiohttp_client import AiohttpClient, CarriedResponse
 from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.heads import OwnHeaders, own_headers
 from vllm_gateway.relay.relay import Relay
-from vllm_gateway.relay.types import Carried, ClientGone, Limits, UpstreamFailed
+from vllm_gateway.relay.stream import ClientStream
+from vllm_gateway.relay.types import Carried, ClientGone, Limits, NoStream, UpstreamFailed
 
 __all__ = [
     "AiohttpClient",
@@ -36,7 +37,9 @@ __all__ = [
     "CarriedResponse",
     "Client",
     "ClientGone",
+    "ClientStream",
     "Limits",
+    "NoStream",
     "OwnHeaders",
     "Relay",
     "UpstreamFailed",

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain
-from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
+from vllm_gateway.relay.framing import LAST_CHUNK, BadFraming, Chunked, Framing, chunk
 from vllm_gateway.relay.heads import BadHead, OwnHeaders, ReplyHead, parse_reply_head, reply_head
 from vllm_gateway.relay.types import Carried, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection
@@ -38,9 +38,12 @@ class Exchange:
         "_client",
         "_client_transport",
         "_connection",
+        "_deadline",
         "_framing",
         "_heard",
         "_held",
+        "_last_read",
+        "_last_words",
         "_limits",
         "_loop",
         "_own",
@@ -49,6 +52,7 @@ class Exchange:
         "_reusable",
         "_sent_at",
         "_unframe",
+        "_waits_for_body",
         "_wake",
         "_watch",
         "broken",
@@ -72,9 +76,13 @@ class Exchange:
         loop: asyncio.AbstractEventLoop,
         began: Callable[[], None] | None = None,
         watch: Callable[[bytes], None] | None = None,
+        deadline: float | None = None,
+        last_words: bytes = b"",
     ) -> None:
         self._began = began
         self._watch = watch
+        self._deadline = deadline
+        self._last_words = last_words  # sent where a stream of events is cut between two of them
         self._client = client
         self._client_transport = client_transport
         self._connection = connection
@@ -92,6 +100,8 @@ class Exchange:
         self.keeps_client = False  # the client's connection can take another request
 
         self._held = b""  # of a head that is not complete
+        self._last_read = b""
+        self._waits_for_body = True
         self._framing: Framing
         self._unframe = False
         self._reusable = False
@@ -100,6 +110,11 @@ class Exchange:
         self._sent_at = 0.0
         self._quiet_until: float | None = None
         self._wake: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def owns_client(self) -> bool:
+        """Whether nobody else has anything to say to the client."""
+        return True
 
     @property
     def self_delimiting(self) -> bool:
@@ -191,20 +206,23 @@ class Exchange:
         self._unframe = chunked and not http_1_1
         self._reusable = head.keep_alive and framing.self_delimiting
         self.keeps_client = client.keep_alive and self.self_delimiting
-        self.status = head.status
-        self.first_byte_s = self._loop.time() - self._sent_at
+        self._start_body(head, body)
+        if self._last_words and not (http_1_1 and chunked and head.is_event_stream):
+            self._last_words = b""
         persistence = (b"" if http_1_1 else b"keep-alive") if self.keeps_client else b"close"
         out = reply_head(head, own=self._own, chunked=chunked and http_1_1, connection=persistence)
-
-        self.phase = _BODY
-        idle_s = self._limits.idle_s
-        self._quiet_until = None if idle_s is None else self._loop.time() + idle_s
         self._pass_on(body, out)
+
+    def _start_body(self, head: ReplyHead, body: bytes) -> None:
+        self.phase = _BODY
+        self.status = head.status
+        self.first_byte_s = self._loop.time() - self._sent_at
+        self._heard = bool(body)  # engines send a stream's head before they have read the prompt
 
     def _pass_on(self, data: bytes, head: bytes = b"") -> None:
         """Writes what has been read to the client; the reply's head goes out in one write with what follows it."""
         framing = self._framing
-        out = data
+        self._last_read = out = data
         try:
             if not self._unframe:
                 used = framing.feed(data)
@@ -233,8 +251,7 @@ class Exchange:
             transport.write(out)
             self.bytes_sent += len(out)
             if self._began is not None and data:
-                began, self._began = self._began, None
-                began()
+                self._tell_began()
             if self._watch is not None:
                 self._watch(data)
         if framing.done:
@@ -242,6 +259,11 @@ class Exchange:
             self._end(None)
         elif self._client.writing_paused and not self._paused:
             self._pause()
+
+    def _tell_began(self) -> None:
+        began, self._began = self._began, None
+        if began is not None:
+            began()
 
     # --- The client is slow
 
@@ -282,7 +304,7 @@ class Exchange:
     def cut(self, reason: str) -> None:
         """Ends it from our side, wherever it is: the instance's connection is closed at once."""
         if self.phase is _HEAD:
-            self._fail(reason, retryable=False)
+            self._fail(reason, retryable=reason == "first_byte_timeout")
         elif self.phase is _BODY:
             self._end(reason)
 
@@ -290,14 +312,16 @@ class Exchange:
         """Called by the sweep."""
         if self._client_transport.is_closing():
             self.cut("client_gone")
+        elif self._deadline is not None and now >= self._deadline:
+            self.cut("request_timeout")
         elif self._paused:
             return
         elif self._heard and self.phase is _BODY:
-            self._heard = False
-            if self._limits.idle_s is not None:
-                self._quiet_until = now + self._limits.idle_s
+            self._heard = self._waits_for_body = False
+            idle_s = self._limits.idle_s
+            self._quiet_until = None if idle_s is None else now + idle_s
         elif self._quiet_until is not None and now >= self._quiet_until:
-            self.cut("first_byte_timeout" if self.phase is _HEAD else "idle_timeout")
+            self.cut("first_byte_timeout" if self._waits_for_body else "idle_timeout")
 
     def _fail(self, reason: str, *, retryable: bool, detail: str = "") -> None:
         self.failure = UpstreamFailed(reason, retryable=retryable, detail=detail)
@@ -307,7 +331,21 @@ class Exchange:
         self.broken = broken
         if broken is not None:
             self.keeps_client = False
+            if self._last_words and self._is_between_events():
+                last = chunk(self._last_words) + LAST_CHUNK
+                self._client_transport.write(last)
+                self.bytes_sent += len(last)
         self._over(clean=broken is None and self._reusable)
+
+    def _is_between_events(self) -> bool:
+        """Whether the client, having got all there is, can read another event: engines write each as a chunk."""
+        framing = self._framing
+        return (
+            isinstance(framing, Chunked)
+            and framing.is_between_chunks
+            and self._last_read.endswith(b"\n\n\r\n")
+            and not self._client_transport.is_closing()
+        )
 
     def _over(self, *, clean: bool) -> None:
         self.phase = _OVER

@@ -92,6 +92,11 @@ class Chunked:
         self._line = b""  # the begun line that the last read ended in; already passed on
         self._trailers = 0
 
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether another chunk may follow what has been passed on."""
+        return self._part is _SIZE and not self._line
+
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
         """As in `Framing`; with `payload` the chunks' data is appended to it, free of framing."""
         carried_over = len(self._line)
@@ -174,6 +179,15 @@ class Chunked:
             raise BadFraming(f"malformed {self._part.value}")
         self._line = line
         return len(data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of our own."""
+    assert data, "an empty chunk is the last one"
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _check_length(length: int) -> None:

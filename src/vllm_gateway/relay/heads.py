@@ -21,6 +21,7 @@ _TARGET = re.compile(r"[^\x00-\x20\x7f]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 _MAX_KNOWN_LINE = 256
+_EVENTS = re.compile(rb"\ncontent-type:[ \t]*+text/event-stream[;\s]")
 _CONTROLS = bytes(c for c in range(128) if c < 32 or c == 127).replace(b"\t", b"")
 
 _HOP_BY_HOP = frozenset(
@@ -128,6 +129,16 @@ class ReplyHead:
     length: int | None
     chunked: bool
     keep_alive: bool
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether the body is a stream of server-sent events, as they are."""
+        lines = self.lines.lower()
+        return self.status == 200 and _EVENTS.search(lines) is not None and b"\ncontent-encoding:" not in lines
+
+    def without(self, names: Iterable[bytes]) -> bytes:
+        """What is passed on, less the headers of these lower-case names."""
+        return _without(self.lines, names)
 
     def framing(self, method: str) -> Framing:
         """How the body that follows this head ends."""

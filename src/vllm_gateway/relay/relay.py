@@ -4,12 +4,15 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, reset
 from vllm_gateway.relay.exchange import Exchange
+from vllm_gateway.relay.followed import FollowedExchange
 from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, request_head
+from vllm_gateway.relay.stream import ClientStream
 from vllm_gateway.relay.types import Carried, ClientGone, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Address, Connection, Pool
 
@@ -39,6 +42,11 @@ class Relay:
         self._sweep_s = self._limits.sweep_s
         self._closed = False
 
+    def configure(self, limits: Limits) -> None:
+        """For the requests that come from now on; those of idle connections stay as they are."""
+        self._limits = limits
+        self._sweep_s = limits.sweep_s
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -58,11 +66,15 @@ class Relay:
         extra_reply_headers: OwnHeaders = NO_HEADERS,
         began: Callable[[], None] | None = None,
         watch: Callable[[bytes], None] | None = None,
+        limits: Limits | None = None,
+        deadline: float | None = None,
+        last_words: bytes = b"",
     ) -> Carried:
         """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
 
         Extra headers replace those of the same name. `began` is called at the first byte of the reply's body: engines
         send a stream's head before they have read the prompt. `watch` is shown the body as it comes, framing included.
+        `deadline` is a time of the loop. `last_words` are sent where a stream of events is cut between two of them.
         Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client, and ValueError for a
         request that cannot be written as one (control characters).
         """
@@ -70,24 +82,73 @@ class Relay:
         if transport is None or transport.is_closing():
             raise ClientGone
         address = (host, port)
-        head = self._head(client, address, extra_request_headers, len(body))
-        transport.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
+        head = self._head(client, client.target, address, extra_request_headers, len(body))
+        make = partial(
+            Exchange,
+            client,
+            transport,
+            own=extra_reply_headers,
+            limits=limits or self._limits,
+            loop=self._loop,
+            began=began,
+            watch=watch,
+            deadline=deadline,
+            last_words=last_words,
+        )
+        return await self._carry(client, transport, address, head, body=body, make=make)
 
+    async def carry_on(
+        self,
+        stream: ClientStream,
+        host: str,
+        port: int,
+        target: str,
+        body: bytes,
+        *,
+        extra_request_headers: OwnHeaders = NO_HEADERS,
+        began: Callable[[], None] | None = None,
+        watch: Callable[[bytes], None] | None = None,
+        limits: Limits | None = None,
+        deadline: float | None = None,
+    ) -> Carried:
+        """As `carry`, for one part of a stream: what the instance sends is the stream's follower's to judge.
+
+        The stream ends if the reply is whole. Else it stays open: the caller goes on with it, or ends it. A reply that
+        is no stream passes unchanged, unless the client's stream has begun: then it raises NoStream.
+        """
+        client = stream.client
+        if stream.transport.is_closing():
+            raise ClientGone
+        address = (host, port)
+        head = self._head(client, target, address, extra_request_headers, len(body))
+        make = partial(
+            FollowedExchange,
+            stream,
+            limits=limits or self._limits,
+            loop=self._loop,
+            began=began,
+            watch=watch,
+            deadline=deadline,
+        )
+        return await self._carry(client, stream.transport, address, head, body=body, make=make)
+
+    async def _carry(
+        self,
+        client: Client,
+        transport: asyncio.Transport,
+        address: Address,
+        head: bytes,
+        *,
+        body: bytes,
+        make: Callable[[Connection], Exchange],
+    ) -> Carried:
+        transport.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
         connection = self._pool.take(address)
         while True:
             reused = connection is not None
             if connection is None:
                 connection = await self._connect(client, address)
-            exchange = Exchange(
-                client,
-                transport,
-                connection,
-                own=extra_reply_headers,
-                limits=self._limits,
-                loop=self._loop,
-                began=began,
-                watch=watch,
-            )
+            exchange = make(connection)
             try:
                 await self._see_through(exchange, client, transport, head, body)
                 return exchange.carried
@@ -124,11 +185,11 @@ class Relay:
 
     # --- One attempt
 
-    def _head(self, client: Client, address: Address, own: OwnHeaders, body_length: int) -> bytes:
+    def _head(self, client: Client, target: str, address: Address, own: OwnHeaders, body_length: int) -> bytes:
         host, port = address
         return request_head(
             client.method,
-            client.target,
+            target,
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             client.header_lines(self._dropped_with(own.names)),
             own=own,
@@ -170,12 +231,11 @@ class Relay:
         except asyncio.CancelledError:
             left = _left(client)
             exchange.cut("client_gone" if left else "cancelled")
-            begun = exchange.failure is None
             if not left:
-                if begun:
+                if exchange.failure is None and exchange.owns_client:
                     transport.abort()  # nothing else can be said on it any more
                 raise
-            if not begun:
+            if exchange.failure is not None:
                 raise ClientGone from None
         except UpstreamFailed as failure:
             if failure.reason == "client_gone":

@@ -14,7 +14,7 @@ class Limits:
 
     connect_s: float = 5.0
     first_byte_s: float | None = 600.0
-    """From the request being sent to the reply's head: a reply that is not streamed takes as long as its generation."""
+    """From the request being sent to the reply's body: a reply that is not streamed takes as long as its generation."""
     idle_s: float | None = 120.0
     """Between two reads of a reply that has begun."""
     pool_idle_s: float = 4.0
@@ -37,8 +37,9 @@ class Limits:
 class UpstreamFailed(Exception):
     """The instance gave no reply, and not a byte has reached the client: the request may go to another instance.
 
-    `reason` is one of: connect_refused, connect_timeout, connect_failed, reset, closed, first_byte_timeout, bad_reply,
-    relay_closed. `retryable` says whether another instance may do better without the risk of doing the work twice over.
+    `reason` is one of: connect_refused, connect_timeout, connect_failed, reset, closed, first_byte_timeout,
+    request_timeout, bad_reply, relay_closed. `retryable` says whether another instance may do better without the risk
+    of doing the work twice over.
     """
 
     def __init__(self, reason: str, *, retryable: bool, detail: str = "") -> None:
@@ -46,6 +47,15 @@ class UpstreamFailed(Exception):
         self.reason = reason
         self.retryable = retryable
         self.detail = detail
+
+
+class NoStream(UpstreamFailed):
+    """The instance answered with something else than a stream of events, when the client's stream had begun already."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"status_{status}", retryable=status >= 500)
+        self.status = status
+        self.body = body
 
 
 class ClientGone(Exception):
@@ -63,8 +73,9 @@ class Carried:
     """From the request being sent to the reply's head."""
     complete: bool
     broken: str | None
-    """Why the reply was cut: upstream_closed, upstream_reset, idle_timeout, bad_reply, client_gone, client_stalled,
-    cancelled, relay_closed. None while it is complete."""
+    """Why the reply was cut: upstream_closed, upstream_reset, idle_timeout, first_byte_timeout, request_timeout,
+    bad_reply, client_gone, client_stalled, cancelled, relay_closed; of a followed stream also stream_incomplete and
+    what its follower says. None while it is complete."""
     keeps_client: bool
     """The client's connection can take another request."""
     self_delimiting: bool

@@ -60,7 +60,7 @@ REQUEST_FINISHED = Event(
     "info",
     "The access line: one for each request. Times are in milliseconds.",
     ("request_id", "method", "path", "status", "outcome", "duration_ms"),
-    ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "error"),
+    ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued", "error"),
 )
 REQUEST_REFUSED = Event(
     "request_refused",
@@ -68,6 +68,21 @@ REQUEST_REFUSED = Event(
     "The gateway answered with an error of its own.",
     ("request_id", "code", "status"),
     ("model", "message", "path"),
+)
+
+STREAM_CONTINUED = Event(
+    "stream_continued",
+    "warning",
+    "An instance failed within a stream; another one goes on (`how`: from the token ids, from the text, or anew).",
+    ("request_id", "model", "instance", "reason", "how"),
+    ("tokens",),
+)
+STREAM_INTERRUPTED = Event(
+    "stream_interrupted",
+    "error",
+    "An instance failed within a stream that could not be continued: the client got an error event.",
+    ("request_id", "model", "instance", "reason", "why"),
+    ("tokens",),
 )
 
 INSTANCE_PLANNED = Event(

@@ -40,6 +40,7 @@ class ModelRequests:
     queue: Histogram = field(default_factory=Histogram)
     bytes_out: int = 0
     retries: int = 0
+    continued: int = 0
 
 
 class RequestMetrics(Collector):
@@ -48,6 +49,7 @@ class RequestMetrics(Collector):
     def __init__(self) -> None:
         self._models: dict[str, ModelRequests] = {}
         self._outcomes: dict[tuple[str, int, str], int] = {}
+        self._limits: dict[tuple[str, str], int] = {}
 
     def count(
         self,
@@ -75,6 +77,13 @@ class RequestMetrics(Collector):
         of_model.bytes_out += bytes_out
         of_model.retries += max(attempts - 1, 0)
 
+    def count_trouble(self, model: str, limits: list[str], continued: int) -> None:
+        """Of a request counted before: the limits that were reached, and how often its stream was continued."""
+        for code in limits:
+            self._limits[model, code] = self._limits.get((model, code), 0) + 1
+        if model in self._models:
+            self._models[model].continued += continued
+
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "vllm_gateway_requests", "Requests answered.", labels=["model", "status", "outcome"]
@@ -94,8 +103,19 @@ class RequestMetrics(Collector):
             yield family
         sent = CounterMetricFamily("vllm_gateway_reply_bytes", "Bytes of replies carried.", labels=["model"])
         retries = CounterMetricFamily("vllm_gateway_request_retries", "Requests tried again.", labels=["model"])
+        continued = CounterMetricFamily(
+            "vllm_gateway_streams_continued", "Times that another instance went on with a stream.", labels=["model"]
+        )
         for model, of_model in self._models.items():
+            continued.add_metric([model], of_model.continued)
             sent.add_metric([model], of_model.bytes_out)
             retries.add_metric([model], of_model.retries)
         yield sent
         yield retries
+        yield continued
+        limits = CounterMetricFamily(
+            "vllm_gateway_limits_reached", "Parts of requests that took too long.", labels=["model", "code"]
+        )
+        for (model, code), count in self._limits.items():
+            limits.add_metric([model, code], count)
+        yield limits

@@ -17,6 +17,7 @@ from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
+from vllm_gateway.api.terms import Terms
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.routing import Route, RoutingTable
 from vllm_gateway.scheduling import Queues, QueueSettings
@@ -118,7 +119,8 @@ async def house(
         health_changed=lambda view, change: None,
     )
     async with Relay(limits) as relay:
-        inference = Inference(names=names, queues=queues, relay=relay, demand=fleet)
+        terms = {"m": Terms(limits or Limits())}
+        inference = Inference(names=names, queues=queues, relay=relay, demand=fleet, terms=terms, emit=journal.emit)
         api = Api(
             names=names,
             keys=ApiKeys(keys),

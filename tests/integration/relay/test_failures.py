@@ -88,7 +88,7 @@ async def test_no_head_in_time(sent: bytes) -> None:
         await peer.ended()
 
     async with instance(script) as engine, gateway(engine.port, SHORT) as between:
-        assert (await (await between.connect()).ask()).body == b"first_byte_timeout False"
+        assert (await (await between.connect()).ask()).body == b"first_byte_timeout True"
         await eventually(lambda: engine.open == 0)
 
 

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request on its way from instance to instance: a place on each, and what came of it."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from vllm_gateway.api.errors import KINDS, ApiError
+from vllm_gateway.api.journal import Progress
+from vllm_gateway.api.terms import Terms
+from vllm_gateway.relay import Carried, UpstreamFailed, own_headers
+from vllm_gateway.routing import Demand
+from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Refused, RequestInfo
+
+
+class Attempts:
+    """Between two calls the request has a place on no instance, or on `instance`."""
+
+    __slots__ = ("_demand", "_failed", "deadline", "info", "instance", "own", "progress", "queue", "terms", "watch")
+
+    def __init__(self, info: RequestInfo, queue: ModelQueue, demand: Demand, terms: Terms, progress: Progress) -> None:
+        self._demand = demand
+        self._failed: frozenset[str] = frozenset()
+        self.info = info
+        self.queue = queue
+        self.terms = terms
+        self.progress = progress
+        self.own = own_headers((("X-Request-Id", info.request_id),))
+        self.deadline = None if terms.request_s is None else progress.began + terms.request_s
+        self.watch: Callable[[bytes], None] | None = None  # is shown the reply
+        self.instance: InstanceView
+
+    @property
+    def began(self) -> Callable[[], None] | None:
+        """Who wants to know of the first byte of the reply."""
+        placement = self.queue.placement
+        return partial(placement.first_byte, self.info, self.instance) if placement.wants_first_byte else None
+
+    async def place(self) -> InstanceView:
+        """Waits for a place on an instance; `release` gives it back. Raises ApiError."""
+        progress = self.progress
+        loop = asyncio.get_running_loop()
+        waits_since = loop.time()
+        try:
+            acquired = self.queue.acquire(self.info, self._failed, waited_s=progress.queue_s)
+            if self.deadline is None:
+                self.instance = await acquired
+            else:
+                async with asyncio.timeout_at(self.deadline):
+                    self.instance = await acquired
+        except Refused as refused:
+            raise ApiError.of(refused.refusal) from None
+        except TimeoutError:
+            progress.limit_reached("request_timeout")
+            raise self.late("request_timeout") from None
+        finally:
+            progress.queue_s += loop.time() - waits_since
+        progress.attempts += 1
+        progress.instance = self.instance.name
+        return self.instance
+
+    def release(self, outcome: Outcome) -> None:
+        self.queue.release(self.instance, self.info, outcome)
+
+    def note(self, carried: Carried) -> Outcome:
+        """What came of a reply that has begun."""
+        self.show(carried)
+        if carried.broken:
+            self.progress.limit_reached(carried.broken)
+            ours = carried.broken == "request_timeout" or carried.broken.startswith("client")
+            return Outcome.CLIENT_GONE if ours else Outcome.BROKEN
+        if carried.status >= 500:
+            return Outcome.SERVER_ERROR
+        return Outcome.CLIENT_ERROR if carried.status >= 400 else Outcome.OK
+
+    def show(self, carried: Carried) -> None:
+        """The client has got so far."""
+        progress = self.progress
+        progress.status = carried.status
+        progress.first_byte_s = progress.first_byte_s or carried.first_byte_s or None
+        progress.bytes_out = carried.bytes_sent
+        progress.outcome = carried.broken or "ok"
+
+    def check_again(self, failure: UpstreamFailed) -> None:
+        """Raises ApiError if the request is not to be tried again."""
+        self.progress.limit_reached(failure.reason)
+        self.suspect(failure.reason)
+        if not (failure.retryable and self.may_try_again()):
+            raise self.late(failure.reason)
+
+    def may_try_again(self) -> bool:
+        return self.queue.may_try_again(self.progress.attempts)
+
+    def suspect(self, reason: str) -> None:
+        """The instance that had the request last failed it."""
+        self._failed |= {self.instance.instance_id}
+        self._demand.suspect(self.instance.instance_id, reason)
+
+    def late(self, reason: str) -> ApiError:
+        """What the client is told when that was the last try."""
+        limits = self.terms.limits
+        texts = {
+            "connect_timeout": f"No connection to an instance within {limits.connect_s:g} s (timeouts.connect_s).",
+            "first_byte_timeout": f"An instance said nothing for {limits.first_byte_s} s (timeouts.first_byte_s).",
+            "request_timeout": f"The request was not answered within {self.terms.request_s} s (timeouts.request_s).",
+        }
+        failed = f"The instance that had the request failed before it answered ({reason}). Try again."
+        code = reason if reason in texts else "instance_failed"
+        assert code in KINDS
+        return ApiError(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request for a stream, up to its last event: begun by one instance, and continued by others if that fails."""
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from vllm_gateway.api.attempts import Attempts
+from vllm_gateway.api.errors import ApiError
+from vllm_gateway.relay import Carried, Client, ClientGone, ClientStream, NoStream, Relay, UpstreamFailed
+from vllm_gateway.scheduling import Outcome
+from vllm_gateway.streams import Ask, Asked, Finish, GiveUp, Tracker, comment, event_of, next_step
+from vllm_gateway.telemetry import events
+
+QUIET_S = 1.0
+"""So long a stream waits for its instance before its client is told that it lives."""
+COMMENT_EVERY_S = 5.0
+
+
+class StreamedRequest:
+    """The client sees one stream, or one error."""
+
+    def __init__(
+        self,
+        client: Client,
+        asked: Asked,
+        attempts: Attempts,
+        relay: Relay,
+        *,
+        starting: Callable[[], str],
+        emit: Callable[..., None],
+    ) -> None:
+        """Raises ClientGone. `starting` says in a few words what a request waits for."""
+        self._attempts = attempts
+        self._relay = relay
+        self._starting = starting
+        self._emit: Callable[..., None] = emit
+        self._tracker = Tracker(asked, attempts.terms.resume)
+        self._stream = ClientStream(client, self._tracker, attempts.own)
+        self._next = Ask(client.target, self._tracker.body, self._tracker)
+
+    async def serve(self) -> Carried:
+        """Returns when the reply is with the client. Raises ApiError or ClientGone if nothing of it is."""
+        stream = self._stream
+        try:
+            return await self._parts()
+        except ApiError as error:
+            if not stream.begun:
+                raise
+            return self._end_with(error.event(), error.code)
+        except ClientGone:
+            if not stream.begun:
+                raise
+            return self._told("client_gone")
+        except BaseException:
+            if stream.begun:
+                stream.transport.abort()  # else the client would wait for the rest
+                self._told("cancelled")
+            raise
+
+    async def _parts(self) -> Carried:
+        attempts, stream = self._attempts, self._stream
+        while True:
+            await self._place()
+            try:
+                carried = await self._part(self._next)
+            except NoStream as failure:
+                if failure.status < 500 and not self._tracker.begun:
+                    return self._end_with(_refusal(failure), failure.reason)
+                attempts.check_again(failure)
+                continue
+            except UpstreamFailed as failure:
+                attempts.check_again(failure)
+                continue
+            if carried.broken is None or not stream.begun or stream.transport.is_closing():
+                return carried
+            if carried.broken == "request_timeout":
+                raise attempts.late(carried.broken)
+            self._go_on(carried.broken)
+            if stream.ended:
+                return self._told(None)
+
+    async def _place(self) -> None:
+        """Waits for an instance; the client hears of it if it is to be kept alive."""
+        if not self._attempts.terms.keepalive:
+            await self._attempts.place()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(QUIET_S, self._tell, loop)
+        try:
+            await self._attempts.place()
+        finally:
+            self._timer.cancel()
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(COMMENT_EVERY_S, self._tell, loop)
+        stream = self._stream
+        if not stream.begun:
+            stream.begin()
+        if not stream.is_slow:
+            stream.write(comment(self._starting()))
+
+    async def _part(self, ask: Ask) -> Carried:
+        """What one instance has to say."""
+        attempts, stream = self._attempts, self._stream
+        instance = attempts.instance
+        outcome = Outcome.CLIENT_GONE
+        stream.follower = ask.stream
+        try:
+            carried = await self._relay.carry_on(
+                stream,
+                instance.host,
+                instance.port,
+                ask.path,
+                ask.body,
+                extra_request_headers=attempts.own,
+                began=attempts.began,
+                watch=attempts.watch,
+                limits=attempts.terms.limits,
+                deadline=attempts.deadline,
+            )
+            outcome = attempts.note(carried)
+        except NoStream as failure:
+            outcome = Outcome.SERVER_ERROR if failure.status >= 500 else Outcome.CLIENT_ERROR
+            raise
+        except UpstreamFailed:
+            outcome = Outcome.UNREACHABLE
+            raise
+        except ValueError as error:
+            outcome = Outcome.CLIENT_ERROR
+            raise ApiError("bad_request", f"The request cannot be passed on: {error}") from None
+        finally:
+            attempts.release(outcome)
+        return carried
+
+    def _go_on(self, reason: str) -> None:
+        """The instance failed within the stream. Raises ApiError if that is the end."""
+        attempts, tracker = self._attempts, self._tracker
+        attempts.suspect(reason)
+        step = next_step(tracker)
+        if isinstance(step, Finish):
+            self._stream.write(step.events)
+            self._stream.end()
+            return
+        why = step.why if isinstance(step, GiveUp) else "it has failed too often"
+        known = {
+            "request_id": attempts.info.request_id,
+            "model": attempts.info.model,
+            "instance": attempts.instance.name,
+            "reason": reason,
+            "tokens": tracker.tokens,
+        }
+        if isinstance(step, Ask) and attempts.may_try_again():
+            self._next = step
+            attempts.progress.continued += 1
+            self._emit(events.STREAM_CONTINUED, **known, how=step.how)
+            return
+        self._emit(events.STREAM_INTERRUPTED, **known, why=why)
+        code = reason if reason in ("idle_timeout", "first_byte_timeout") else "stream_interrupted"
+        text = f"The instance failed within the stream ({reason}), which cannot be continued: {why}. Ask again."
+        raise ApiError(code, text)
+
+    def _end_with(self, event: bytes, code: str) -> Carried:
+        """The client's last event is an error, and no other end follows that looks like success."""
+        self._stream.write(event)
+        self._stream.end()
+        return self._told(code)
+
+    def _told(self, broken: str | None) -> Carried:
+        carried = self._stream.carried(broken)
+        self._attempts.show(carried)
+        return carried
+
+
+def _refusal(failure: NoStream) -> bytes:
+    """The engine's own error as an event."""
+    try:
+        body = orjson.loads(failure.body)
+        if isinstance(body, dict) and "error" in body:
+            return event_of(orjson.dumps(body))
+    except orjson.JSONDecodeError:
+        pass
+    said = failure.body[:500].decode("utf-8", "replace")
+    return ApiError("instance_failed", f"The engine answered with status {failure.status}: {said}").event()

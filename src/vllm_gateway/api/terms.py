@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for the requests of one model: the limits of their waiting, and what becomes of a stream in trouble."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from vllm_gateway.relay import Limits
+from vllm_gateway.settings import Settings
+from vllm_gateway.streams import Resume
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    limits: Limits = field(default_factory=Limits)
+    request_s: float | None = None
+    """For the whole request."""
+    resume: Resume = Resume.EXACT
+    keepalive: bool = False
+    """A stream that waits for an instance is kept alive by comments."""
+
+
+def terms_of(settings: Settings) -> dict[str, Terms]:
+    """By model."""
+    return {model: _terms_of(settings, model) for model in settings.models}
+
+
+def _terms_of(settings: Settings, model: str) -> Terms:
+    of_model, timeouts = settings.models[model], settings.timeouts
+    first_byte_s = of_model.first_byte_timeout_s
+    limits = Limits(
+        connect_s=timeouts.connect_s,
+        first_byte_s=(timeouts.first_byte_s if first_byte_s is None else first_byte_s) or None,
+        idle_s=timeouts.idle_s or None,
+        client_stall_s=timeouts.client_s or None,
+    )
+    return Terms(
+        limits,
+        request_s=timeouts.request_s or None,
+        resume=Resume(of_model.resume or settings.resume),
+        keepalive=(of_model.cold_start or settings.cold_start) == "keepalive",
+    )
+
+
+def shortest(terms: Mapping[str, Terms]) -> Limits:
+    """Limits that are as short as any model's: a relay looks at waiting times as often as the shortest one asks for."""
+    limits = [one.limits for one in terms.values()]
+    if not limits:
+        return Limits()
+    return replace(limits[0], first_byte_s=min((one.first_byte_s for one in limits if one.first_byte_s), default=None))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's side of one stream of events, which may outlive the instance that began it."""
+
+import asyncio
+from typing import Protocol
+
+from vllm_gateway.relay.client import Client
+from vllm_gateway.relay.framing import LAST_CHUNK, chunk
+from vllm_gateway.relay.heads import NO_HEADERS, OwnHeaders
+from vllm_gateway.relay.types import Carried, ClientGone
+
+
+class Follower(Protocol):
+    """Who decides what of an instance's events goes on to the client."""
+
+    @property
+    def done(self) -> bool:
+        """The client has the last event."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why the instance's events lead nowhere; nothing of it is with the client."""
+
+    def feed(self, payload: bytes) -> bytes:
+        """Events, or parts of them, as they come; what is to be sent now."""
+
+
+class ClientStream:
+    """One reply of server-sent events, written in parts: head, events from anywhere, end."""
+
+    __slots__ = (
+        "_chunked",
+        "_head",
+        "_keep_alive",
+        "begun",
+        "bytes_sent",
+        "client",
+        "ended",
+        "follower",
+        "own",
+        "transport",
+    )
+
+    def __init__(self, client: Client, follower: Follower, own: OwnHeaders = NO_HEADERS) -> None:
+        """Raises ClientGone. `follower` may be replaced between two instances."""
+        transport = client.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        self.client = client
+        self._chunked = client.http_1_1
+        self._head = b""  # goes out with the first events
+        self._keep_alive = client.keep_alive and client.http_1_1
+        self.own = own
+        self.transport: asyncio.Transport = transport
+        self.follower = follower
+        self.begun = False
+        self.ended = False
+        self.bytes_sent = 0
+
+    @property
+    def is_slow(self) -> bool:
+        return self.client.writing_paused
+
+    def begin(self, lines: bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n") -> None:
+        """The head: the status line, the headers of whoever replies, and ours. It is sent by the next `write`."""
+        assert not self.begun
+        self.begun = True
+        framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
+        persistence = b"" if self._keep_alive else b"Connection: close\r\n"
+        self._head = b"".join((lines, self.own.lines, framing, persistence, b"\r\n"))
+
+    def write(self, events: bytes) -> None:
+        assert self.begun and not self.ended
+        out, self._head = self._head, b""
+        if events:
+            out += chunk(events) if self._chunked else events
+        self._send(out)
+
+    def end(self) -> None:
+        """After the last event."""
+        assert self.begun and not self.ended
+        self.ended = True
+        self._send(LAST_CHUNK if self._chunked else b"")
+
+    def carried(self, broken: str | None, first_byte_s: float = 0.0) -> Carried:
+        """What became of it. One that was not ended is of no more use to the client than its connection."""
+        keeps_client = self.ended and self._keep_alive
+        delimited = self._chunked or self.ended
+        return Carried(200, self.bytes_sent, first_byte_s, broken is None, broken, keeps_client, delimited)
+
+    def _send(self, data: bytes) -> None:
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+            self.bytes_sent += len(data)

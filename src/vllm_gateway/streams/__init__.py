@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has been said in a stream, and how another instance goes on with it. Bytes in, bytes out; no I/O, no clock."""
+
+from vllm_gateway.streams.asked import Asked, Resume, asked, is_known
+from vllm_gateway.streams.continuation import Ask, Finish, GiveUp, Stream, next_step
+from vllm_gateway.streams.sse import comment, event_of
+from vllm_gateway.streams.tracker import Tracker
+
+__all__ = [
+    "Ask",
+    "Asked",
+    "Finish",
+    "GiveUp",
+    "Resume",
+    "Stream",
+    "Tracker",
+    "asked",
+    "comment",
+    "event_of",
+    "is_known",
+    "next_step",
+]

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the client of a stream asked for, and whether its stream could be continued by another instance.
+
+A stream is continued from the ids of its tokens: the prompt's and those generated so far become the prompt of a new
+request. That is exact only if nothing else decides what comes next. So each field of a request is known here as
+harmless, or harmless with certain values; a request with any other field is not continued.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+import msgspec
+
+Fields: TypeAlias = Mapping[str, msgspec.Raw]
+
+
+class Resume(Enum):
+    """What happens to a stream whose instance failed."""
+
+    EXACT = "exact"
+    BEST_EFFORT = "best_effort"
+    OFF = "off"
+
+
+class Kind(Enum):
+    """The two kinds of streams that can be continued, by their path."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+_OFF = frozenset({b"null", b"false", b"0", b"0.0", b"[]", b'""', b"{}"})
+_ONE = frozenset({b"null", b"1"})
+
+CARRIED_OVER = frozenset(
+    {
+        "model",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "repetition_penalty",
+        "logit_bias",
+        "allowed_token_ids",
+        "stop_token_ids",
+        "ignore_eos",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "cache_salt",
+        "priority",
+        "user",
+    }
+)
+"""These mean the same in the request that continues: how each token is chosen and written."""
+
+_ONLY_HERE = frozenset(
+    {
+        "messages",
+        "prompt",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "return_token_ids",
+        "add_generation_prompt",
+        "continue_final_message",
+        "add_special_tokens",
+        "chat_template",
+        "chat_template_kwargs",
+        "documents",
+        "reasoning_effort",
+        "include_stop_str_in_output",
+        "parallel_tool_calls",
+        "request_id",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "verbosity",
+    }
+)
+"""These shape the prompt or the reply, or are of no effect on the tokens."""
+
+_FREE = CARRIED_OVER | _ONLY_HERE
+
+_HARMLESS_VALUES: Mapping[str, frozenset[bytes]] = {
+    "n": _ONE,
+    "best_of": _ONE,
+    "tool_choice": _OFF | {b'"none"'},
+    "response_format": _OFF | {b'{"type":"text"}', b'{"type": "text"}'},
+    "include_reasoning": frozenset({b"null", b"true"}),
+    **dict.fromkeys(
+        (
+            "logprobs",
+            "top_logprobs",
+            "prompt_logprobs",
+            "echo",
+            "suffix",
+            "use_beam_search",
+            "tools",
+            "functions",
+            "function_call",
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
+            "guided_grammar",
+            "structured_outputs",
+            "logits_processors",
+            "truncate_prompt_tokens",
+            "vllm_xargs",
+        ),
+        _OFF,
+    ),
+}
+
+_ONLY_FOR_IDS = frozenset(
+    {
+        # The engine holds text back until it cannot be the begin of a stop text: the ids are ahead of what was sent.
+        "stop",
+        # These count the tokens of the reply alone, which are the prompt's in the request that continues.
+        "presence_penalty",
+        "frequency_penalty",
+        "bad_words",
+    }
+)
+"""With any of these the ids do not tell exactly where to go on."""
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request for a stream."""
+
+    kind: Kind
+    body: bytes
+    obstacle: str | None
+    """The field for which the stream cannot be continued in any way."""
+    obstacle_for_ids: str | None
+    """The field for which it cannot be continued exactly."""
+    choices: int = 1
+    token_ids: bool = False
+    """Whether the client wants to see them."""
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+    def obstacle_to(self, resume: Resume) -> str | None:
+        """Why the stream will not be continued, whatever is said in it; None if it may be."""
+        if resume is Resume.OFF:
+            return "resume is off"
+        return self.obstacle or (self.obstacle_for_ids if resume is Resume.EXACT else None)
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_options = msgspec.json.Decoder(_StreamOptions | None).decode
+
+
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a request, undecoded. Raises msgspec.DecodeError."""
+    return _fields(body)
+
+
+def is_known(path: str) -> bool:
+    """Whether streams of this path are of the kinds known here."""
+    return path in _KINDS
+
+
+def asked(path: str, body: bytes) -> Asked | None:
+    """What the body asks for; None if it is no request for a stream of these kinds."""
+    kind = _KINDS.get(path)
+    if kind is None:
+        return None
+    try:
+        fields = _fields(body)
+        options = _options(fields.get("stream_options", b"null")) or _StreamOptions()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # the engine says what is wrong with it
+    if not _is_true(fields, "stream"):
+        return None
+    obstacle = obstacle_for_ids = None
+    for name in fields.keys() - _FREE:
+        value = bytes(fields[name])
+        if name in _ONLY_FOR_IDS:
+            obstacle_for_ids = obstacle_for_ids if value in _OFF else name
+        elif value not in _HARMLESS_VALUES.get(name, ()):
+            obstacle = name
+    return Asked(
+        kind,
+        body,
+        obstacle,
+        obstacle_for_ids,
+        choices=_choices(fields),
+        token_ids=_is_true(fields, "return_token_ids"),
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
+    )
+
+
+def _is_true(fields: Fields, name: str) -> bool:
+    return name in fields and bytes(fields[name]) == b"true"
+
+
+def _choices(fields: Fields) -> int:
+    """How many choices the reply has at least."""
+    wanted = bytes(fields.get("n", b"1"))
+    return max(1, int(wanted)) if wanted.isdigit() else 1
+
+
+def with_token_ids(body: bytes) -> bytes:
+    """The same request, which asks for the ids of the tokens too. A byte insertion: large bodies are not re-written."""
+    start = body.index(b"{") + 1
+    return b'%b"return_token_ids":true,%b' % (body[:start], body[start:])

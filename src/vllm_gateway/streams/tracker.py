@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows a stream on its way to the client: what has been said, how it ended, and what another instance must know.
+
+Nearly every event of an engine differs from the one before in its text and its ids alone. Such events are read by
+cutting them where they differ; all others are parsed.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from vllm_gateway.streams.asked import Asked, Kind, Resume, with_token_ids
+from vllm_gateway.streams.sse import EventReader, EventTooLong, data_of
+
+# A quote that no backslash precedes opens or closes a text; one before `token_ids":` can only open a name.
+_IDS = re.compile(rb'(?<!\\)"(token_ids|prompt_token_ids)"(\s*+:\s*+)\[([\s\d,]*+)\]')
+_HIDDEN = rb'"\1"\2null'
+_PROMPT_IDS = re.compile(rb'(?<!\\)"prompt_token_ids"\s*+:\s*+(\[[\s\d,]+\])')
+_BARE_QUOTE = re.compile(rb'(?<!\\)(?:\\\\)*+"')
+
+_BEFORE_TEXT = {
+    Kind.CHAT: b'"choices":[{"index":0,"delta":{"content":"',
+    Kind.COMPLETION: b'"choices":[{"index":0,"text":"',
+}
+_AFTER_TEXT = {
+    Kind.CHAT: b'"},"logprobs":null,"finish_reason":null,"token_ids":[',
+    Kind.COMPLETION: b'","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":[',
+}
+_END = b"]}]}\n\n"
+
+_UNFINISHED = frozenset({"abort", "error"})
+"""With these vLLM ends a request that it could not finish."""
+
+
+def is_failure(chunk: Mapping[str, Any]) -> bool:
+    """Whether an event says that the engine failed."""
+    return bool(chunk.get("error")) or any(
+        one.get("finish_reason") in _UNFINISHED for one in chunk.get("choices") or ()
+    )
+
+
+class Tracker:
+    """One stream as the client sees it, from whichever instance its parts come.
+
+    `feed` takes what an instance sent and returns what goes to the client. It holds back what would end the stream
+    without a result: an error, and an end without a finish reason. `failed` then says what it was.
+    """
+
+    def __init__(self, asked: Asked, resume: Resume) -> None:
+        self.asked = asked
+        self.resume = resume
+        self.failed: str | None = None
+        self.done = False  # the client has the stream's last event
+        self.head: dict[str, Any] = {}  # id, object, created and model of the client's stream
+        self.obstacle = asked.obstacle_to(resume)  # why another instance cannot go on
+        self.prompt_ids: bytes | None = None  # a JSON list
+        self.ids = bytearray()  # ids of the reply so far, with commas before each
+        self.ids_complete = True
+        self.texts: list[bytes] | None = (
+            [] if resume is Resume.BEST_EFFORT else None
+        )  # of the reply so far, as in JSON, without quotes
+        self.pieces = 0  # events with a part of the reply
+        self.finished = 0  # choices with a finish reason
+        self.usage_sent = False
+        self._hide_ids = self.obstacle is None and not asked.token_ids
+        self._reader = EventReader()
+        self._kind = asked.kind
+        self._before: bytes | None = None  # what plain events begin with, once one has been seen
+        self._after = _AFTER_TEXT[asked.kind]
+        self._end = _END
+        self._hidden = self._after[:-1] + b"null" + _END[1:]
+
+    @property
+    def body(self) -> bytes:
+        """What to ask an instance that begins."""
+        return with_token_ids(self.asked.body) if self._hide_ids else self.asked.body
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has seen an event."""
+        return bool(self.head)
+
+    @property
+    def ended(self) -> bool:
+        return self.done or self.failed is not None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the reply so far; where their ids are not all known, a token for each event."""
+        return self.ids.count(b",") if self.ids_complete else self.pieces
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return None if self.prompt_ids is None else self.prompt_ids.count(b",") + 1
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the reply is whole, even if the events after it are missing."""
+        return self.finished >= self.asked.choices
+
+    def begin_again(self) -> None:
+        """Another instance goes on."""
+        self.failed = None
+        self._reader = EventReader()
+
+    def feed(self, payload: bytes) -> bytes:
+        """What goes on to the client. Nothing does once the stream has ended."""
+        if self.ended:
+            return b""
+        before = self._before
+        if before is not None and not self._reader.held and payload.startswith(before):
+            plain = self._plain(payload, before)
+            if plain is not None:
+                return plain
+        try:
+            events = self._reader.feed(payload)
+        except EventTooLong:
+            self.failed = "event_too_long"
+            return b""
+        return b"".join([self._event(event) for event in events])
+
+    def _plain(self, event: bytes, before: bytes) -> bytes | None:
+        """Takes an event of the usual form; None if it is of another, or not a single event."""
+        if not event.endswith(self._end) or event.find(b"\n") != len(event) - 2:
+            return None
+        text_end = event.rfind(self._after)
+        text = event[len(before) : text_end]
+        ids = event[text_end + len(self._after) : -len(self._end)]
+        if text_end < 0 or not (ids.isdigit() or ids.replace(b",", b"").isdigit()):
+            return None
+        if b'"' in text and _BARE_QUOTE.search(text) is not None:
+            return None
+        self.ids += b"," + ids
+        self.pieces += 1
+        if self.texts is not None:
+            self.texts.append(text)
+        return event[:text_end] + self._hidden if self._hide_ids else event
+
+    def _event(self, event: bytes) -> bytes:
+        if self.ended:
+            return b""
+        if self._before is not None and event.startswith(self._before):
+            plain = self._plain(event, self._before)
+            if plain is not None:
+                return plain
+        data = data_of(event)
+        if data is None:
+            return event
+        if data == b"[DONE]":
+            return self.end(event)
+        try:
+            self._chunk(orjson.loads(data), event)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            self.obstacle = self.obstacle or "an event of a strange form"
+        return b"" if self.failed is not None else self._shown(event)
+
+    def end(self, event: bytes) -> bytes:
+        """The instance says that the stream is over."""
+        if not self.is_finished:
+            self.failed = "stream_incomplete"
+            return b""
+        self.done = True
+        return event
+
+    def _chunk(self, chunk: Mapping[str, Any], event: bytes) -> None:
+        if is_failure(chunk):
+            self.failed = "engine_error"
+            return
+        if not self.head:
+            self.head = {name: chunk.get(name) for name in ("id", "object", "created", "model")}
+        self.take_prompt_ids(event)
+        choices = chunk.get("choices") or []
+        for choice in choices:
+            self._choice(choice)
+        if not choices and chunk.get("usage"):
+            self.usage_sent = True
+        if self._before is None:
+            self._learn(event)
+
+    def take_prompt_ids(self, event: bytes) -> None:
+        if self.prompt_ids is None and (found := _PROMPT_IDS.search(event)) is not None:
+            self.prompt_ids = found[1]
+
+    def _choice(self, choice: Mapping[str, Any]) -> None:
+        if choice.get("finish_reason") is not None:
+            self.finished += 1
+        delta = choice.get("delta") or {}
+        self.look_for_obstacles(delta, choice)
+        text = delta.get("content") if self._kind is Kind.CHAT else choice.get("text")
+        self.say(text or "", choice.get("token_ids"))
+
+    def look_for_obstacles(self, delta: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
+        """A part of the reply that is not plain text stands for tokens which only the engine's parsers know."""
+        other = next((name for name, value in delta.items() if value and name not in ("role", "content")), None)
+        if choice.get("logprobs") is not None:
+            other = "logprobs"
+        if other is not None and self.obstacle is None:
+            self.obstacle = other
+
+    def say(self, text: str, ids: list[int] | None) -> None:
+        """Counts a part of the reply that the client gets."""
+        if ids:
+            self.ids += b"".join([b",%d" % one for one in ids])
+        elif text:
+            self.ids_complete = False
+        if text and self.texts is not None:
+            self.texts.append(orjson.dumps(text)[1:-1])
+        if ids or text:
+            self.pieces += 1
+
+    def _learn(self, event: bytes) -> None:
+        """The begin of plain events, from the first one that has it."""
+        marker = _BEFORE_TEXT[self._kind]
+        at = event.find(marker)
+        if at >= 0 and event.startswith(b"data: {") and self.asked.choices == 1:
+            self._before = event[: at + len(marker)]
+
+    def _shown(self, event: bytes) -> bytes:
+        return _IDS.sub(_HIDDEN, event) if self._hide_ids else event
