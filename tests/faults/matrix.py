@@ -45,7 +45,6 @@ def _at_the_start(promise: Promise) -> dict[Phase, Promise]:
     return row(promise, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE)
 
 
-_CONTINUED = NotYet(CONTINUED, "a stream may be given to the instance that failed it")
 _ANSWERED = NotYet(ANSWERED, "only one retry, and none for replies")
 _START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
 _FINISHED = answered("finished before the gateway ends")
@@ -64,7 +63,7 @@ FAULTS = (
         "is told to end (SIGTERM)",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGTERM),
-        row(ANSWERED, _ANSWERED, _ANSWERED, _CONTINUED, _CONTINUED),
+        row(ANSWERED, _ANSWERED, _ANSWERED, CONTINUED, CONTINUED),
         costs_engine=True,
     ),
     Fault(
@@ -112,7 +111,7 @@ FAULTS = (
         "ends the stream with an error event and `[DONE]`",
         Side.ENGINE,
         strikes.engine_fails_by("error_after_tokens=5"),
-        _in_the_stream(_CONTINUED),
+        _in_the_stream(CONTINUED),
         befalls_new=True,
     ),
     Fault(
@@ -120,7 +119,7 @@ FAULTS = (
         "ends the stream with `[DONE]` and no finish reason",
         Side.ENGINE,
         strikes.engine_fails_by("done_after_tokens=5"),
-        _in_the_stream(_CONTINUED),
+        _in_the_stream(CONTINUED),
         befalls_new=True,
     ),
     Fault(
@@ -128,7 +127,7 @@ FAULTS = (
         "closes the stream's connection",
         Side.ENGINE,
         strikes.engine_fails_by("close_after_tokens=5"),
-        _in_the_stream(_CONTINUED),
+        _in_the_stream(CONTINUED),
         befalls_new=True,
     ),
     Fault(
@@ -136,7 +135,7 @@ FAULTS = (
         "resets the stream's connection",
         Side.ENGINE,
         strikes.engine_fails_by("reset_after_tokens=5"),
-        _in_the_stream(_CONTINUED),
+        _in_the_stream(CONTINUED),
         befalls_new=True,
     ),
     Fault(
@@ -144,7 +143,7 @@ FAULTS = (
         "runs out of GPU memory while it works",
         Side.ENGINE,
         strikes.engine_fails_by("out_of_memory_after_tokens=5"),
-        _in_the_stream(_CONTINUED),
+        _in_the_stream(CONTINUED),
         befalls_new=True,
         costs_engine=True,
     ),
