@@ -228,17 +228,17 @@ async def test_least_connections_prefers_the_idle_instance(tmp_path: Path) -> No
             assert busy not in others
 
 
-async def test_engines_of_somebody_else_are_balanced_and_never_stopped(tmp_path: Path) -> None:
+async def test_engines_of_somebody_else_need_no_docker_are_balanced_and_never_stopped(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config()) as behind:
         await behind.chat("gemma3-4B")
         await behind.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
         engines = [one["address"] for one in (await behind.status())["active_containers_by_name"].values()]
-        models = {"gemma3-4B": {"endpoints": [f"http://{address}" for address in engines]}}
+        models = {"gemma3-4B": {"endpoints": [f"http://{address}" for address in engines], "aliases": ["gpt-4o"]}}
         front = tmp_path / "front"
         front.mkdir()
-        async with running_gateway(front, {"runtime": "process", "models": models}) as gateway:
+        async with running_gateway(front, {"models": models}, {"DOCKER_HOST": "unix:///nowhere.sock"}) as gateway:
             await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
-            seen = {(await gateway.chat("gemma3-4B"))[1]["x-simulated-instance"] for _ in range(4)}
+            seen = {(await gateway.chat("gpt-4o"))[1]["x-simulated-instance"] for _ in range(4)}
             assert len(seen) == 2
         assert len(engines_of(behind.process.pid)) == 2
 

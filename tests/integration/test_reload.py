@@ -52,6 +52,15 @@ async def test_models_come_go_and_change_and_no_request_fails(tmp_path: Path) ->
         assert len(starts) == 4, "two old ones, two new ones"
 
 
+async def test_a_new_alias_counts_at_once_and_the_engine_stays(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(models={"a": model("a")})) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        await reload(gateway, tmp_path, config(models={"a": model("a", aliases=["gpt-4o"])}))
+        status, _, answer = await gateway.chat("gpt-4o")
+        assert (status, answer["model"]) == (200, "a")
+        assert len(gateway.events("instance_starting")) == 1
+
+
 async def test_a_bad_file_changes_nothing_and_what_needs_a_restart_is_said(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(models={"a": model("a")})) as gateway:
         write(tmp_path, config(modles={}))

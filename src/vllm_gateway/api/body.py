@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a request's body, bounded, and finds in it the two things that routing needs: model and stream."""
+"""Reads a request's body, bounded, finds in it what routing needs, model and stream, and puts a model's own name in."""
 
 from email.message import Message
 
@@ -17,6 +17,7 @@ class Wanted(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(Wanted).decode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 async def read_body(request: web.BaseRequest, limit: int) -> bytes:
@@ -38,8 +39,10 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
 
 def wanted(body: bytes, content_type: str) -> Wanted:
     """Raises ApiError bad_request, or model_missing."""
-    if content_type.lower().startswith("multipart/form-data"):
+    if _is_form(content_type):
         found = _from_form(body, content_type)
+    elif not body:
+        raise ApiError("bad_request", "The request body is empty. Send a JSON object that names the model.")
     else:
         try:
             found = _decode(body)
@@ -50,21 +53,51 @@ def wanted(body: bytes, content_type: str) -> Wanted:
     return found
 
 
+def with_model(body: bytes, content_type: str, model: str) -> bytes:
+    """A body that `wanted` has read, for this model by its own name: engines do not know aliases."""
+    if not _is_form(content_type):
+        return msgspec.json.encode({**_fields(body), "model": model})
+    cut = _cut(content_type)
+    parts = body.split(cut)
+    for index, part in enumerate(parts):
+        if _text(part, b"model") is not None:
+            parts[index] = part[: part.find(_HEAD_END) + len(_HEAD_END)] + model.encode() + b"\r\n"
+    return cut.join(parts)
+
+
+# Forms: only the small text fields are looked at; files are skipped by their boundary.
+
+_HEAD_END = b"\r\n\r\n"
+
+
+def _is_form(content_type: str) -> bool:
+    return content_type.lower().startswith("multipart/form-data")
+
+
 def _from_form(body: bytes, content_type: str) -> Wanted:
-    """Looks only at the small text fields; files are skipped by their boundary."""
+    found = Wanted()
+    for part in body.split(_cut(content_type))[1:-1]:
+        if (model := _text(part, b"model")) is not None:
+            found.model = model
+        elif (stream := _text(part, b"stream")) is not None:
+            found.stream = stream.lower() == "true"
+    return found
+
+
+def _cut(content_type: str) -> bytes:
+    """What stands between the parts. Raises ApiError bad_request."""
     head = Message()
     head["Content-Type"] = content_type
     boundary = head.get_param("boundary")
     if not isinstance(boundary, str) or not boundary:
         raise ApiError("bad_request", "A multipart form needs a boundary in its Content-Type.")
-    found = Wanted()
-    for part in body.split(b"--" + boundary.encode("utf-8", "surrogateescape"))[1:-1]:
-        fields, separator, value = part.partition(b"\r\n\r\n")
-        if not separator or b"filename=" in fields:
-            continue
-        text = value.removesuffix(b"\r\n").decode("utf-8", "replace")
-        if b'name="model"' in fields or b"name=model" in fields:
-            found.model = text
-        elif b'name="stream"' in fields or b"name=stream" in fields:
-            found.stream = text.lower() == "true"
-    return found
+    return b"--" + boundary.encode("utf-8", "surrogateescape")
+
+
+def _text(part: bytes, name: bytes) -> str | None:
+    """The value of the text field of that name; None if this part is another one, or a file."""
+    end = part.find(_HEAD_END)
+    head = part[: max(end, 0)]
+    if b"filename=" in head or not (b'name="%b"' % name in head or b"name=%b" % name in head):
+        return None
+    return part[end + len(_HEAD_END) :].removesuffix(b"\r\n").decode("utf-8", "replace")

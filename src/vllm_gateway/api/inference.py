@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from vllm_gateway.api.attempts import Attempts
-from vllm_gateway.api.body import wanted
+from vllm_gateway.api.body import wanted, with_model
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
@@ -55,9 +55,12 @@ class Inference:
     async def serve(self, client: Client, body: bytes, caller: str, progress: Progress) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
         info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
-        found = wanted(body, info.header("content-type") or "")
+        content_type = info.header("content-type") or ""
+        found = wanted(body, content_type)
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)
+        if found.model != info.model:
+            info.body = with_model(body, content_type, info.model)
         info.stream = progress.stream = bool(found.stream)
         terms = self._terms[info.model]
         attempts = Attempts(info, self._queues.of(info.model), self._demand, terms, progress)

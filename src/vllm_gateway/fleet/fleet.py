@@ -77,28 +77,34 @@ class Fleet:
         )
 
     async def open(self, *, keep_outdated: bool = False) -> None:
-        """Connects, reads the GPUs, adopts what still runs. Raises RuntimeDown, ProbeError."""
+        """Connects, reads the GPUs, adopts what still runs. Raises ProbeError, and RuntimeDown if it is needed."""
+        specs = self._catalogue.specs()
         await self._health.open()
         try:
-            await self._runtime.open()
-            for one in await adopt(
-                self._runtime,
-                self.registry,
-                self._catalogue.specs(),
-                self._now(),
-                self._emit,
-                keep_outdated=keep_outdated,
-            ):
-                assert one.running is not None
-                self._lives.watch(one, one.running)
+            if await self._open_runtime(any(spec.uses_gpu_memory for spec in specs.values())):
+                for one in await adopt(
+                    self._runtime, self.registry, specs, self._now(), self._emit, keep_outdated=keep_outdated
+                ):
+                    assert one.running is not None
+                    self._lives.watch(one, one.running)
             await self._read_gpus()
         except BaseException:
             await self._health.close()
             raise
-        self._endpoints.configure(self._catalogue.specs(), self._catalogue.settings)
+        self._endpoints.configure(specs, self._catalogue.settings)
         self._tasks.spawn(engine_metrics.follow(lambda: self._measured, self.registry, self._traffic.measured))
         self._tasks.spawn(self._keep_time())
         self._tasks.spawn(self._look_again_when_the_runtime_is_back())
+
+    async def _open_runtime(self, needed: bool) -> bool:
+        """Whether it is there. Raises RuntimeDown if it is `needed` and is not."""
+        try:
+            await self._runtime.open()
+        except RuntimeDown:
+            if needed:
+                raise
+            return False
+        return True
 
     async def hand_over(self) -> None:
         """Another gateway decides from now on; this one sees what comes of it, for the requests that it still has.

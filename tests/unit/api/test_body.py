@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.api.body import Wanted, wanted
+from vllm_gateway.api.body import Wanted, wanted, with_model
 from vllm_gateway.api.errors import ApiError
 
 JSON = "application/json"
@@ -81,3 +81,17 @@ def test_a_form_without_its_boundary_is_the_clients_error(kind: str) -> None:
     with pytest.raises(ApiError) as caught:
         wanted(b'--other\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--other--', kind)
     assert caught.value.status == 400
+
+
+def test_the_models_own_name_takes_the_place_of_an_alias_and_all_else_stays() -> None:
+    body = b'{"seed": 1e400, "model": "alias", "messages": [{"content": "\\u00e9 \xc3\xa9", "model": "alias"}]}'
+    named = b'{"seed":1e400,"model":"org/m","messages":[{"content": "\\u00e9 \xc3\xa9", "model": "alias"}]}'
+    assert with_model(body, JSON, "org/m") == named
+
+
+@given(st.binary(max_size=200).filter(lambda file: b"--cut-here" not in file))
+def test_the_models_own_name_takes_the_place_of_an_alias_in_a_form(file: bytes) -> None:
+    def body(model: bytes) -> bytes:
+        return form(('name="file"; filename="a.wav"', b'name="model"' + file), ('name="model"', model))
+
+    assert with_model(body(b"alias"), FORM, "whisper") == body(b"whisper")

@@ -21,7 +21,7 @@ def image_of(model: Model, settings: Settings) -> str:
 
 def arguments(name: str, model: Model, *, share: float | None) -> tuple[str, ...]:
     """`share`: of each GPU's memory (0..1); None without GPUs. Configured memory options win over it."""
-    found = ["--model", str(model.repository), "--served-model-name", name, *model.aliases]
+    found = ["--model", str(model.repository), "--served-model-name", name]
     if model.tensor_parallel_size > 1:
         found += ["--tensor-parallel-size", str(model.tensor_parallel_size)]
     own = {argument.split("=")[0] for argument in model.engine_arguments}

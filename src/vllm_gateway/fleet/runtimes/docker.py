@@ -148,7 +148,7 @@ class DockerRuntime:
     @property
     def _docker(self) -> aiodocker.Docker:
         if self._client is None:
-            raise RuntimeDown("The Docker runtime is not open.")
+            raise RuntimeDown("Docker was not there when the gateway began. Start it, then restart the gateway.")
         return self._client
 
     async def _inspect_ours(self, handle: str) -> dict[str, Any] | None:
