@@ -89,6 +89,7 @@ class Gateway:
             journal=Journal(emit, log.write_line),
             status=self.status,
             problems=self.fleet.problems,
+            retry=self.fleet.retry,
             decisions=self.decisions,
             max_body=settings.server.max_body_mib << 20,
         )
@@ -275,6 +276,7 @@ class Gateway:
 
     def _model_status(self, name: str) -> ModelStatus:
         state = self.fleet.supervisor.models[name]
+        pause_s = state.retry_at - asyncio.get_running_loop().time()
         of_model = self.fleet.registry.by_model(name)
         ready = sum(one.state is State.READY for one in of_model)
         starting = sum(one.state is State.STARTING for one in of_model)
@@ -295,6 +297,8 @@ class Gateway:
             aliases=list(model.aliases),
             why_fewer=state.why_fewer if ready + starting < state.spec.instances else None,
             last_error=state.last_error,
+            log_tail=list(state.log_tail),
+            retry_in_s=round(pause_s, 1) if pause_s > 0 else None,
             failures=state.failures,
         )
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: serve, check, status, simulate."""
+"""The commands: serve, check, status, retry, simulate."""
 
 import argparse
 import json
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vllm_gateway import __version__
 from vllm_gateway.cli_simulate_arguments import add_arguments as add_simulate_arguments
@@ -19,7 +21,7 @@ EXIT_BAD_CONFIG = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    commands = {"serve": _serve, "check": _check, "status": _status, "simulate": _simulate}
+    commands = {"serve": _serve, "check": _check, "status": _status, "retry": _retry, "simulate": _simulate}
     return commands[arguments.command](arguments)
 
 
@@ -35,9 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="read the configuration, say what would run and every problem in it")
     check.add_argument("--config", type=Path, metavar="FILE")
     status = commands.add_parser("status", help="GPUs, models and instances of a running gateway")
-    status.add_argument("--url", default=os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000"))
-    status.add_argument("--api-key", default=os.environ.get("VLLM_GATEWAY_API_KEY"))
     status.add_argument("--json", action="store_true", help="as the gateway answers it")
+    retry = commands.add_parser("retry", help="try a model that failed to start again now")
+    retry.add_argument("model", metavar="MODEL")
+    for asking in (status, retry):
+        asking.add_argument("--url", default=os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000"))
+        asking.add_argument("--api-key", default=os.environ.get("VLLM_GATEWAY_API_KEY"))
     simulate = commands.add_parser("simulate", help="compare strategies on recorded traffic, without engines")
     add_simulate_arguments(simulate)
     return parser
@@ -69,17 +74,33 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from vllm_gateway.cli_status import table
 
-    request = urllib.request.Request(f"{arguments.url.rstrip('/')}/gateway/status")  # noqa: S310 - the operator's own
+    page = _ask(arguments, "GET", "/gateway/status")
+    if page is not None:
+        print(json.dumps(page, indent=2) if arguments.json else table(page))
+    return 0 if page is not None else 1
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    model = _ask(arguments, "POST", f"/gateway/models/{urllib.parse.quote(arguments.model)}/retry")
+    if model is not None:
+        print(f"{arguments.model}: {model['state']}, {model['running']} of {model['wanted']} running")
+    return 0 if model is not None else 1
+
+
+def _ask(arguments: argparse.Namespace, method: str, path: str) -> Any:
+    """The gateway's answer; None, and a word on stderr, if there is none."""
+    url = f"{arguments.url.rstrip('/')}{path}"
+    request = urllib.request.Request(url, method=method)  # noqa: S310 - the operator's own
     if arguments.api_key:
         request.add_header("Authorization", f"Bearer {arguments.api_key}")
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
-            page = json.load(reply)
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        print(f"The gateway at {arguments.url} refuses: {error.read().decode(errors='replace')}", file=sys.stderr)
     except (urllib.error.URLError, ValueError, OSError) as error:
         print(f"No gateway answers at {arguments.url}: {error}. Name another with --url.", file=sys.stderr)
-        return 1
-    print(json.dumps(page, indent=2) if arguments.json else table(page))
-    return 0
+    return None
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

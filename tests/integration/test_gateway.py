@@ -7,6 +7,8 @@ import io
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,32 @@ async def test_discovery_measures_what_the_engine_took(tmp_path: Path) -> None:
         page = await gateway.until(lambda page: [gpu["used_mib"] for gpu in page["gpus"]] == [took, took])
         assert list(page["known_footprints_mib"].values()) == [took]
         assert page["models"]["gemma3-4B"]["running"] == 2
+
+
+async def test_an_estimate_too_small_is_corrected_and_the_request_served(tmp_path: Path) -> None:
+    """Estimated by its name at 3190 MiB; its weights alone take 4000."""
+    models = {"a": {"repository": "test/a-50m", "environment": {**FAST, "SIM_WEIGHTS_MIB": "4000"}}}
+    async with running_gateway(tmp_path, config(gpu_mib=24_000, models=models)) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        assert gateway.events("footprint_corrected", model="a")
+        page = await gateway.status()
+        assert not page["models"]["a"]["last_error"]
+
+
+async def test_a_model_that_failed_is_tried_again_when_told(tmp_path: Path) -> None:
+    models = {"bad": model("bad", engine_arguments=["--no-such-option"])}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        assert (await gateway.chat("bad"))[0] == 503
+        shown = (await gateway.status())["models"]["bad"]
+        assert "unrecognized arguments" in "".join(shown["log_tail"])
+        command = [sys.executable, "-m", "vllm_gateway.cli", "retry", "bad", "--url", gateway.url]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=20)
+        assert done.stdout.startswith("bad: ")
+        await gateway.event("instance_starting", count=2)
+        async with gateway.http.post("/gateway/models/nope/retry") as reply:
+            assert reply.status == 404
+        async with gateway.http.get("/gateway/models/bad/retry") as reply:
+            assert reply.status == 405
 
 
 async def test_an_idle_model_is_stopped(tmp_path: Path) -> None:

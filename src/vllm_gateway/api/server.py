@@ -32,6 +32,7 @@ class Api:
         journal: Journal,
         status: Callable[[], Status],
         problems: Callable[[], list[str]],
+        retry: Callable[[str], None],
         decisions: Callable[[str], DecisionsPage],
         max_body: int,
     ) -> None:
@@ -41,6 +42,7 @@ class Api:
         self.journal = journal
         self._status = status
         self._problems = problems
+        self._retry = retry
         self._decisions = decisions
         self.max_body = max_body
         self.opened = asyncio.Event()
@@ -82,12 +84,22 @@ class Api:
             _only_get(request)
             page = self._pages.get(path, self._one_model)
             return page(request, progress)
+        if path.startswith("/gateway/models/") and path.endswith("/retry"):
+            return self._try_again(request, progress)
         if not path.startswith("/v1/") or "/.." in request.rel_url.path:
             raise ApiError("not_found", f"No route {path}. Try /v1/models, /gateway/status or /health.")
         return await self._infer(request, caller, progress)
 
     def _show_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
         return _json(self._status(), progress)
+
+    def _try_again(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        if request.method != hdrs.METH_POST:
+            raise ApiError("method_not_allowed", f"{request.path} takes POST.")
+        name = request.rel_url.path.removeprefix("/gateway/models/").removesuffix("/retry")
+        model = self._names.model_of(name)
+        self._retry(model)
+        return _json(self._status().models[model], progress)
 
     def _show_decisions(self, request: web.BaseRequest, progress: Progress) -> web.Response:
         name = request.rel_url.query.get("model")

@@ -35,6 +35,7 @@ class Catalogue:
                 settings.idle_timeout_s if model.idle_timeout_s is None else model.idle_timeout_s,
                 model.pinned,
                 uses_gpu_memory=not model.endpoints,
+                footprint_declared=model.footprint_mib is not None,
                 weights=model.weights,
             )
             for name, model in settings.models.items()

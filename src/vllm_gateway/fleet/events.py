@@ -99,6 +99,13 @@ class Reconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """An operator wants a model that failed to be tried again now."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandOver:
     """Another gateway decides from now on (`active`), or does not after all."""
 
@@ -119,6 +126,7 @@ Event = (
     | Tick
     | Reconfigured
     | HandOver
+    | Retry
 )
 
 
@@ -156,4 +164,13 @@ class KeepFootprint:
     mib: int
 
 
-Effect = Start | Stop | Remove | CheckHealth | Refuse | KeepFootprint
+@dataclass(frozen=True, slots=True)
+class CorrectFootprint:
+    """The engine could not start with the footprint that it had."""
+
+    model: str
+    mib: int
+    was_mib: int
+
+
+Effect = Start | Stop | Remove | CheckHealth | Refuse | KeepFootprint | CorrectFootprint

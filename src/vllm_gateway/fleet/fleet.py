@@ -170,6 +170,10 @@ class Fleet:
     def suspect(self, instance_id: str, reason: str) -> None:
         self._hear(e.Suspected(instance_id, reason))
 
+    def retry(self, model: str) -> None:
+        """Now, whatever failed before."""
+        self._hear(e.Retry(model))
+
     # hearing and doing
 
     def _hear(self, event: e.Event) -> None:
@@ -185,6 +189,10 @@ class Fleet:
             case e.Refuse(model, refusal):
                 self._traffic.refuse(model, refusal)
             case e.KeepFootprint(model, mib):
+                self._emit(log_events.FOOTPRINT_MEASURED, model=model, footprint_mib=mib, key=self._key(model))
+                self._keep_footprint(model, mib)
+            case e.CorrectFootprint(model, mib, was_mib):
+                self._emit(log_events.FOOTPRINT_CORRECTED, model=model, footprint_mib=mib, was_mib=was_mib)
                 self._keep_footprint(model, mib)
             case e.Start(instance_id):
                 one = self._instance(instance_id)
@@ -201,10 +209,11 @@ class Fleet:
         assert found is not None, instance_id
         return found
 
+    def _key(self, model: str) -> str:
+        return self._catalogue.footprint_key(model, self.supervisor.gpus)
+
     def _keep_footprint(self, model: str, mib: int) -> None:
-        key = self._catalogue.footprint_key(model, self.supervisor.gpus)
-        self._emit(log_events.FOOTPRINT_MEASURED, model=model, footprint_mib=mib, key=key)
-        self.footprints.put(key, mib)
+        self.footprints.put(self._key(model), mib)
         self._tasks.spawn(asyncio.to_thread(self.footprints.save))
 
     async def _look_again_when_the_runtime_is_back(self) -> None:

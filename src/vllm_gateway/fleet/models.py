@@ -23,6 +23,7 @@ class ModelSpec:
     idle_timeout_s: float  # 0: never
     pinned: bool
     uses_gpu_memory: bool  # False: no GPUs at all (external engines)
+    footprint_declared: bool = False  # by the operator, and not to be corrected
     weights: tuple[float, ...] = ()
 
     def weight_of(self, number: int) -> float:
@@ -38,6 +39,9 @@ class ModelState:
     failures: int = 0
     retry_at: float = 0.0
     last_error: str | None = None
+    log_tail: tuple[str, ...] = ()  # of the last instance that failed
+    corrections: int = 0  # of its footprint, since an instance of it was ready
+    corrected_mib: int = 0  # what its footprint must at least be
     why_fewer: str | None = None  # why fewer run than wanted
     used_at: float = 0.0
     removed: bool = False  # no longer in the configuration; kept until its last instance is gone

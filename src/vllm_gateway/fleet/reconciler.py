@@ -69,7 +69,7 @@ class Reconciler:
             text = f"{name} failed to start and is tried again later. {state.last_error}"
             self.board.refuse_failed(state, text, now)
             return
-        footprint = self.footprint_of(name, self.board.gpus)
+        footprint = self._footprint(state)
         answer = self._plan(state.spec, footprint, now, first=True)
         if isinstance(answer, Placement):
             self._reserve(state, footprint, answer, now)
@@ -85,7 +85,7 @@ class Reconciler:
         spec = state.spec
         state.why_fewer = None if self.board.live(spec.name) else state.why_fewer
         while (have := len(self.board.live(spec.name))) < spec.instances:
-            footprint = self.footprint_of(spec.name, self.board.gpus)
+            footprint = self._footprint(state)
             if state.retry_at > now:
                 state.why_fewer = f"waits {state.retry_at - now:.0f} s after a failed start: {state.last_error}"
             elif blocked:
@@ -109,7 +109,7 @@ class Reconciler:
         if len(board.live(spec.name)) <= spec.instances:
             if blocked:
                 return
-            footprint = self.footprint_of(spec.name, board.gpus)
+            footprint = self._footprint(state)
             answer = self._plan(spec, footprint, now, first=False)
             if isinstance(answer, Placement):
                 self._reserve(state, footprint, answer, now)
@@ -118,6 +118,10 @@ class Reconciler:
                 state.why_fewer = answer.reason
                 return
         board.drain(old[0], "its settings have changed", now)
+
+    def _footprint(self, state: ModelState) -> Footprint:
+        found = self.footprint_of(state.spec.name, self.board.gpus)
+        return Footprint(state.corrected_mib, known=True) if state.corrected_mib > found.mib else found
 
     def _plan(self, spec: ModelSpec, footprint: Footprint, now: float, *, first: bool) -> Placement | NoRoom:
         """A start that measures a footprint leaves the busy alone, unless they would let it wait for ever."""

@@ -7,7 +7,8 @@ from typing import assert_never
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.board import Board
-from vllm_gateway.fleet.instance import State
+from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
+from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, backoff_s, root_cause
 from vllm_gateway.fleet.reconciler import Reconciler
 from vllm_gateway.fleet.registry import ContainerRegistry
@@ -15,6 +16,8 @@ from vllm_gateway.routing import Activity
 from vllm_gateway.telemetry import events as log_events
 
 STABLE_S = 60.0  # an instance that was ready for so long has proved its configuration
+SHOWN_LINES = 40  # of what an engine said last
+MOST_CORRECTIONS = 5  # of a footprint in a row
 
 
 class Supervisor:
@@ -87,6 +90,10 @@ class Supervisor:
                     board.registry.set_suspect(one, False)
             case e.GpusRead(gpus):
                 board.gpus = tuple(gpus)
+            case e.Retry(model):
+                if state := board.models.get(model):
+                    state.failures, state.retry_at, state.corrections = 0, 0.0, 0
+                    state.active = not state.removed
             case e.HandOver(active):
                 self._handed_over = active
                 for one in list(board.registry):
@@ -113,6 +120,8 @@ class Supervisor:
             state.active = state.active and not state.removed
         for name, spec in specs.items():
             state = board.models.setdefault(name, ModelState(spec))
+            if state.spec != spec:
+                state.corrected_mib = 0
             if state.spec.spec_hash != spec.spec_hash:
                 state.failures, state.retry_at, state.last_error = 0, 0.0, None  # what failed may be put right
             state.spec = spec
@@ -141,7 +150,7 @@ class Supervisor:
                 board.effects.append(e.KeepFootprint(one.model, measured_mib))
         board.registry.move(one, State.READY, "healthy", now)
         state = board.models[one.model]
-        state.active, state.last_error = True, None
+        state.active, state.last_error, state.corrections = True, None, 0
         state.used_at = max(state.used_at, now)
         if not (one.external or one.adopted):
             state.starts.add(now - one.launched_at)
@@ -167,17 +176,25 @@ class Supervisor:
             model=one.model,
             reason=reason,
             exit_code=exit_code,
-            log_tail=list(tail),
+            log_tail=list(tail[-SHOWN_LINES:]),
         )
         board.effects.append(e.Remove(instance_id))
         if was is State.DRAINING or one.external:
             return
         state = board.models[one.model]
+        state.log_tail = tail[-SHOWN_LINES:]
+        larger_mib = self._larger_footprint(one, tail) if was is State.STARTING else None
+        if larger_mib and not state.spec.footprint_declared and state.corrections < MOST_CORRECTIONS:
+            state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
+            board.effects.append(e.CorrectFootprint(one.model, larger_mib, one.reserved_mib))
+            return  # the requests wait on
         state.failures = 1 if proved else state.failures + 1
         pause = 0.0 if was is State.READY and state.failures == 1 else backoff_s(state.failures)
         state.retry_at = now + pause
         said = root_cause(tail)
         state.last_error = f"{reason}: {said}" if said else reason
+        if larger_mib and state.spec.footprint_declared:
+            state.last_error += f" Its footprint_mib is {one.reserved_mib}; declare {larger_mib}, or none at all."
         if pause:
             board.say(log_events.MODEL_BACKOFF, model=one.model, seconds=pause, failures=state.failures)
         if was is State.STARTING:
@@ -187,6 +204,12 @@ class Supervisor:
             if not board.live(one.model):
                 text = "\n".join([f"{one.model} could not be started: {reason}", *tail[-15:]])
                 board.refuse_failed(state, text, now)
+
+    def _larger_footprint(self, one: Instance, tail: tuple[str, ...]) -> int | None:
+        """What it should have, if it ended for want of memory and a GPU has more to give."""
+        wanted = larger_footprint(one.reserved_mib, tail) if one.gpu_ids else None
+        most = max((gpu.total_mib - self._board.policy.margin_mib for gpu in self._board.gpus), default=0)
+        return min(wanted, most) if wanted and most > one.reserved_mib else None
 
     def _suspected(self, instance_id: str, reason: str, now: float) -> None:
         board = self._board

@@ -174,6 +174,12 @@ DISCOVERY_STARTED = Event(
 FOOTPRINT_MEASURED = Event(
     "footprint_measured", "info", "A footprint was measured and kept.", ("model", "footprint_mib"), ("key", "instance")
 )
+FOOTPRINT_CORRECTED = Event(
+    "footprint_corrected",
+    "warning",
+    "An engine could not start for want of its share of GPU memory; it gets more from now on.",
+    ("model", "footprint_mib", "was_mib"),
+)
 FOOTPRINT_FILE_DAMAGED = Event(
     "footprint_file_damaged",
     "warning",

@@ -128,6 +128,7 @@ async def house(
             journal=journal,
             status=_never,
             problems=list,
+            retry=_never,
             decisions=_never,
             max_body=MAX_BODY,
         )

@@ -83,7 +83,7 @@ class FleetInTheHead:
             if isinstance(effect, e.Refuse):
                 self.refusals.append((effect.model, effect.refusal))
                 self.activity.waits[effect.model] = 0
-            if isinstance(effect, e.KeepFootprint):
+            if isinstance(effect, e.KeepFootprint | e.CorrectFootprint):
                 self.unknown.discard(effect.model)
                 self.footprints[effect.model] = effect.mib
         self.effects += effects

@@ -72,6 +72,57 @@ def test_two_models_in_constant_use_are_swapped_once_a_quantum() -> None:
         one, other = fleet.run(other), one.model
 
 
+NO_CACHE = ("ValueError: No available memory for the cache blocks.", "RuntimeError: failed. See root cause above.")
+
+
+def test_a_footprint_too_small_is_corrected_while_the_request_waits() -> None:
+    fleet = FleetInTheHead(spec("a"), gpu_mib=200)
+    fleet.want("a")
+    for mib in (60, 75, 94):
+        (one,) = fleet.of("a")
+        assert one.reserved_mib == mib
+        fleet.hear(e.Died(one.instance_id, "exit status 1", NO_CACHE, 1))
+        fleet.hear(e.Gone(one.instance_id))
+    assert not fleet.refusals
+    fleet.ready(fleet.of("a")[0])
+    assert fleet.of("a", State.READY)[0].reserved_mib == 118
+
+
+def test_corrections_come_to_an_end() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    fleet.want("a")
+    for _ in range(10):
+        for one in fleet.of("a"):
+            assert one.reserved_mib <= 100, "never more than there is"
+            fleet.hear(e.Died(one.instance_id, "exit status 1", NO_CACHE, 1))
+            fleet.hear(e.Gone(one.instance_id))
+    assert fleet.refusals
+    assert fleet.supervisor.models["a"].log_tail == NO_CACHE
+
+
+def test_a_declared_footprint_is_not_corrected_but_the_right_one_is_told() -> None:
+    fleet = FleetInTheHead(spec("a", footprint_declared=True))
+    fleet.want("a")
+    (one,) = fleet.of("a")
+    fleet.hear(e.Died(one.instance_id, "exit status 1", NO_CACHE, 1))
+    assert fleet.refusals
+    assert "declare 75" in str(fleet.supervisor.models["a"].last_error)
+
+
+def test_an_operator_may_have_it_tried_again_now() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    for _ in range(3):
+        fleet.want("a")
+        for one in fleet.of("a"):
+            fleet.hear(e.Died(one.instance_id, "exit status 2", ("error: bad",), 2))
+            fleet.hear(e.Gone(one.instance_id))
+        fleet.now += 5
+    assert not fleet.of("a")
+    fleet.supervisor.models["a"].retry_at = fleet.now + 300
+    assert len(started(fleet.hear(e.Retry("a")))) == 1
+    assert fleet.supervisor.models["a"].failures == 0
+
+
 def test_a_reservation_on_a_gpu_that_fails_is_planned_anew() -> None:
     fleet = FleetInTheHead(spec("a"), spec("b"), gpus=2)
     a = fleet.run("a")

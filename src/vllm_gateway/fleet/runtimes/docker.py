@@ -16,7 +16,7 @@ from aiodocker.containers import DockerContainer
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
-from vllm_gateway.fleet.runtimes.output import TAIL_LINES, clean_line, says_out_of_memory
+from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
 from vllm_gateway.settings import Docker, Settings
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
@@ -176,9 +176,9 @@ class DockerRuntime:
 
     async def _log_tail(self, handle: str) -> tuple[str, ...]:
         container = self._docker.containers.container(handle)
-        pieces = await container.log(stdout=True, stderr=True, tail=TAIL_LINES)
+        pieces = await container.log(stdout=True, stderr=True, tail=KEPT_LINES)
         shown = (clean_line(line) for line in "".join(pieces).split("\n"))
-        return tuple(line for line in shown if line)[-TAIL_LINES:]
+        return tuple(line for line in shown if line)[-KEPT_LINES:]
 
     async def _create(self, launch: Launch) -> DockerContainer:
         config = spec.container_config(launch, self._settings, self._owner, self._port)

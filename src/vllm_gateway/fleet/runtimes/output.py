@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 
 KEPT_LINES = 200
-TAIL_LINES = 40
 _LONGEST_LINE = 2000
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _OUT_OF_MEMORY = re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory")
@@ -40,7 +39,7 @@ class OutputTail:
             partial = partial[overwritten + 1 :][: 2 * _LONGEST_LINE]
         self._partial = partial
 
-    def lines(self, last: int = TAIL_LINES) -> tuple[str, ...]:
+    def lines(self, last: int = KEPT_LINES) -> tuple[str, ...]:
         """The last lines, an unfinished one included."""
         unfinished = clean_line(self._partial)
         everything = [*self._lines, unfinished] if unfinished else list(self._lines)
