@@ -2,6 +2,7 @@
 """The main job with real vLLM engines on the CPU and a tiny random model: `make test-vllm`."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -124,6 +125,24 @@ async def test_a_killed_engine_is_replaced_and_requests_go_on(gateway: GatewayPr
     await gateway.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
 
 
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+async def test_a_stream_outlives_its_engine_to_the_letter(gateway: GatewayProcess, kind: str) -> None:
+    await gateway.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
+    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 1500, "temperature": 0, "ignore_eos": True, "stream": True}
+    ask |= {"prompt": "Once"} if kind == "completion" else {"messages": [{"role": "user", "content": "Hello"}]}
+    path = "/v1/completions" if kind == "completion" else "/v1/chat/completions"
+    whole = "".join([text async for text in texts(gateway, path, ask)])
+    parts = []
+    async for text in texts(gateway, path, ask):
+        parts.append(text)
+        if len(parts) == 20:
+            page = await gateway.status()
+            (busy,) = [one for one in page["active_containers_by_name"].values() if one["in_flight"]]
+            os.kill(process_listening_on(int(busy["address"].rpartition(":")[2])), signal.SIGKILL)
+    assert "".join(parts) == whole
+    assert (await gateway.event("stream_continued"))["how"] == "ids"
+
+
 async def test_an_idle_engine_is_stopped_with_all_its_processes(tiny: str, tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(tiny, idle_timeout_s=2)) as gateway:
         async with asyncio.timeout(START_S):
@@ -138,6 +157,18 @@ async def test_an_idle_engine_is_stopped_with_all_its_processes(tiny: str, tmp_p
 async def ask(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
     async with http.post("/v1/completions", json=body) as reply:
         await reply.read()
+
+
+async def texts(gateway: GatewayProcess, path: str, ask: dict[str, Any]) -> AsyncIterator[str]:
+    """The parts of a stream that ends as it should."""
+    reason = None
+    async with gateway.http.post(path, json=ask) as reply:
+        async for line in reply.content:
+            if line.startswith(b"data: {"):
+                (choice,) = json.loads(line[6:])["choices"]
+                reason = choice["finish_reason"] or reason
+                yield choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+    assert (reason, line) == ("length", b"\n")
 
 
 async def generated(http: aiohttp.ClientSession, addresses: list[str]) -> float:
