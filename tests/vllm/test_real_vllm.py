@@ -128,7 +128,7 @@ async def test_a_killed_engine_is_replaced_and_requests_go_on(gateway: GatewayPr
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 async def test_a_stream_outlives_its_engine_to_the_letter(gateway: GatewayProcess, kind: str) -> None:
     await gateway.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
-    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 1500, "temperature": 0, "ignore_eos": True, "stream": True}
+    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 6000, "temperature": 0, "ignore_eos": True, "stream": True}
     ask |= {"prompt": "Once"} if kind == "completion" else {"messages": [{"role": "user", "content": "Hello"}]}
     path = "/v1/completions" if kind == "completion" else "/v1/chat/completions"
     whole = "".join([text async for text in texts(gateway, path, ask)])
