@@ -65,6 +65,9 @@ class Demand(Protocol):
     def expected_start_s(self, model: str) -> float:
         """How long it will be until an instance of `model` is ready, by the starts there were."""
 
+    def start_share(self, model: str) -> float | None:
+        """How much of the start of `model` is done, by the starts there were; None if nothing tells."""
+
     def drained(self, instance_id: str) -> None:
         """The last request of an instance that left the table has ended."""
 

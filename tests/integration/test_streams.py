@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -133,3 +134,121 @@ async def test_whatever_happens_to_the_engine_the_stream_is_whole(gateway: Gatew
             assert len({event["id"] for event in events[:-1]}) == 1
     assert len(gateway.events("stream_continued", how="ids")) == 2
     await gateway.until(lambda page: all(not one["in_flight"] for one in page["active_containers_by_name"].values()))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"), [({"n": 2}, "n"), ({"logprobs": True}, "logprobs"), ({"stop": ["zzz"]}, "stop")]
+)
+async def test_what_cannot_be_continued_ends_with_an_error_event(
+    gateway: GatewayProcess, more: dict[str, Any], why: str
+) -> None:
+    await set_faults(gateway, "done_after_tokens=5*1")
+    events = await events_of(gateway, CHAT, max_tokens=20, **more)
+    assert events[-1]["error"]["code"] == "stream_interrupted"
+    assert set(events[-1]["error"]) == {"message", "type", "param", "code"}
+    assert "[DONE]" not in events
+    assert (await gateway.event("stream_interrupted"))["why"] == why
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        await set_faults(gateway, "exit_after_tokens=5")
+        stream: Any = await client.chat.completions.create(model="m", messages=HELLO, stream=True, extra_body=more)
+        with pytest.raises(openai.APIError, match="cannot be continued"):
+            async for _ in stream:
+                pass
+
+
+async def test_a_stream_that_passes_as_it_comes_ends_with_an_error_event_too(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, two(resume="off")) as gateway:
+        await ready(gateway, 2)
+        whole = await events_of(gateway, CHAT, max_tokens=20)
+        await set_faults(gateway, "reset_after_tokens=5*1")
+        events = await events_of(gateway, CHAT, max_tokens=20)
+        assert events[-1]["error"]["code"] == "stream_interrupted"
+        assert [event["choices"] for event in events[:-1]] == [event["choices"] for event in whole[:6]]
+        assert not gateway.events("stream_interrupted"), "nobody looked into it"
+
+
+async def test_the_text_serves_where_the_ids_do_not(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, two(resume="best_effort")) as gateway:
+        await ready(gateway, 2)
+        whole = await events_of(gateway, CHAT, max_tokens=20)
+        await set_faults(gateway, "close_after_tokens=5*1")
+        events = [await events_of(gateway, CHAT, max_tokens=20, stop=["zzz"]) for _ in range(2)]
+        assert [text_of(one) for one in events] == [text_of(whole)] * 2
+        await gateway.event("stream_continued", how="text")
+
+
+async def test_an_engine_that_falls_silent_is_left(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, {**two(), "timeouts": {"idle_s": 0.3}}) as gateway:
+        await ready(gateway, 2)
+        whole = await events_of(gateway, CHAT, max_tokens=20)
+        await set_faults(gateway, "silent_after_tokens=5*1")
+        events = await events_of(gateway, CHAT, max_tokens=20)
+        assert text_of(events) == text_of(whole)
+        await gateway.event("stream_continued", reason="idle_timeout")
+        await set_faults(gateway, "silent_after_tokens=5*1")
+        events = await events_of(gateway, CHAT, max_tokens=20, n=2)
+        assert events[-1]["error"]["code"] == "idle_timeout"
+        async with gateway.http.get("/metrics") as reply:
+            counted = re.search(r'limits_reached_total{code="idle_timeout",model="m"} (\d)', await reply.text())
+        assert counted is not None
+        assert int(counted[1]) == 2 + len(gateway.events("stream_continued")) - 1
+
+
+async def test_a_request_has_a_limit_before_its_reply_and_within_it(tmp_path: Path) -> None:
+    slow = {**SLOW, "SIM_TOKENS_PER_S": "20"}
+    models = {"m": model("m", environment=slow)}
+    async with running_gateway(tmp_path, config(models=models, timeouts={"request_s": 3})) as gateway:
+        await ready(gateway, 1)
+        status, _, reply = await gateway.chat("m", max_tokens=1000)
+        assert (status, reply["error"]["code"]) == (504, "request_timeout")
+        events = await events_of(gateway, CHAT, max_tokens=1000)
+        assert events[-1]["error"]["code"] == "request_timeout"
+        assert len(events) > 20
+        await gateway.until(
+            lambda page: all(not one["in_flight"] for one in page["active_containers_by_name"].values())
+        )
+
+
+async def test_a_cold_start_is_kept_alive_and_then_answered(tmp_path: Path) -> None:
+    slow = {**SLOW, "SIM_LOAD_S": "2.5"}
+    models = {"m": model("m", environment=slow, cold_start="keepalive")}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        for comment in (": starting m", ": starting m, "):
+            body = {"model": "m", "messages": HELLO, "max_tokens": 5, "stream": True}
+            async with gateway.http.post(CHAT, json=body) as reply:
+                assert (reply.status, reply.headers["X-Request-Id"] != "") == (200, True)
+                first = (await reply.content.readuntil(b"\n\n")).decode()
+                assert first.startswith(comment)
+                assert not (await gateway.status())["models"]["m"]["running"], "it comes before the start is over"
+                rest = (await reply.content.read()).decode()
+            assert rest.count('"role":"assistant"') == 1
+            assert rest.endswith("data: [DONE]\n\n")
+            (instance,) = (await gateway.status())["active_containers_by_name"]
+            os.kill(await process_of(gateway, instance), signal.SIGKILL)
+            await gateway.until(lambda page: not page["models"]["m"]["running"])
+
+
+async def test_a_cold_start_that_fails_is_told_within_the_stream(tmp_path: Path) -> None:
+    slow = {**SLOW, "SIM_LOAD_S": "20", "SIM_FAULTS": "crash_during_load=1.5"}
+    models = {"m": model("m", environment=slow, cold_start="keepalive")}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        events = await events_of(gateway, CHAT, max_tokens=5)
+        assert [event["error"]["code"] for event in events] == ["model_start_failed"]
+
+
+async def test_what_the_engine_refuses_after_the_head_comes_as_an_event(tmp_path: Path) -> None:
+    models = {"m": model("m", environment={**SLOW, "SIM_LOAD_S": "1.5"}, cold_start="keepalive")}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        (event,) = await events_of(gateway, CHAT, temperature=-1)
+        assert "temperature" in event["error"]["message"]
+        line = await gateway.event("request_finished", outcome="status_400")
+        assert line["status"] == 200
+
+
+async def test_a_stream_waits_for_the_only_instance_to_come_back(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(models={"m": model("m", environment=SLOW)})) as gateway:
+        await ready(gateway, 1)
+        whole = await events_of(gateway, CHAT, max_tokens=20)
+        await set_faults(gateway, "exit_after_tokens=5")
+        assert text_of(await events_of(gateway, CHAT, max_tokens=20)) == text_of(whole)
+        await gateway.event("instance_ready", count=2)

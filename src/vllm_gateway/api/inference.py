@@ -123,7 +123,8 @@ class Inference:
         model = attempts.info.model
         if attempts.queue.views:
             return f"waiting for {model}"
-        return f"starting {model}"
+        share = self._demand.start_share(model)
+        return f"starting {model}" if share is None else f"starting {model}, {round(share * 100)} %"
 
     async def settle(self, client: Client, carried: Carried) -> None:
         """To be awaited between a reply and the next request of its connection."""

@@ -79,8 +79,17 @@ class Board:
         state = self.models.get(model)
         if state is None:
             return 0.0
-        began = min((one.launched_at for one in self.live(model) if one.launched), default=now)
-        return max(state.retry_at - now, 0.0) + state.starts.remaining_s(now - began)
+        began = self._start_began(model)
+        return max(state.retry_at - now, 0.0) + state.starts.remaining_s(0.0 if began is None else now - began)
+
+    def start_share(self, model: str, now: float) -> float | None:
+        """How much of the start of `model` is done, by the starts there were; None if nothing tells."""
+        state = self.models.get(model)
+        began = self._start_began(model)
+        return None if state is None or began is None else state.starts.share(now - began)
+
+    def _start_began(self, model: str) -> float | None:
+        return min((one.launched_at for one in self.live(model) if one.launched), default=None)
 
     # stepping
 

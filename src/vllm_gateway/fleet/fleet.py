@@ -161,6 +161,9 @@ class Fleet:
     def unwanted(self, model: str) -> None:
         self._hear(e.Unwanted(model))
 
+    def start_share(self, model: str) -> float | None:
+        return self.supervisor.start_share(model, self._now())
+
     def expected_start_s(self, model: str) -> float:
         return self.supervisor.expected_start_s(model, self._now())
 

@@ -24,6 +24,11 @@ class StartTimes:
         """None before the first one."""
         return statistics.median(self._seconds) if self._seconds else None
 
+    def share(self, elapsed_s: float) -> float | None:
+        """How much of a start is done; never all of it, as it is not ready. None before the first one."""
+        typical_s = self.typical_s
+        return None if not typical_s else min(elapsed_s / typical_s, 0.99)
+
     def remaining_s(self, elapsed_s: float) -> float:
         """One that takes longer than usual may end at any moment: never less than a second."""
         typical_s = self.typical_s

@@ -59,6 +59,10 @@ class Supervisor:
             self._board.registry.remove(one)  # what is left of it is the other's to clear away
         return [effect for effect in self._board.effects if isinstance(effect, e.CheckHealth)]
 
+    def start_share(self, model: str, now: float) -> float | None:
+        """How much of the start of `model` is done; None if nothing tells."""
+        return self._board.start_share(model, now)
+
     def expected_start_s(self, model: str, now: float) -> float:
         """Until an instance of `model` is ready."""
         return self._board.expected_start_s(model, now)

@@ -49,6 +49,9 @@ class NoFleet:
     def unwanted(self, model: str) -> None:
         self.heard.append(f"unwanted {model}")
 
+    def start_share(self, model: str) -> float | None:
+        return None
+
     def expected_start_s(self, model: str) -> float:
         return 1.0
 

@@ -348,6 +348,7 @@ def test_a_start_is_expected_to_take_as_long_as_those_before() -> None:
     fleet.want("a")
     (a,) = fleet.of("a")
     assert fleet.supervisor.expected_start_s("a", fleet.now) == UNKNOWN_S
+    assert fleet.supervisor.start_share("a", fleet.now) is None
     fleet.tick(20)
     fleet.ready(a)
     fleet.hear(e.Died(a.instance_id, "killed", (), 137))
@@ -355,9 +356,12 @@ def test_a_start_is_expected_to_take_as_long_as_those_before() -> None:
     assert fleet.supervisor.expected_start_s("a", fleet.now) == 20
     fleet.tick(15)
     assert fleet.supervisor.expected_start_s("a", fleet.now) == 5
+    assert fleet.supervisor.start_share("a", fleet.now) == 0.75
     fleet.tick(15)
     assert fleet.supervisor.expected_start_s("a", fleet.now) == 1
+    assert fleet.supervisor.start_share("a", fleet.now) == 0.99
     assert fleet.supervisor.expected_start_s("a model that is gone", fleet.now) == 0
+    assert fleet.supervisor.start_share("a model that is gone", fleet.now) is None
 
 
 def test_a_start_has_a_limit() -> None:

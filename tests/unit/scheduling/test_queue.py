@@ -34,6 +34,9 @@ class RecordedDemand:
     def unwanted(self, model: str) -> None:
         self.said.append(("unwanted", model))
 
+    def start_share(self, model: str) -> float | None:
+        return None
+
     def expected_start_s(self, model: str) -> float:
         return 42.0
 
