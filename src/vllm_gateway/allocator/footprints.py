@@ -4,6 +4,7 @@
 A damaged file costs new measurements, never the start of the gateway: it is set aside and reported.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,11 +30,14 @@ class FootprintStore:
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
+        self._temporary = self._path.with_name(f"{self._path.name}.tmp")
         self._mib: dict[str, int] = {}
 
     def load(self) -> str | None:
         """Reads the file; a missing one is an empty one. Returns a warning if there is something to tell."""
         self._mib = {}
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)  # of one that was killed while it saved
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -61,16 +65,15 @@ class FootprintStore:
     def save(self) -> None:
         """Writes the file whole or not at all. Raises OSError, with the old file intact."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.tmp-{os.getpid()}")
         content = json.dumps({"version": VERSION, "footprints_mib": self._mib}, indent=2, sort_keys=True)
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with self._temporary.open("w", encoding="utf-8") as file:
                 file.write(content + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self._path)
+            os.replace(self._temporary, self._path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
             raise
         _sync_directory(self._path.parent)
 

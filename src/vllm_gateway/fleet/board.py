@@ -102,7 +102,7 @@ class Board:
         self.registry.remove(one)
         for other in filter(None, map(self.registry.get, one.evicts)):
             state = self.models[other.model]
-            missed = len(self.live(other.model)) < state.spec.instances
+            missed = len(self.live(other.model)) < state.spec.instances and not state.removed
             if other.state is State.DRAINING and missed and self.is_promised_room(other):
                 self.registry.move(other, State.READY, "reprieved: nobody waits for its room any more", now)
                 state.active = True

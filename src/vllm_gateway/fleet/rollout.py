@@ -20,10 +20,12 @@ def let_go(board: Board, now: float) -> None:
             _end(board, one, "no longer in the configuration", now)
         for one in [one for one in board.live(name) if one.state is State.STARTING and is_outdated(one, state)]:
             _end(board, one, "its settings have changed", now)
-        if not outdated(board, state):
-            surplus = len(ours) - spec.instances
-            for one in sorted(board.live(name), key=lambda one: _least_missed(board, one))[: max(surplus, 0)]:
-                _end(board, one, "fewer instances are wanted", now)
+        live = [one for one in board.live(name) if not one.external]
+        live.sort(key=lambda one: (not is_outdated(one, state), _least_missed(board, one)))
+        old = len(outdated(board, state))
+        replacing = 0 < old < len(live)  # one more, while a new one takes the place of an old one
+        for one in live[: max(len(live) - spec.instances - replacing, 0)]:
+            _end(board, one, "fewer instances are wanted", now)
 
 
 def outdated(board: Board, state: ModelState) -> list[Instance]:

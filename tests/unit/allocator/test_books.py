@@ -48,6 +48,15 @@ def test_footprints_outlive_the_process(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["footprints.json"]
 
 
+def test_half_a_file_of_one_that_was_killed_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "footprints.json").write_text('{"version": 1, "footprints_mib": {"k": 1}}')
+    (tmp_path / "footprints.json.tmp").write_text('{"version": 1, "foot')
+    store = FootprintStore(tmp_path / "footprints.json")
+    assert store.load() is None
+    assert [file.name for file in tmp_path.iterdir()] == ["footprints.json"]
+    assert store.get("k") == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"\xff\xfe", b'{"version": 9}', b'{"version": 1, "footprints_mib": 3}', b"[" * 100000],

@@ -128,3 +128,20 @@ def test_an_engine_of_somebody_else_is_never_replaced() -> None:
     fleet.hear(e.BecameReady(fleet.registry.add(one).instance_id))
     fleet.reconfigure(spec("far", uses_gpu_memory=False, spec_hash="other"))
     assert one.state is State.READY
+
+
+def test_nobody_is_reprieved_for_a_model_that_is_gone() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"))
+    a = fleet.run("a")
+    fleet.activity.busy[a.instance_id] = 1
+    fleet.want("b")
+    fleet.reconfigure(spec("b", spec_hash="other"))
+    assert fleet.of("a", State.DRAINING) == [a]
+
+
+def test_changed_and_fewer_at_once_lets_the_surplus_go_at_once() -> None:
+    fleet = FleetInTheHead(spec("a", 2), gpus=2)
+    fleet.run("a")
+    fleet.ready(fleet.of("a", State.STARTING)[0])
+    fleet.reconfigure(spec("a", 1, spec_hash="other"))
+    assert len([one for one in fleet.of("a") if not one.leaving]) == 1

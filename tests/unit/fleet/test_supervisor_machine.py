@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor under any order of events: what must hold after each of them."""
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.unit.fleet.simulation import FleetInTheHead, spec
+from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.runtimes import Running
 
 MODELS = ("small", "pair", "wide", "pinned", "new")
 GPU_MIB = 100
+SPECS = (
+    spec("small", 2, idle_timeout_s=30.0),
+    spec("pair", 3),
+    spec("wide", gpu_count=2, idle_timeout_s=100.0),
+    spec("pinned", pinned=True, idle_timeout_s=30.0),
+    spec("new", 2),
+)
 PICK = st.integers(min_value=0, max_value=99)
 
 
@@ -20,12 +31,9 @@ class AnyFleet(RuleBasedStateMachine):
 
     @initialize(gpus=st.integers(min_value=1, max_value=3), young_s=st.sampled_from([0.0, 60.0]))
     def begin(self, gpus: int, young_s: float) -> None:
+        self.young_s, self.count = young_s, gpus
         self.fleet = FleetInTheHead(
-            spec("small", 2, idle_timeout_s=30.0),
-            spec("pair", 3),
-            spec("wide", gpu_count=2, idle_timeout_s=100.0),
-            spec("pinned", pinned=True, idle_timeout_s=30.0),
-            spec("new", 2),
+            *SPECS,
             gpus=gpus,
             gpu_mib=GPU_MIB,
             footprints={"small": 30, "pair": 45, "wide": 60, "pinned": 20, "new": 80},
@@ -45,6 +53,7 @@ class AnyFleet(RuleBasedStateMachine):
                 case e.Start(instance_id):
                     one = self.fleet.registry.get(instance_id)
                     assert one is not None and one.launched
+                    self.fits_what_is_free(one)
                     for gpu_id in one.gpu_ids:
                         assert not self.on(gpu_id, State.STOPPING, launched=True), "started beside a stop"
                         assert not self.on(gpu_id, State.FAILED, launched=True), "started beside a removal"
@@ -52,6 +61,13 @@ class AnyFleet(RuleBasedStateMachine):
                     self.hear(e.Unwanted(model))
                 case _:
                     pass
+
+    def fits_what_is_free(self, one: Instance) -> None:
+        for gpu in self.fleet.supervisor.gpus:
+            if gpu.gpu_id in one.gpu_ids:
+                assert gpu.problem is None
+                held = sum(other.reserved_mib for other in self.on(gpu.gpu_id, *State, launched=True))
+                assert held <= gpu.total_mib - gpu.foreign_mib, "started into memory that others hold"
 
     def on(self, gpu_id: str, *states: State, launched: bool = False) -> list[Instance]:
         return [
@@ -109,6 +125,39 @@ class AnyFleet(RuleBasedStateMachine):
             self.fleet.activity.busy[one.instance_id] = 0
 
     @rule(which=PICK)
+    def starts_with_too_little(self, which: int) -> None:
+        one = self.pick(which, State.STARTING)
+        if one and one.model == "new":
+            self.hear(e.Died(one.instance_id, "exit status 1", ("torch.OutOfMemoryError: CUDA out of memory.",), 1))
+
+    @rule(model=st.sampled_from(MODELS))
+    def an_operator_wants_it_tried_again(self, model: str) -> None:
+        self.hear(e.Retry(model))
+
+    @rule(
+        without=st.sets(st.sampled_from(["small", "pair", "wide", "new"]), max_size=2),
+        spec_hash=st.sampled_from(["hash", "other"]),
+        instances=st.integers(min_value=1, max_value=3),
+    )
+    def the_configuration_changes(self, without: set[str], spec_hash: str, instances: int) -> None:
+        kept = [one for one in SPECS if one.name not in without]
+        changed = [
+            replace(one, spec_hash=spec_hash, instances=instances) if one.name == "pair" else one for one in kept
+        ]
+        for name in without:
+            self.fleet.activity.waits[name] = 0
+        self.reconfigure(*changed)
+
+    def reconfigure(self, *specs: ModelSpec) -> None:
+        policy = Policy(margin_mib=0, min_resident_s=self.young_s)
+        self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600))
+
+    @rule(foreign_mib=st.sampled_from([0, 0, 25, 90]), problem=st.sampled_from([None, None, "fell off the bus"]))
+    def the_first_gpu_is_read(self, foreign_mib: int, problem: str | None) -> None:
+        gpus = [Gpu(f"gpu{index}", index, "Simulated", GPU_MIB) for index in range(self.count)]
+        self.hear(e.GpusRead([replace(gpus[0], foreign_mib=foreign_mib, problem=problem), *gpus[1:]]))
+
+    @rule(which=PICK)
     def is_gone(self, which: int) -> None:
         if one := self.pick(which, State.STOPPING, State.FAILED):
             self.hear(e.Gone(one.instance_id))
@@ -142,7 +191,13 @@ class AnyFleet(RuleBasedStateMachine):
         assert len(set(names)) == len(names)
         for state in self.fleet.supervisor.models.values():
             live = [one for one in self.fleet.of(state.spec.name) if not one.leaving]
-            assert len(live) <= state.spec.instances
+            changing = len({one.spec_hash for one in live}) > 1  # one more while another replaces it
+            assert len(live) <= state.spec.instances + changing
+
+    @invariant()
+    def nothing_of_a_model_that_is_gone_stays(self) -> None:
+        for state in self.fleet.supervisor.models.values():
+            assert not state.removed or all(one.leaving for one in self.fleet.of(state.spec.name))
 
     @invariant()
     def a_pinned_model_is_never_put_away(self) -> None:
@@ -157,7 +212,11 @@ class AnyFleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever has happened: when everybody behaves again, everything that fits is served in the end."""
-        for model in ("small", "pinned") if hasattr(self, "fleet") else ():
+        if not hasattr(self, "fleet"):
+            return
+        self.the_first_gpu_is_read(0, None)
+        self.reconfigure(*SPECS)
+        for model in ("small", "pinned"):
             self.fleet.activity.busy.clear()
             self.take_a_turn()
             if not self.fleet.of(model, State.READY):
