@@ -13,7 +13,6 @@ from tests.faults.outcomes import (
     LEFT,
     UNDISTURBED,
     CannotHappen,
-    NotYet,
     Promise,
     answered,
     answered_or_refused,
@@ -45,7 +44,6 @@ def _at_the_start(promise: Promise) -> dict[Phase, Promise]:
     return row(promise, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE)
 
 
-_ANSWERED = NotYet(ANSWERED, "only one retry, and none for replies")
 _START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
 _FINISHED = answered("finished before the gateway ends")
 
@@ -63,7 +61,7 @@ FAULTS = (
         "is told to end (SIGTERM)",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGTERM),
-        row(ANSWERED, _ANSWERED, _ANSWERED, CONTINUED, CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
         costs_engine=True,
     ),
     Fault(
@@ -71,7 +69,7 @@ FAULTS = (
         "refuses connections",
         Side.ENGINE,
         strikes.engine_fails_by("refuse_connections"),
-        row(ANSWERED, _ANSWERED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        row(ANSWERED, ANSWERED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
         costs_engine=True,
     ),
     Fault(
@@ -79,7 +77,7 @@ FAULTS = (
         "answers 503",
         Side.ENGINE,
         strikes.engine_fails_by("status_503"),
-        _before_the_reply(_ANSWERED),
+        _before_the_reply(ANSWERED),
         befalls_new=True,
     ),
     Fault(
@@ -87,7 +85,7 @@ FAULTS = (
         "answers 500 `cannot schedule new futures after shutdown`",
         Side.ENGINE,
         strikes.engine_fails_by("shutting_down_500"),
-        _before_the_reply(_ANSWERED),
+        _before_the_reply(ANSWERED),
         befalls_new=True,
     ),
     Fault(
@@ -95,7 +93,7 @@ FAULTS = (
         "answers with something that is not HTTP",
         Side.ENGINE,
         strikes.engine_fails_by("garbage"),
-        _before_the_reply(_ANSWERED),
+        _before_the_reply(ANSWERED),
         befalls_new=True,
     ),
     Fault(
@@ -103,7 +101,7 @@ FAULTS = (
         "answers with half a head",
         Side.ENGINE,
         strikes.engine_fails_by("cut_head"),
-        _before_the_reply(_ANSWERED),
+        _before_the_reply(ANSWERED),
         befalls_new=True,
     ),
     Fault(

@@ -3,12 +3,12 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
 from vllm_gateway.api.errors import KINDS, ApiError
+from vllm_gateway.api.giving_up import is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
-from vllm_gateway.relay import Carried, UpstreamFailed, own_headers
+from vllm_gateway.relay import Carried, HasGivenUp, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Refused, RequestInfo
 
@@ -33,8 +33,12 @@ class Attempts:
     @property
     def began(self) -> Callable[[], None] | None:
         """Who wants to know of the first byte of the reply."""
-        placement = self.queue.placement
-        return partial(placement.first_byte, self.info, self.instance) if placement.wants_first_byte else None
+        return self.queue.began(self.instance, self.info)
+
+    @property
+    def has_given_up(self) -> HasGivenUp | None:
+        """At the last try the client gets what there is."""
+        return is_giving_up if self.queue.has_tries_left(self.progress.attempts) else None
 
     async def place(self) -> InstanceView:
         """Waits for a place on an instance; `release` gives it back. Raises ApiError."""

@@ -101,6 +101,7 @@ class Inference:
                     limits=attempts.terms.limits,
                     deadline=attempts.deadline,
                     last_words=last_words,
+                    has_given_up=attempts.has_given_up,
                 )
                 outcome = attempts.note(carried)
                 return carried

@@ -119,6 +119,7 @@ class StreamedRequest:
                 watch=attempts.watch,
                 limits=attempts.terms.limits,
                 deadline=attempts.deadline,
+                has_given_up=attempts.has_given_up,
             )
             outcome = attempts.note(carried)
         except NoStream as failure:

@@ -29,7 +29,7 @@ from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.heads import OwnHeaders, own_headers
 from vllm_gateway.relay.relay import Relay
 from vllm_gateway.relay.stream import ClientStream
-from vllm_gateway.relay.types import Carried, ClientGone, Limits, NoStream, UpstreamFailed
+from vllm_gateway.relay.types import Carried, ClientGone, HasGivenUp, Limits, NoStream, UpstreamFailed
 
 __all__ = [
     "AiohttpClient",
@@ -38,6 +38,7 @@ __all__ = [
     "Client",
     "ClientGone",
     "ClientStream",
+    "HasGivenUp",
     "Limits",
     "NoStream",
     "OwnHeaders",

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from vllm_gateway.relay.client import Client, ClientStalled, drain
 from vllm_gateway.relay.framing import LAST_CHUNK, BadFraming, Chunked, Framing, chunk
 from vllm_gateway.relay.heads import BadHead, OwnHeaders, ReplyHead, parse_reply_head, reply_head
-from vllm_gateway.relay.types import Carried, Limits, UpstreamFailed
+from vllm_gateway.relay.types import Carried, HasGivenUp, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection
+from vllm_gateway.relay.withheld import Withheld
 
 SMALL_BODY_BYTES = 16 * 1024
 """Up to here a copy is cheaper than a second buffer on the wire."""
@@ -40,6 +41,7 @@ class Exchange:
         "_connection",
         "_deadline",
         "_framing",
+        "_has_given_up",
         "_heard",
         "_held",
         "_last_read",
@@ -55,6 +57,7 @@ class Exchange:
         "_waits_for_body",
         "_wake",
         "_watch",
+        "_withheld",
         "broken",
         "bytes_sent",
         "failure",
@@ -78,8 +81,10 @@ class Exchange:
         watch: Callable[[bytes], None] | None = None,
         deadline: float | None = None,
         last_words: bytes = b"",
+        has_given_up: HasGivenUp | None = None,
     ) -> None:
         self._began = began
+        self._has_given_up = has_given_up
         self._watch = watch
         self._deadline = deadline
         self._last_words = last_words  # sent where a stream of events is cut between two of them
@@ -102,6 +107,7 @@ class Exchange:
         self._held = b""  # of a head that is not complete
         self._last_read = b""
         self._waits_for_body = True
+        self._withheld: Withheld | None = None
         self._framing: Framing
         self._unframe = False
         self._reusable = False
@@ -163,8 +169,10 @@ class Exchange:
         self._heard = True
         if self.phase is _BODY:
             self._pass_on(data)
-        else:
+        elif self._withheld is None:
             self._take_head(data)
+        else:
+            self._weigh(self._withheld, data)
 
     def _take_head(self, data: bytes) -> None:
         while True:
@@ -176,27 +184,47 @@ class Exchange:
                 searched = 0
             end = data.find(b"\r\n\r\n", searched) + 4
             if (end if end > 3 else len(data)) > self._limits.max_head_bytes:
-                self._fail("bad_reply", retryable=False, detail="head over the limit")
+                self._fail("bad_reply", retryable=True, detail="head over the limit")
                 return
             if end <= 3:
                 self._held = data
                 if data.count(b"\n", searched) != data.count(b"\r\n", max(0, searched - 1)):
-                    self._fail("bad_reply", retryable=False, detail="line ends without a carriage return")
+                    self._fail("bad_reply", retryable=True, detail="line ends without a carriage return")
                 return
             try:
                 head = parse_reply_head(data[:end])
             except BadHead as error:
-                self._fail("bad_reply", retryable=False, detail=str(error))
+                self._fail("bad_reply", retryable=True, detail=str(error))
                 return
             data = data[end:]
+            if head.status >= 500 and self._has_given_up is not None:
+                self._withheld = Withheld(head, head.framing(self._client.method), self._has_given_up)
+                self._weigh(self._withheld, data)
+                return
             if head.status >= 200:
                 self._begin(head, data)
                 return
             if head.status == 101:
-                self._fail("bad_reply", retryable=False, detail="switches to a protocol nobody asked for")
+                self._fail("bad_reply", retryable=True, detail="switches to a protocol nobody asked for")
                 return
             if not data:  # an interim reply: for us alone
                 return
+
+    def _weigh(self, withheld: Withheld, data: bytes) -> None:
+        """Keeps a reply back until it can be told whether it is for the client."""
+        try:
+            if withheld.feed(data):
+                self._judge(withheld)
+        except BadFraming:
+            self._fail("bad_reply", retryable=True, detail="malformed chunk")
+
+    def _judge(self, withheld: Withheld) -> None:
+        self._withheld = None
+        if withheld.has_given_up():
+            detail = f"{withheld.head.status} {withheld.body[:200].decode(errors='replace')}"
+            self._fail("given_up", retryable=True, detail=detail)
+        else:
+            self._begin(withheld.head, withheld.body)
 
     def _begin(self, head: ReplyHead, body: bytes) -> None:
         client = self._client
@@ -216,6 +244,8 @@ class Exchange:
     def _start_body(self, head: ReplyHead, body: bytes) -> None:
         self.phase = _BODY
         self.status = head.status
+        if head.status >= 400:
+            self._began = None
         self.first_byte_s = self._loop.time() - self._sent_at
         self._heard = bool(body)  # engines send a stream's head before they have read the prompt
 
@@ -233,7 +263,7 @@ class Exchange:
                 out = b"".join(payload)
         except BadFraming:
             if head:
-                self._fail("bad_reply", retryable=False, detail="malformed chunk")
+                self._fail("bad_reply", retryable=True, detail="malformed chunk")
             else:
                 self._end("bad_reply")
             return
@@ -293,12 +323,14 @@ class Exchange:
 
     def lost(self, error: Exception | None) -> None:
         """The instance closed the connection, or it broke."""
+        if self._withheld is not None and error is None and self._withheld.ends_with_connection:
+            self._judge(self._withheld)
         if self.phase is _HEAD:
             self.stale = not self._heard
             self._fail("closed" if error is None else "reset", retryable=True, detail=str(error or ""))
-        elif error is None and not self._framing.self_delimiting:
+        elif self.phase is _BODY and error is None and not self._framing.self_delimiting:
             self._end(None)
-        else:
+        elif self.phase is _BODY:
             self._end("upstream_closed" if error is None else "upstream_reset")
 
     def cut(self, reason: str) -> None:

@@ -11,7 +11,7 @@ from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.framing import BadFraming, Chunked
 from vllm_gateway.relay.heads import ReplyHead
 from vllm_gateway.relay.stream import ClientStream
-from vllm_gateway.relay.types import Carried, Limits, NoStream
+from vllm_gateway.relay.types import Carried, HasGivenUp, Limits, NoStream
 from vllm_gateway.relay.upstream import Connection
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -32,6 +32,7 @@ class FollowedExchange(Exchange):
         began: Callable[[], None] | None,
         watch: Callable[[bytes], None] | None,
         deadline: float | None,
+        has_given_up: HasGivenUp | None,
     ) -> None:
         super().__init__(
             stream.client,
@@ -43,6 +44,7 @@ class FollowedExchange(Exchange):
             began=began,
             watch=watch,
             deadline=deadline,
+            has_given_up=has_given_up,
         )
         self._stream = stream
         self._follows = False

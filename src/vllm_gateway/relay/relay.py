@@ -13,7 +13,7 @@ from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.followed import FollowedExchange
 from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, request_head
 from vllm_gateway.relay.stream import ClientStream
-from vllm_gateway.relay.types import Carried, ClientGone, Limits, UpstreamFailed
+from vllm_gateway.relay.types import Carried, ClientGone, HasGivenUp, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Address, Connection, Pool
 
 
@@ -69,12 +69,14 @@ class Relay:
         limits: Limits | None = None,
         deadline: float | None = None,
         last_words: bytes = b"",
+        has_given_up: HasGivenUp | None = None,
     ) -> Carried:
         """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
 
-        Extra headers replace those of the same name. `began` is called at the first byte of the reply's body: engines
-        send a stream's head before they have read the prompt. `watch` is shown the body as it comes, framing included.
-        `deadline` is a time of the loop. `last_words` are sent where a stream of events is cut between two of them.
+        Extra headers replace those of the same name. `began` is called at the first byte of the body of a reply that is
+        no error: engines send a stream's head before they have read the prompt. `watch` is shown the body as it comes,
+        framing included. `deadline` is a time of the loop. `last_words` are sent where a stream of events is cut
+        between two of them. A reply that makes `has_given_up` true is a failure of the instance.
         Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client, and ValueError for a
         request that cannot be written as one (control characters).
         """
@@ -94,6 +96,7 @@ class Relay:
             watch=watch,
             deadline=deadline,
             last_words=last_words,
+            has_given_up=has_given_up,
         )
         return await self._carry(client, transport, address, head, body=body, make=make)
 
@@ -110,6 +113,7 @@ class Relay:
         watch: Callable[[bytes], None] | None = None,
         limits: Limits | None = None,
         deadline: float | None = None,
+        has_given_up: HasGivenUp | None = None,
     ) -> Carried:
         """As `carry`, for one part of a stream: what the instance sends is the stream's follower's to judge.
 
@@ -129,6 +133,7 @@ class Relay:
             began=began,
             watch=watch,
             deadline=deadline,
+            has_given_up=has_given_up,
         )
         return await self._carry(client, stream.transport, address, head, body=body, make=make)
 

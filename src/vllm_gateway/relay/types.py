@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words of the relay: the limits it keeps, the ways a request can end, and what is known about a carried reply."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -34,12 +34,17 @@ class Limits:
         return max(shortest / 4, 0.01)
 
 
+HasGivenUp: TypeAlias = Callable[[int, bytes], bool]
+"""Whether a reply says that the instance cannot take requests any more, by its status (from 500 on) and the first
+kilobytes of its body, framing included. Such a reply does not reach the client."""
+
+
 class UpstreamFailed(Exception):
     """The instance gave no reply, and not a byte has reached the client: the request may go to another instance.
 
     `reason` is one of: connect_refused, connect_timeout, connect_failed, reset, closed, first_byte_timeout,
-    request_timeout, bad_reply, relay_closed. `retryable` says whether another instance may do better without the risk
-    of doing the work twice over.
+    request_timeout, bad_reply, given_up, relay_closed. `retryable` says whether another instance may do better without
+    the risk of doing the work twice over.
     """
 
     def __init__(self, reason: str, *, retryable: bool, detail: str = "") -> None:

@@ -90,6 +90,17 @@ class PassiveHealth:
         if record is not None and record.until is not None and record.probe is None:
             record.probe = request
 
+    def is_probe(self, instance_id: str, request: object) -> bool:
+        record = self._records.get(instance_id)
+        return record is not None and record.probe is request
+
+    def answers(self, instance_id: str, request: object, now: float) -> Change | None:
+        """`request` has a reply that is no error and has begun: as a probe it has succeeded."""
+        record = self._records.get(instance_id)
+        if record is None or record.until is None or record.probe is not request:
+            return None
+        return self._restore(instance_id, record, now)
+
     def ended(self, instance_id: str, request: object, outcome: Outcome, now: float) -> Change | None:
         """`request` has ended there; what follows from it."""
         if instance_id not in self._instances:
@@ -117,10 +128,7 @@ class PassiveHealth:
             return None
         if outcome not in _GOOD:
             return self._eject(instance_id, record, f"its probe failed ({outcome.value})", now)
-        record.until, record.last_bad = None, now
-        self._begin_window(record, now)
-        record.in_a_row = 0
-        return Change(instance_id, False, "its probe succeeded")
+        return self._restore(instance_id, record, now)
 
     def _good(self, instance_id: str, record: _Record, now: float) -> None:
         record.in_a_row = 0
@@ -149,6 +157,12 @@ class PassiveHealth:
         if not may_eject(len(self._instances), ejected, settings.max_share):
             return None
         return self._eject(instance_id, record, reason, now)
+
+    def _restore(self, instance_id: str, record: _Record, now: float) -> Change:
+        record.until, record.probe, record.last_bad = None, None, now
+        record.in_a_row = 0
+        self._begin_window(record, now)
+        return Change(instance_id, False, "its probe succeeded")
 
     def _eject(self, instance_id: str, record: _Record, reason: str, now: float) -> Change:
         self.ejections += 1

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from vllm_gateway.routing import Demand, Refusal, Route
 from vllm_gateway.scheduling.budget import RetryBudget
@@ -117,9 +118,13 @@ class ModelQueue:
             raise Refused(Refusal("queue_full", text, retry_after_s=self.retry_after_s()))
         return await self._wait(request, failed, waited_s)
 
+    def has_tries_left(self, attempts: int) -> bool:
+        """Whether so many attempts are not the last ones, if the budget allows."""
+        return attempts < self._settings.retry.attempts
+
     def may_try_again(self, attempts: int) -> bool:
         """Whether a request that failed so often gets another instance; if so, that is counted."""
-        return attempts < self._settings.retry.attempts and self._retries.spend(asyncio.get_running_loop().time())
+        return self.has_tries_left(attempts) and self._retries.spend(asyncio.get_running_loop().time())
 
     @property
     def retries_denied(self) -> int:
@@ -240,6 +245,20 @@ class ModelQueue:
             self._serve_waiters()
         elif view.in_flight == 0:
             self._drained(view)
+
+    def began(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
+        """Who wants to know of the first byte of a reply that is no error."""
+        if self._health.troubled and self._health.is_probe(view.instance_id, request):
+            return partial(self._probe_answers, view, request)
+        return partial(self.placement.first_byte, request, view) if self.placement.wants_first_byte else None
+
+    def _probe_answers(self, view: InstanceView, request: RequestInfo) -> None:
+        """What it is in the middle of need not be waited for."""
+        self.placement.first_byte(request, view)
+        change = self._health.answers(view.instance_id, request, asyncio.get_running_loop().time())
+        if change is not None:
+            self._health_changed(view, change)
+            self._serve_waiters()
 
     def _judge(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
         loop = asyncio.get_running_loop()

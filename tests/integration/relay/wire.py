@@ -17,6 +17,7 @@ from vllm_gateway.relay import (
     Carried,
     CarriedResponse,
     ClientGone,
+    HasGivenUp,
     Limits,
     Relay,
     UpstreamFailed,
@@ -194,6 +195,7 @@ class Gateway:
     instance_port: int
     extra_request_headers: Headers
     extra_reply_headers: Headers
+    has_given_up: HasGivenUp | None = None
     port: int = 0
     peers: list[Peer] = field(default_factory=list)
     outcomes: list[Carried | str] = field(default_factory=list)
@@ -211,6 +213,7 @@ class Gateway:
                 body,
                 extra_request_headers=own_headers(self.extra_request_headers),
                 extra_reply_headers=own_headers(self.extra_reply_headers),
+                has_given_up=self.has_given_up,
             )
         except UpstreamFailed as failure:
             self.outcomes.append(failure.reason)
@@ -244,6 +247,7 @@ async def gateway(
     extra_request_headers: Headers = (),
     extra_reply_headers: Headers = (),
     handler_cancellation: bool = True,
+    has_given_up: HasGivenUp | None = None,
 ) -> AsyncIterator[Gateway]:
     loop = asyncio.get_running_loop()
 
@@ -257,7 +261,7 @@ async def gateway(
         handle, request_factory=make, handler_cancellation=handler_cancellation, auto_decompress=False, access_log=None
     )
     async with Relay(limits) as relay:
-        between = Gateway(relay, server, instance_port, extra_request_headers, extra_reply_headers)
+        between = Gateway(relay, server, instance_port, extra_request_headers, extra_reply_headers, has_given_up)
         listening = await loop.create_server(server, "127.0.0.1", 0)
         between.port = listening.sockets[0].getsockname()[1]
         try:

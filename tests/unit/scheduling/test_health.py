@@ -80,6 +80,19 @@ def test_a_probe_decides_and_pauses_grow() -> None:
     assert not made.is_ejected("a")
 
 
+def test_a_probe_succeeds_as_soon_as_its_reply_begins() -> None:
+    made = health()
+    fail(made, "a", 3)
+    probe = object()
+    made.placed("a", probe)
+    assert made.is_probe("a", probe)
+    assert made.answers("a", object(), 2.0) is None
+    change = made.answers("a", probe, 2.0)
+    assert change is not None and not change.ejected
+    assert made.ended("a", probe, Outcome.OK, 60.0) is None
+    assert not made.is_ejected("a")
+
+
 def test_a_probe_whose_client_leaves_makes_room_for_another() -> None:
     made = health()
     fail(made, "a", 3)

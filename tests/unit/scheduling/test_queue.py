@@ -320,6 +320,20 @@ async def test_the_probe_that_succeeds_restores_the_instance(monkeypatch: pytest
     assert not bench.queues.is_ejected("m", "i1")
 
 
+async def test_a_long_reply_that_has_begun_is_probe_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.0)
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    await fail(bench, *[Outcome.BROKEN] * 3)
+    info = request()
+    view = await bench.queue.acquire(info)
+    began = bench.queue.began(view, info)
+    assert began is not None
+    began()
+    assert bench.changes == [("i1", True), ("i1", False)]
+    assert bench.queue.began(view, info) is None
+
+
 async def test_the_last_instance_keeps_its_requests_whatever_becomes_of_them() -> None:
     bench = Bench()
     bench.publish("i1", "i2", places=5)
