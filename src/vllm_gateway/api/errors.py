@@ -8,6 +8,7 @@ from http import HTTPStatus
 import orjson
 from aiohttp import web
 
+from vllm_gateway.api.cors import ANY_ORIGIN
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling.retry_after import whole_seconds
 from vllm_gateway.streams import event_of
@@ -73,7 +74,7 @@ class ApiError(Exception):
 
     def headers(self, request_id: str) -> dict[str, str]:
         """All but those that say how long the body is."""
-        headers = {"Content-Type": "application/json; charset=utf-8", "X-Request-Id": request_id}
+        headers = {"Content-Type": "application/json; charset=utf-8", "X-Request-Id": request_id, **ANY_ORIGIN}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(whole_seconds(self.retry_after_s))
         if self.status == 405:

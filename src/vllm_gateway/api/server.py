@@ -10,6 +10,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from vllm_gateway.api.body import read_body
+from vllm_gateway.api.cors import ANY_ORIGIN, preflight
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
@@ -78,6 +79,8 @@ class Api:
             _only_get(request)
             problems = self._problems()
             return _json({"status": "degraded", "problems": problems} if problems else {"status": "ok"}, progress)
+        if path.startswith("/v1/") and (allowed := preflight(request)) is not None:
+            return allowed
         await self.opened.wait()
         caller = self.keys.caller(_credentials(request), request.remote or "")
         if path in self._pages or path.startswith("/v1/models/"):
@@ -87,7 +90,8 @@ class Api:
         if path.startswith("/gateway/models/") and path.endswith("/retry"):
             return self._try_again(request, progress)
         if not path.startswith("/v1/") or "/.." in request.rel_url.path:
-            raise ApiError("not_found", f"No route {path}. Try /v1/models, /gateway/status or /health.")
+            text = f"No route {path}. Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
+            raise ApiError("not_found", text)
         return await self._infer(request, caller, progress)
 
     def _show_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
@@ -122,7 +126,8 @@ class Api:
         self.inference.check_open()
         body = await read_body(request, self.max_body)
         if request.method != hdrs.METH_POST and not body:
-            raise ApiError("model_missing", f"{request.method} {request.path} carries no model.", param="model")
+            text = f"{request.method} {request.path} names no model. Send a POST with a JSON body that does."
+            raise ApiError("model_missing", text, param="model")
         client = AiohttpClient(request)
         carried = await self.inference.serve(client, body, caller, progress)
         return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
@@ -153,5 +158,5 @@ def _only_get(request: web.BaseRequest) -> None:
 
 def _json(value: object, progress: Progress) -> web.Response:
     body = orjson.dumps(value)
-    headers = {"X-Request-Id": progress.request_id}
+    headers = {"X-Request-Id": progress.request_id, **ANY_ORIGIN}
     return web.Response(body=body, content_type="application/json", headers=headers)

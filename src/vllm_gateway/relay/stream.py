@@ -9,6 +9,8 @@ from vllm_gateway.relay.framing import LAST_CHUNK, chunk
 from vllm_gateway.relay.heads import NO_HEADERS, OwnHeaders
 from vllm_gateway.relay.types import Carried, ClientGone
 
+_OUR_OWN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nAccess-Control-Allow-Origin: *\r\n"
+
 
 class Follower(Protocol):
     """Who decides what of an instance's events goes on to the client."""
@@ -61,7 +63,7 @@ class ClientStream:
     def is_slow(self) -> bool:
         return self.client.writing_paused
 
-    def begin(self, lines: bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n") -> None:
+    def begin(self, lines: bytes = _OUR_OWN) -> None:
         """The head: the status line, the headers of whoever replies, and ours. It is sent by the next `write`."""
         assert not self.begun
         self.begun = True

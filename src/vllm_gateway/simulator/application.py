@@ -107,6 +107,8 @@ class Application:
 
     def _headers(self, request: Request) -> list[Header]:
         headers = [("x-simulated-instance", self._context.settings.name)]
+        if "origin" in request.headers:
+            headers.append(("access-control-allow-origin", "*"))
         if self._context.arguments.enable_request_id_headers:
             headers.insert(0, ("x-request-id", request.headers.get("x-request-id") or os.urandom(16).hex()))
         return headers

@@ -94,6 +94,18 @@ async def test_a_caller_without_a_key_is_refused_before_the_body_comes(lane: str
         assert (await gateway.ask(a_request(lane=lane, headers=b"X-Api-Key: x\r\n"))).status == 401
 
 
+async def test_a_page_in_a_browser_may_ask_without_a_key_whether_it_may_ask() -> None:
+    asks = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nOrigin: http://page\r\n"
+    names = b"Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization,content-type\r\n\r\n"
+    async with house(keys=["k"]) as gateway:
+        reply = await gateway.ask(asks + names)
+        assert (reply.status, reply.header("access-control-allow-origin")) == (204, [b"*"])
+        assert reply.header("access-control-allow-headers") == [b"authorization,content-type"]
+        refused = await gateway.ask(a_request(headers=b"Origin: http://page\r\n"))
+        assert (refused.status, refused.header("access-control-allow-origin")) == (401, [b"*"])
+        assert (await gateway.ask(asks + b"\r\n")).status == 401, "no preflight: an ordinary request"
+
+
 @EXACT
 async def test_the_queue_is_full(lane: str) -> None:
     async with house() as gateway:
