@@ -2,21 +2,21 @@
 """The commands: serve, check, status, retry, simulate."""
 
 import argparse
-import json
 import os
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_gateway import __version__
 from vllm_gateway.cli_simulate_arguments import add_arguments as add_simulate_arguments
 
+if TYPE_CHECKING:
+    from vllm_gateway.cli_asking import Address
+
 EXIT_BAD_CONFIG = 2
+_CONFIG = "YAML; without it the environment says what to serve"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,19 +30,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vllm-gateway {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the gateway")
-    serve.add_argument("--config", type=Path, metavar="FILE")
-    serve.add_argument("--host")
-    serve.add_argument("--port", type=int)
+    serve.add_argument("--config", type=Path, metavar="FILE", help=_CONFIG)
+    serve.add_argument("--host", help="address to listen on, before `server.host`")
+    serve.add_argument("--port", type=int, help="before `server.port`; 0: any free one")
     serve.add_argument("--take-over", action="store_true", help="from the gateway that runs there, losing no request")
     check = commands.add_parser("check", help="read the configuration, say what would run and every problem in it")
-    check.add_argument("--config", type=Path, metavar="FILE")
+    check.add_argument("--config", type=Path, metavar="FILE", help=_CONFIG)
     status = commands.add_parser("status", help="GPUs, models and instances of a running gateway")
     status.add_argument("--json", action="store_true", help="as the gateway answers it")
     retry = commands.add_parser("retry", help="try a model that failed to start again now")
     retry.add_argument("model", metavar="MODEL")
     for asking in (status, retry):
-        asking.add_argument("--url", default=os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000"))
-        asking.add_argument("--api-key", default=os.environ.get("VLLM_GATEWAY_API_KEY"))
+        here = os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000")
+        asking.add_argument("--url", default=here, help="default: VLLM_GATEWAY_URL, else http://127.0.0.1:8000")
+        asking.add_argument("--api-key", metavar="KEY", help="if it asks for one; default: VLLM_GATEWAY_API_KEY")
     simulate = commands.add_parser("simulate", help="compare strategies on recorded traffic, without engines")
     add_simulate_arguments(simulate)
     return parser
@@ -72,35 +73,21 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from vllm_gateway.cli_status import table
+    from vllm_gateway.cli_asking import status
 
-    page = _ask(arguments, "GET", "/gateway/status")
-    if page is not None:
-        print(json.dumps(page, indent=2) if arguments.json else table(page))
-    return 0 if page is not None else 1
+    return status(_address(arguments), as_json=arguments.json)
 
 
 def _retry(arguments: argparse.Namespace) -> int:
-    model = _ask(arguments, "POST", f"/gateway/models/{urllib.parse.quote(arguments.model)}/retry")
-    if model is not None:
-        print(f"{arguments.model}: {model['state']}, {model['running']} of {model['wanted']} running")
-    return 0 if model is not None else 1
+    from vllm_gateway.cli_asking import retry
+
+    return retry(_address(arguments), arguments.model)
 
 
-def _ask(arguments: argparse.Namespace, method: str, path: str) -> Any:
-    """The gateway's answer; None, and a word on stderr, if there is none."""
-    url = f"{arguments.url.rstrip('/')}{path}"
-    request = urllib.request.Request(url, method=method)  # noqa: S310 - the operator's own
-    if arguments.api_key:
-        request.add_header("Authorization", f"Bearer {arguments.api_key}")
-    try:
-        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
-            return json.load(reply)
-    except urllib.error.HTTPError as error:
-        print(f"The gateway at {arguments.url} refuses: {error.read().decode(errors='replace')}", file=sys.stderr)
-    except (urllib.error.URLError, ValueError, OSError) as error:
-        print(f"No gateway answers at {arguments.url}: {error}. Name another with --url.", file=sys.stderr)
-    return None
+def _address(arguments: argparse.Namespace) -> "Address":
+    from vllm_gateway.cli_asking import Address
+
+    return Address(arguments.url, arguments.api_key or os.environ.get("VLLM_GATEWAY_API_KEY"))
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

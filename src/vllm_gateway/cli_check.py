@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `check` command: says what a configuration would run, or everything that is wrong with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from vllm_gateway.columns import columns
 from vllm_gateway.configuration import ConfigError, load_settings
 from vllm_gateway.settings import Settings
 
@@ -40,7 +41,7 @@ def _describe(settings: Settings) -> list[str]:
         f"runtime  {settings.runtime} ({engine})",
         f"gpus     {_describe_gpus(settings)}",
         "",
-        *_table(rows),
+        columns(*rows),
     ]
 
 
@@ -48,8 +49,3 @@ def _describe_gpus(settings: Settings) -> str:
     gpus = settings.gpus
     devices = ", ".join(f"{device.name} {device.memory_mib} MiB" for device in gpus.devices)
     return f"{gpus.source} ({devices})" if devices else gpus.source
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

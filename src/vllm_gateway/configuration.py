@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from vllm_gateway.configuration_words import words
 from vllm_gateway.scheduling import StrategyError, make_strategy
 from vllm_gateway.settings import Model, Settings
 from vllm_gateway.telemetry import events
@@ -49,6 +50,15 @@ _ENGINE_SETTINGS = (
     "pinned",
     "idle_timeout_s",
 )
+_OPTIONS_OF_THE_GATEWAY = {
+    "--api-key": "only the gateway reaches the engine: set `server.api_keys`",
+    "--host": "remove it",
+    "--model": "set `repository`",
+    "--port": "remove it",
+    "--served-model-name": "the engine knows the model by the name that stands here; set `aliases` for others",
+    "--tensor-parallel-size": "set `tensor_parallel_size`",
+    "-tp": "set `tensor_parallel_size`",
+}
 _log = get_logger()
 
 
@@ -165,7 +175,7 @@ class _Draft:
             near = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
             remedy = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
             return Problem(self.place(keys), f"unknown setting '{keys[-1]}'; {remedy}")
-        message = details["msg"].removeprefix("Value error, ")
+        message = words(details)
         if not isinstance(value, dict | list) and not _SECRET.intersection(map(str, keys)):
             message += f"; got {json.dumps(value, default=str, ensure_ascii=False)}"
         return Problem(self.place(keys), message)
@@ -363,6 +373,12 @@ def _find_contradictions(draft: _Draft) -> None:
             if alias in owner:
                 draft.complain(keys, f"'{alias}' is already the name of {owner[alias]}; choose another alias")
             owner.setdefault(alias, f"'{name}' (as an alias)")
+        arguments = model.get("engine_arguments")
+        for index, argument in enumerate(arguments if isinstance(arguments, list) else ()):
+            option = str(argument).partition("=")[0].replace("_", "-")
+            if option in _OPTIONS_OF_THE_GATEWAY:
+                message = f"{option} is given to the engine by the gateway; {_OPTIONS_OF_THE_GATEWAY[option]}"
+                draft.complain(("models", name, "engine_arguments", index), message)
         if model.get("endpoints"):
             for setting in _ENGINE_SETTINGS:
                 if setting in model:
@@ -372,6 +388,9 @@ def _find_contradictions(draft: _Draft) -> None:
 
 def _find_bad_strategies(draft: _Draft, settings: Settings) -> None:
     directory = Path(settings.strategies_dir) if settings.strategies_dir else None
+    if directory is not None and not directory.is_dir():
+        draft.complain(("strategies_dir",), f"{directory} is not a folder; name one that is there")
+        return
     named: dict[Keys, Any] = {("models", name, "strategy"): model.strategy for name, model in settings.models.items()}
     for keys, strategy in {("strategy",): settings.strategy, **named}.items():
         try:

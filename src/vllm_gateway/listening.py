@@ -20,8 +20,8 @@ def inherited(environ: Mapping[str, str]) -> list[socket.socket]:
 def bind(host: str, port: int) -> list[socket.socket]:
     """One for each address that `host` means. Raises OSError."""
     sockets: list[socket.socket] = []
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
             listening = socket.socket(family, kind, protocol)
             sockets.append(listening)
@@ -32,7 +32,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for listening in sockets:
             listening.close()
-        raise OSError(error.errno, f"{host}:{port} cannot be listened on: {error.strerror}") from error
+        text = f"{host}:{port} cannot be listened on ({error.strerror}). Choose another address with --host and --port."
+        raise OSError(error.errno, text) from error
     return sockets
 
 

@@ -174,7 +174,8 @@ async def serve(
             loop.add_signal_handler(signal.SIGHUP, _ignore)
         emit(events.GATEWAY_STOPPED)
     except (OSError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
-        print(f"vllm-gateway cannot start: {error}", file=sys.stderr)
+        text = error.strerror if isinstance(error, OSError) and not error.filename else None
+        print(f"vllm-gateway cannot start: {text or error}", file=sys.stderr)
         return 1
     finally:
         await tasks.end()
@@ -214,8 +215,9 @@ def _ignore() -> None:
 
 def _hint(settings: Settings, address: str) -> str:
     model = next(iter(settings.models), "")
+    key = " -H 'Authorization: Bearer KEY'" if settings.server.api_keys else ""
     return (
-        f"\n  Try:     curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"\n  Try:     curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         f'             -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
         f"  Status:  {address}/gateway/status, or: vllm-gateway status --url {address}\n"
         "  Stop:    Ctrl-C\n"

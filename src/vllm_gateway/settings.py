@@ -5,7 +5,16 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 
 def _endpoint(url: str) -> str:
@@ -17,6 +26,12 @@ def _endpoint(url: str) -> str:
     if not good or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("an endpoint must be of the form http://host:port")
     return url.rstrip("/")
+
+
+def _printable(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("the name of a model must not be empty, and its characters printable")
+    return name
 
 
 def _plain_file(name: str) -> str:
@@ -50,6 +65,10 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mib = Annotated[int, Field(gt=0)]
 Volume = Annotated[str, AfterValidator(_volume)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+ModelName = Annotated[str, AfterValidator(_printable)]
+TextOrNumber = Annotated[
+    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})
+]
 PriorityName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
 
@@ -166,12 +185,14 @@ ColdStart = Literal["wait", "keepalive"]
 class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
-    repository: str | None = Field(None, description="Hugging Face repository or a path the engine can read.")
+    repository: str | None = Field(
+        None, min_length=1, description="Hugging Face repository or a path the engine can read."
+    )
     endpoints: tuple[Endpoint, ...] = Field((), description="Engines that somebody else runs: http://host:port.")
     instances: int = Field(1, ge=1, le=64, strict=True, description="Wanted side by side.")
-    aliases: tuple[str, ...] = Field((), description="Other names that clients may use.")
-    engine_arguments: tuple[str, ...] = Field((), description="Added to the engine's command line.")
-    environment: dict[str, str] = Field(default_factory=dict)
+    aliases: tuple[ModelName, ...] = Field((), description="Other names that clients may use.")
+    engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
+    environment: dict[str, TextOrNumber] = Field(default_factory=dict)
     image: str | None = None
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     footprint_mib: Mib | None = Field(None, description="GPU memory of one instance on each of its GPUs.")
@@ -204,7 +225,7 @@ class Settings(_Strict):
     process: Process = Process()
     gpus: Gpus = Gpus()
     log: Log = Log()
-    models: dict[str, Model] = Field(default_factory=dict)
+    models: dict[ModelName, Model] = Field(default_factory=dict)
     strategy: Strategy = Field("round_robin", description="For every model that names none.")
     strategies_dir: str | None = None
     slow_start_s: Seconds = Field(10, description="A new instance takes its full share only after so long; 0: at once.")
@@ -239,8 +260,9 @@ class Settings(_Strict):
         strategy = self.strategy_of(model)
         return strategy if isinstance(strategy, str) else str(strategy["name"])
 
-    @model_validator(mode="after")
-    def _there_is_a_normal_priority(self) -> "Settings":
-        if "normal" not in self.priorities:
-            raise ValueError("`priorities` needs `normal`: that of requests that name none")
-        return self
+    @field_validator("priorities")
+    @classmethod
+    def _there_is_a_normal_one(cls, priorities: dict[str, int]) -> dict[str, int]:
+        if "normal" not in priorities:
+            raise ValueError("`normal` must be among them: it is the priority of requests that name none")
+        return priorities

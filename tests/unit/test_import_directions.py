@@ -22,11 +22,15 @@ ALLOWED = {
     "strategies": {"scheduling"},
     "settings": set[str](),
     "routing": set[str](),
-    "configuration": {"scheduling", "settings", "telemetry"},
+    "configuration": {"configuration_words", "scheduling", "settings", "telemetry"},
+    "configuration_words": set[str](),
     "handover": {"fleet", "routing", "settings"},
     "listening": set[str](),
     "reloading": {"configuration", "scheduling", "settings", "telemetry"},
-    "cli_check": {"configuration", "settings"},
+    "cli_check": {"columns", "configuration", "settings"},
+    "cli_asking": {"cli_status"},
+    "cli_status": {"columns"},
+    "columns": set[str](),
     "__init__": set[str](),
 }
 

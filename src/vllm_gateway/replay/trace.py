@@ -75,7 +75,8 @@ def _trace(path: Path, rows: Iterable[tuple[int, _Row]], model: str | None) -> T
         if model is None or row.model == model:
             read.append(row)
     if not read:
-        told = f" of model {model!r}, but of: {', '.join(models)}" if models else ""
+        there = ", ".join(filter(None, models)) or "no model by name: leave out --model"
+        told = f" of model {model!r}, but of {there}" if models else ""
         raise TraceError(f"{path} holds no requests{told}")
     if model is None and len(models) > 1:
         raise TraceError(f"{path} holds requests of several models; choose one with --model: {', '.join(models)}")

@@ -47,7 +47,10 @@ def make_strategy(
         "random": random,
         "make": lambda inner: make_strategy(inner, strategies_dir, clock=clock, random=random),
     }
-    taken = {key for key, one in inspect.signature(factory).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    parameters = {
+        key: one for key, one in inspect.signature(factory).parameters.items() if one.kind is one.KEYWORD_ONLY
+    }
+    taken = parameters.keys()
     known = sorted(taken - given.keys())
     hints = get_type_hints(vars(factory).get("__init__"), include_extras=True) if options else {}
     for option, value in options.items():
@@ -57,6 +60,9 @@ def make_strategy(
             options[option] = msgspec.convert(value, hints.get(option, Any))
         except msgspec.ValidationError as error:
             raise StrategyError(f"strategy {name!r}, option {option!r}: {error}") from None
+    for option in known:
+        if parameters[option].default is inspect.Parameter.empty and option not in options:
+            raise StrategyError(f"strategy {name!r} needs its option {option!r}")
     try:
         return factory(**options, **{key: value for key, value in given.items() if key in taken})
     except (TypeError, ValueError) as error:

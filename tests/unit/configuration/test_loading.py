@@ -96,11 +96,34 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "g.yaml:3: models.b.aliases.0: 'c' is already the name of 'a' (as an alias)",
         ),
         ("gpus: {source: static}\n", "g.yaml:1: gpus: `devices` belongs to"),
-        ("idle_timeout_s: .inf\n", "g.yaml:1: idle_timeout_s: "),
+        ("idle_timeout_s: .inf\n", "g.yaml:1: idle_timeout_s: must be a finite number"),
+        ("idle_timeout_s: 30m\n", 'g.yaml:1: idle_timeout_s: must be a number; got "30m"'),
+        ("retry: {budget: 2}\n", "g.yaml:1: retry.budget: must be at most 1; got 2"),
+        ("gpus: {source: static, devices: [{name: g}]}\n", "g.yaml:1: gpus.devices.0.memory_mib: is missing"),
+        ("runtime: podman\n", "g.yaml:1: runtime: must be 'docker' or 'process'"),
+        ("log:\n", "g.yaml:1: log: must be settings of the form `name: value`"),
+        ("process: {command: vllm serve}\n", "g.yaml:1: process.command: must be a list of the form [one, two]"),
+        ("priorities: {high: 1}\n", "g.yaml:1: priorities: `normal` must be among them"),
+        ("models: {'': {repository: x}}\n", "g.yaml:1: models.: the name of a model must not be empty"),
+        ("models: {a: {repository: ''}}\n", "g.yaml:1: models.a.repository: must not be empty"),
+        ("models: {a: {repository: x, environment: {A: true}}}\n", "g.yaml:1: models.a.environment.A: must be text"),
+        (
+            "models: {a: {repository: x, engine_arguments: [--tensor_parallel_size=2]}}\n",
+            "g.yaml:1: models.a.engine_arguments.0: --tensor-parallel-size is given to the engine by the gateway; set",
+        ),
+        ("strategies_dir: /nowhere\nstrategy: mine\n", "g.yaml:1: strategies_dir: /nowhere is not a folder"),
+        ("strategy: {name: chain}\n", "g.yaml:1: strategy: strategy 'chain' needs its option 'scorers'"),
     ],
 )
 def test_a_wrong_file(tmp_path: Path, text: str, problem: str) -> None:
     assert any(line.startswith(problem) for line in problems(tmp_path, text)), problems(tmp_path, text)
+
+
+def test_numbers_are_good_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("models: {a: {repository: x, engine_arguments: [--seed, 8], environment: {A: 0.5}}}\n", "utf-8")
+    model = load_settings(path, {}).models["a"]
+    assert (model.engine_arguments, model.environment) == (("--seed", "8"), {"A": "0.5"})
 
 
 def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:

@@ -91,5 +91,5 @@ def test_of_several_models_one_is_chosen(tmp_path: Path) -> None:
     assert len(read_trace(path, "a").requests) == 2
     with pytest.raises(TraceError, match="several models; choose one with --model: a, b"):
         read_trace(path)
-    with pytest.raises(TraceError, match="no requests of model 'c', but of: a, b"):
+    with pytest.raises(TraceError, match="no requests of model 'c', but of a, b"):
         read_trace(path, "c")
