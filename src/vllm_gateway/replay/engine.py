@@ -111,7 +111,7 @@ class SimulatedEngine:
         steps = self._planned or 1
         self._steps += steps
         self._context_tokens += steps * self._decoding
-        self.cache.grow(steps * self._decoding)
+        self.cache.grow(steps * self._decoding + len(self._completed))  # before anybody leaves
         ended = self._due()
         for sequence in self._completed:
             if self._prefill_is_complete(sequence, now):
@@ -133,7 +133,6 @@ class SimulatedEngine:
     def _prefill_is_complete(self, sequence: Sequence, now: float) -> bool:
         """Its next token is made in the same step. True: that was all."""
         sequence.made += 1
-        self.cache.grow(1)
         if sequence.first_token_s is None:
             sequence.first_token_s = now
             self._first_token(sequence)
