@@ -144,7 +144,7 @@ def test_the_longer_the_queues_the_more_a_cached_prefix_is_worth() -> None:
         ({"name": "peak_ewma", "decay_s": "long"}, r"option 'decay_s': Expected `float`, got `str`"),
         ({"name": "peak_ewma", "decay_s": 0}, r"option 'decay_s': Expected `float` > 0"),
         ({"name": "random", "random": 1}, r"has no option 'random'"),
-        ({"name": "chain"}, r"'chain': .*scorers"),
+        ({"name": "chain"}, r"'chain' .*scorers"),
         ({"name": "chain", "scorers": []}, r"option 'scorers': Expected `array` of length >= 1"),
         ({"name": "chain", "scorers": [{"strategy": "round_robin"}]}, r"'round_robin' has no scores"),
         ({"name": "chain", "scorers": [{"strategy": "nobody"}]}, r"no strategy 'nobody'"),
