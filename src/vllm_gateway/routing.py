@@ -72,7 +72,7 @@ class Demand(Protocol):
         """The last request of an instance that left the table has ended."""
 
     def suspect(self, instance_id: str, reason: str) -> None:
-        """An instance failed before the first byte of a reply: check it before it gets more."""
+        """An instance failed a request: check it before it gets more."""
 
 
 class Activity(Protocol):

@@ -65,13 +65,10 @@ class StreamedRequest:
             await self._place()
             try:
                 carried = await self._part(self._next)
-            except NoStream as failure:
-                if failure.status < 500 and not self._tracker.begun:
-                    return self._end_with(_refusal(failure), failure.reason)
-                attempts.check_again(failure)
-                continue
             except UpstreamFailed as failure:
-                attempts.check_again(failure)
+                if isinstance(failure, NoStream) and failure.status < 500:
+                    return self._refused(failure)
+                self._check_again(failure)
                 continue
             if carried.broken is None or not stream.begun or stream.transport.is_closing():
                 return carried
@@ -144,23 +141,43 @@ class StreamedRequest:
             self._stream.write(step.events)
             self._stream.end()
             return
-        why = step.why if isinstance(step, GiveUp) else "it has failed too often"
-        known = {
-            "request_id": attempts.info.request_id,
-            "model": attempts.info.model,
-            "instance": attempts.instance.name,
-            "reason": reason,
-            "tokens": tracker.tokens,
-        }
         if isinstance(step, Ask) and attempts.may_try_again():
             self._next = step
             attempts.progress.continued += 1
-            self._emit(events.STREAM_CONTINUED, **known, how=step.how)
+            self._emit(events.STREAM_CONTINUED, **self._known(reason), how=step.how)
             return
-        self._emit(events.STREAM_INTERRUPTED, **known, why=why)
+        raise self._interrupted(reason, step.why if isinstance(step, GiveUp) else "it has failed too often")
+
+    def _check_again(self, failure: UpstreamFailed) -> None:
+        """An instance did not begin with its part. Raises ApiError if that is the end."""
+        try:
+            self._attempts.check_again(failure)
+        except ApiError:
+            if self._tracker.begun:
+                raise self._interrupted(failure.reason, "no other instance goes on") from None
+            raise
+
+    def _refused(self, failure: NoStream) -> Carried:
+        """An engine does not want the request, and the client has a head that says otherwise."""
+        if self._tracker.begun:
+            raise self._interrupted(failure.reason, "the other instance refused to go on")
+        return self._end_with(_refusal(failure), failure.reason)
+
+    def _interrupted(self, reason: str, why: str) -> ApiError:
+        self._emit(events.STREAM_INTERRUPTED, **self._known(reason), why=why)
         code = reason if reason in ("idle_timeout", "first_byte_timeout") else "stream_interrupted"
         text = f"The instance failed within the stream ({reason}), which cannot be continued: {why}. Ask again."
-        raise ApiError(code, text)
+        return ApiError(code, text)
+
+    def _known(self, reason: str) -> dict[str, object]:
+        info = self._attempts.info
+        return {
+            "request_id": info.request_id,
+            "model": info.model,
+            "instance": self._attempts.instance.name,
+            "reason": reason,
+            "tokens": self._tracker.tokens,
+        }
 
     def _end_with(self, event: bytes, code: str) -> Carried:
         """The client's last event is an error, and no other end follows that looks like success."""

@@ -61,11 +61,13 @@ def next_step(tracker: Tracker) -> Finish | Ask | GiveUp:
     asked = tracker.asked
     if tracker.is_finished:
         return Finish(totals(tracker) + DONE)
+    tracker.begin_again()
+    if not tracker.begun:
+        return Ask(asked.kind.value, tracker.body, tracker)
     if tracker.obstacle is not None:
         return GiveUp(tracker.obstacle)
-    tracker.begin_again()
     if not tracker.pieces:
-        return Ask(asked.kind.value, tracker.body, Continued(tracker, asked.kind) if tracker.begun else tracker)
+        return Ask(asked.kind.value, tracker.body, Continued(tracker, asked.kind))
     fields = fields_of(asked.body)
     obstacle = asked.obstacle_for_ids or _obstacle_in(fields)
     if obstacle is None and not (tracker.ids_complete and tracker.prompt_ids is not None):

@@ -34,9 +34,14 @@ class EventReader:
             data = self.held + data
         events = []
         start = 0
-        while (end := _END.search(data, max(searched, start))) is not None:
-            events.append(data[start : end.end()])
-            start = end.end()
+        if b"\r" not in data:  # as nearly always: three times as fast
+            while (at := data.find(b"\n\n", max(searched, start))) >= 0:
+                events.append(data[start : at + 2])
+                start = at + 2
+        else:
+            while (end := _END.search(data, max(searched, start))) is not None:
+                events.append(data[start : end.end()])
+                start = end.end()
         self.held = data[start:]
         if len(self.held) > self._max_bytes:
             raise EventTooLong
@@ -45,6 +50,8 @@ class EventReader:
 
 def data_of(event: bytes) -> bytes | None:
     """The data of an event; None if it has none, as a comment."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]
     lines = []
     for line in _LINE_END.split(event):
         name, _, value = line.partition(b":")

@@ -109,6 +109,8 @@ class Tracker:
         """What goes on to the client. Nothing does once the stream has ended."""
         if self.ended:
             return b""
+        if self.obstacle is not None and self._is_mere_text(payload):
+            return self._shown(payload)
         before = self._before
         if before is not None and not self._reader.held and payload.startswith(before):
             plain = self._plain(payload, before)
@@ -120,6 +122,18 @@ class Tracker:
             self.failed = "event_too_long"
             return b""
         return b"".join([self._event(event) for event in events])
+
+    def _is_mere_text(self, event: bytes) -> bool:
+        """Whether it is one event of a reply that goes on: enough of a stream that cannot be continued."""
+        return (
+            event.startswith(b'data: {"id":')
+            and event.endswith(b"\n\n")
+            and event.find(b"\n") == len(event) - 2
+            and b'"finish_reason":null' in event
+            and b'"finish_reason":"' not in event
+            and self.begun
+            and not self._reader.held
+        )
 
     def _plain(self, event: bytes, before: bytes) -> bytes | None:
         """Takes an event of the usual form; None if it is of another, or not a single event."""
@@ -180,7 +194,11 @@ class Tracker:
             self._learn(event)
 
     def take_prompt_ids(self, event: bytes) -> None:
-        if self.prompt_ids is None and (found := _PROMPT_IDS.search(event)) is not None:
+        if (
+            self.prompt_ids is None
+            and b"prompt_token_ids" in event
+            and (found := _PROMPT_IDS.search(event)) is not None
+        ):
             self.prompt_ids = found[1]
 
     def _choice(self, choice: Mapping[str, Any]) -> None:

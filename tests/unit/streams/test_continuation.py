@@ -119,7 +119,9 @@ def test_best_effort_goes_on_from_the_text_where_ids_are_not_exact(path: str, ob
     body = request(path, max_tokens=12, stream_options={"include_usage": True}, **obstacle)
     tracker = tracker_of(path, body, Resume.BEST_EFFORT)
     client = tracker.feed(cut_after(answer(path, with_token_ids(body), "a"), 6))
-    assert next_step(tracker_of(path, body)) == GiveUp(next(iter(obstacle)))
+    exact = tracker_of(path, body)
+    exact.feed(cut_after(answer(path, exact.body, "a"), 6))
+    assert next_step(exact) == GiveUp(next(iter(obstacle)))
     step = next_step(tracker)
     assert isinstance(step, Ask)
     asked_for = json.loads(step.body)
@@ -233,6 +235,19 @@ def test_an_end_without_a_result_is_not_shown(end: bytes, failed: str, continued
     assert stream.feed(end) == b""
     assert (stream.failed, stream.done) == (failed, False)
     assert stream.feed(begin) == b"", "nothing comes after it"
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"tools": [{"type": "function"}]}, {}])
+def test_a_stream_in_which_nothing_was_said_begins_anew(more: dict[str, Any]) -> None:
+    body = request(CHAT, **more)
+    tracker = tracker_of(CHAT, body)
+    assert tracker.feed(b'data: {"id": "half an ev') == b""
+    step = next_step(tracker)
+    assert isinstance(step, Ask)
+    assert json.loads(step.body) == {**json.loads(body), **({} if more else {"return_token_ids": True})}
+    events = answer(CHAT, request(CHAT, n=more.get("n", 1), max_tokens=3), "b")
+    assert step.stream.feed(b"".join(events)) == b"".join(events)
+    assert step.stream.done
 
 
 def test_a_reply_of_two_choices_ends_when_both_have_a_reason() -> None:
