@@ -87,6 +87,8 @@ class Attempts:
 
     def check_again(self, failure: UpstreamFailed) -> None:
         """Raises ApiError if the request is not to be tried again."""
+        if failure.reason == "relay_closed":
+            raise ApiError("stopping", "The gateway is shutting down. Try again.", retry_after_s=1.0)
         self.progress.limit_reached(failure.reason)
         self.suspect(failure.reason)
         if not (failure.retryable and self.may_try_again()):
