@@ -10,9 +10,9 @@ from typing import Any
 import aiodocker
 import pytest
 
-from tests.docker.test_docker_runtime import Gate
 from tests.docker.test_gateway import config, containers, model
 from tests.gateway import GatewayProcess, running_gateway
+from tests.lab.gate import Gate
 from tests.lab.lab import Lab
 
 

@@ -53,7 +53,7 @@ class Engine:
         await self._tell()
 
     def signal(self, number: signal.Signals) -> None:
-        self.out_of_reach = True
+        self.out_of_reach = number is not signal.SIGCONT
         self.stopped = number is signal.SIGSTOP
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)

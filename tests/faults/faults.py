@@ -44,6 +44,12 @@ class Fault:
     afterwards: Act = Scene.nothing_left
     model: Mapping[str, object] = field(default_factory=dict)
     """More settings of the cell's model."""
+    server: Mapping[str, object] = field(default_factory=dict)
+    """Settings of the gateway's `server`, where it is alone."""
+    kinds: tuple[str, ...] = ()
+    """Of the requests, if not all that the phase can have."""
+    stays_held: bool = False
+    """Requests are kept in their phase; what ends them is the gateway."""
 
     @property
     def instances(self) -> int:
@@ -52,20 +58,22 @@ class Fault:
 
     def comes_first(self, phase: Phase) -> bool:
         if phase is Phase.QUEUED:
-            return False
+            return self.befalls_new and self.side is Side.START
         return self.befalls_new or (phase is Phase.CONNECTING and self.side is Side.ENGINE)
 
 
 async def play(scene: Scene, fault: Fault, phase: Phase) -> None:
     """The cell as it happens, up to where every request has ended."""
+    scene.phase = phase
     first = fault.comes_first(phase)
     if first:
         await fault.strike(scene)
     if first or phase is Phase.CONNECTING:
-        scene.send(phase)
+        scene.send(phase, fault.kinds)
     else:
-        await scene.bring_into(phase)
+        await scene.bring_into(phase, fault.kinds)
     if not first:
         await fault.strike(scene)
-    await scene.release()
+    if not fault.stays_held:
+        await scene.release()
     await scene.ended()

@@ -8,17 +8,24 @@ from tests.faults import strikes
 from tests.faults.faults import Fault, Side, Stage
 from tests.faults.outcomes import (
     ANSWERED,
+    ANSWERED_LATER,
+    COMPLETED,
+    COMPLETED_LATER,
     CONTINUED,
+    CONTINUED_LATER,
     CUT,
+    CUT_AND_ADOPTED,
     LEFT,
+    SERVED,
     UNDISTURBED,
     CannotHappen,
     Promise,
     answered,
-    answered_or_refused,
     error,
+    refused,
 )
 from tests.faults.phases import Phase
+from tests.faults.requests import TWO_CHOICES
 from tests.faults.scene import Scene
 
 
@@ -44,7 +51,11 @@ def _at_the_start(promise: Promise) -> dict[Phase, Promise]:
     return row(promise, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE, _NO_INSTANCE)
 
 
+_INTERRUPTED = error("stream_interrupted", "an error event `stream_interrupted`")
 _START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
+_REFUSED = refused("stopping", "finished, or refused")
+_STOPPING = error("stopping", "503 `stopping`")
+_SAYS_GOODBYE = error("stopping", "an error event `stopping`")
 _FINISHED = answered("finished before the gateway ends")
 
 FAULTS = (
@@ -53,7 +64,7 @@ FAULTS = (
         "is killed (SIGKILL)",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGKILL),
-        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, COMPLETED),
         costs_engine=True,
     ),
     Fault(
@@ -61,8 +72,46 @@ FAULTS = (
         "is told to end (SIGTERM)",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGTERM),
-        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, COMPLETED),
         costs_engine=True,
+    ),
+    Fault(
+        "killed-choices",
+        "is killed while the stream is one that cannot be continued (`n: 2`)",
+        Side.ENGINE,
+        strikes.engine_gets(signal.SIGKILL),
+        row(_ONLY_IN_STREAMS, _ONLY_IN_STREAMS, ANSWERED, _INTERRUPTED, COMPLETED),
+        costs_engine=True,
+        kinds=(TWO_CHOICES,),
+    ),
+    Fault(
+        "stands-still",
+        "stands still (SIGSTOP), its connections open",
+        Side.ENGINE,
+        strikes.engine_gets(signal.SIGSTOP),
+        row(ANSWERED_LATER, ANSWERED_LATER, ANSWERED_LATER, CONTINUED_LATER, COMPLETED_LATER),
+        costs_engine=True,
+        model={"first_byte_timeout_s": 1},
+        afterwards=strikes.engine_comes_to,
+    ),
+    Fault(
+        "silent",
+        "accepts connections and is silent",
+        Side.ENGINE,
+        strikes.engine_fails_by("silent"),
+        _before_the_reply(ANSWERED_LATER),
+        befalls_new=True,
+        costs_engine=True,
+        model={"first_byte_timeout_s": 1},
+        afterwards=strikes.engine_comes_to,
+    ),
+    Fault(
+        "silent-stream",
+        "goes silent within the stream",
+        Side.ENGINE,
+        strikes.engine_fails_by("silent_after_tokens=5"),
+        _in_the_stream(CONTINUED_LATER),
+        befalls_new=True,
     ),
     Fault(
         "refuses",
@@ -177,19 +226,48 @@ FAULTS = (
         row(LEFT, LEFT, LEFT, LEFT, LEFT),
     ),
     Fault(
+        "client-stalls",
+        "does not read its reply",
+        Side.CLIENT,
+        strikes.client_stops_reading,
+        _in_the_stream(answered("its connection is closed at `timeouts.client_s`; other clients do not notice")),
+        befalls_new=True,
+        afterwards=strikes.stalled_client_is_cut_off,
+    ),
+    Fault(
         "gateway-sigterm",
         "is told to end (SIGTERM)",
         Side.GATEWAY,
         strikes.gateway_is_told_to_end,
         row(
             _FINISHED,
-            answered_or_refused("stopping", "finished, or refused"),
+            _REFUSED,
             _FINISHED,
             _FINISHED,
             _FINISHED,
         ),
         stage=Stage.ALONE,
         afterwards=Scene.gateway_ended,
+    ),
+    Fault(
+        "gateway-drain",
+        "is told to end, and requests take longer than `server.drain_timeout_s`",
+        Side.GATEWAY,
+        strikes.gateway_is_told_to_end,
+        row(_STOPPING, _REFUSED, _STOPPING, _SAYS_GOODBYE, COMPLETED),
+        stage=Stage.ALONE,
+        server={"drain_timeout_s": 0.5},
+        stays_held=True,
+        afterwards=Scene.gateway_ended,
+    ),
+    Fault(
+        "gateway-take-over",
+        "gives over to a new one (`--take-over`); engines in containers",
+        Side.GATEWAY,
+        strikes.gateway_gives_over,
+        row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        stage=Stage.DOCKER_ALONE,
+        afterwards=Scene.gateway_died,
     ),
     Fault(
         "gateway-sigkill",
@@ -199,6 +277,15 @@ FAULTS = (
         row(CUT, CUT, CUT, CUT, CUT),
         stage=Stage.ALONE,
         afterwards=Scene.gateway_ended,
+    ),
+    Fault(
+        "gateway-sigkill-docker",
+        "is killed; engines in containers",
+        Side.GATEWAY,
+        strikes.gateway_dies,
+        row(CUT_AND_ADOPTED, CUT_AND_ADOPTED, CUT_AND_ADOPTED, CUT_AND_ADOPTED, CUT_AND_ADOPTED),
+        stage=Stage.DOCKER_ALONE,
+        afterwards=Scene.gateway_died,
     ),
     Fault(
         "model-changes",
@@ -221,7 +308,7 @@ FAULTS = (
         "the container of an engine is killed for its memory",
         Side.MACHINE,
         strikes.container_runs_out_of_memory,
-        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, COMPLETED),
         stage=Stage.DOCKER,
         costs_engine=True,
     ),
@@ -230,7 +317,7 @@ FAULTS = (
         "the container of an engine is killed",
         Side.MACHINE,
         strikes.engine_gets(signal.SIGKILL),
-        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, CONTINUED),
+        row(ANSWERED, ANSWERED, ANSWERED, CONTINUED, COMPLETED),
         stage=Stage.DOCKER,
         costs_engine=True,
     ),
@@ -243,6 +330,34 @@ FAULTS = (
         stage=Stage.DOCKER,
         costs_engine=True,
         afterwards=strikes.docker_comes_back,
+    ),
+    Fault(
+        "docker-away-start",
+        "waits: Docker is away for a while",
+        Side.START,
+        strikes.docker_goes_away_for_a_while,
+        _at_the_start(SERVED),
+        stage=Stage.DOCKER,
+        befalls_new=True,
+        afterwards=Scene.started,
+    ),
+    Fault(
+        "image-missing",
+        "fails: the image is not there",
+        Side.START,
+        strikes.nothing,
+        _at_the_start(error("model_start_failed", "503 `model_start_failed` that names the image, at once")),
+        stage=Stage.DOCKER,
+        model={"image": "no-such/image:1"},
+    ),
+    Fault(
+        "gpu-lost",
+        "a GPU falls off the bus (NVML)",
+        Side.MACHINE,
+        strikes.gpu_falls_off,
+        row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        stage=Stage.DOCKER,
+        afterwards=strikes.gpu_comes_back,
     ),
 )
 

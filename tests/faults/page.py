@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.faults.faults import Side
 from tests.faults.matrix import FAULTS
-from tests.faults.outcomes import CannotHappen, NotYet, Promise
+from tests.faults.outcomes import CannotHappen, Promise
 from tests.faults.phases import Phase
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -26,8 +26,6 @@ def table() -> str:
 def _words(promise: Promise) -> str:
     if isinstance(promise, CannotHappen):
         return f"*cannot happen: {promise.why}*"
-    if isinstance(promise, NotYet):
-        return f"*not yet:* {promise.outcome.words}"
     return promise.words
 
 

@@ -35,6 +35,9 @@ KINDS = {
     "completion stream": Kind(COMPLETIONS, {"prompt": "Reliability is", **_USAGE}),
 }
 STREAMS = tuple(name for name, kind in KINDS.items() if kind.stream)
+TWO_CHOICES = "completion stream of two choices"
+"""Cannot be continued."""
+_MORE_KINDS = {TWO_CHOICES: Kind(COMPLETIONS, {"prompt": "Reliability is", "n": 2, "stream": True})}
 
 
 @dataclass(slots=True)
@@ -68,7 +71,7 @@ class Said:
             words = choice.get("delta") or choice.get("message") or {}
             text = choice.get("text") or words.get("content") or ""
             self.text += text
-            self.tokens += bool(text)
+            self.tokens += bool(text) and not choice["index"]
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
 
@@ -91,8 +94,9 @@ class Request:
         self._heard = asyncio.Event()
         self._pause_s = pause_s
         self._headers = {"X-Request-Id": request_id} if request_id else {}
-        body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **KINDS[kind].body}
-        self.task = asyncio.create_task(self._run(http, KINDS[kind], body))
+        asked = (KINDS | _MORE_KINDS)[kind]
+        body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **asked.body}
+        self.task = asyncio.create_task(self._run(http, asked, body))
 
     async def until(self, tokens: int, limit_s: float) -> None:
         """Waits until so many were said; a reply that ends before that is a failure."""

@@ -3,8 +3,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -36,21 +36,26 @@ class Scene:
         self.engines: list[Engine] = []
         self.requests: list[Request] = []
         self.blockers: list[Request] = []
+        self.phase: Phase
+        self.lasts = AsyncExitStack()
+        """What a strike keeps open until the end of the scene."""
         self.reference: dict[str, Request] = {}
         self._http = http
         self._running = docker.engine_pids if docker else partial(engine_pids, gateway.process.pid)
         self._before: Held
+        self._wanted = 0
 
     @property
     def target(self) -> Engine:
         return self.engines[0]
 
-    async def begin(self, control: aiohttp.ClientSession, instances: int) -> None:
+    async def begin(self, control: aiohttp.ClientSession, instances: int, kinds: Sequence[str]) -> None:
         """They are ready, what undisturbed requests are told is known, and so is what the gateway holds."""
+        self._wanted = instances
         if not instances:
             self._before = await self._idle()
             return
-        self.reference = {kind: Request(self._http, self.model, kind) for kind in KINDS}
+        self.reference = {kind: Request(self._http, self.model, kind) for kind in (*KINDS, *kinds)}
         await self._ended(list(self.reference.values()))
         page = await self.gateway.until(lambda page: page["models"][self.model]["running"] == instances, LIMIT_S)
         pids = self._running()
@@ -59,7 +64,7 @@ class Scene:
             self.engines.append(Engine(name, address, pids[int(address.rpartition(":")[2])], control))
         self._before = await self._idle()
 
-    async def bring_into(self, phase: Phase) -> None:
+    async def bring_into(self, phase: Phase, kinds: Sequence[str] = ()) -> None:
         """Requests are in that phase and stay there."""
         way = WAYS[phase]
         if way.hold is None:
@@ -70,7 +75,7 @@ class Scene:
         if phase is Phase.QUEUED:
             self.blockers = [Request(self._http, self.model, "chat") for _ in range(places)]
             await self._in_flight(places)
-        self.send(phase)
+        self.send(phase, kinds)
         if phase is Phase.QUEUED:
             await self.gateway.until(lambda page: page["models"][self.model]["queued"] == len(self.requests), LIMIT_S)
         elif phase is Phase.BEFORE:
@@ -79,9 +84,9 @@ class Scene:
             for request in self.requests:
                 await request.until(way.hold, LIMIT_S)
 
-    def send(self, phase: Phase) -> None:
+    def send(self, phase: Phase, kinds: Sequence[str] = ()) -> None:
         """As many as there are places, so that every instance has some."""
-        kinds = WAYS[phase].kinds
+        kinds = kinds or WAYS[phase].kinds
         count = PLACES * max(len(self.engines), 1)
         self.requests = [Request(self._http, self.model, kinds[n % len(kinds)]) for n in range(count)]
 
@@ -100,6 +105,15 @@ class Scene:
         """The gateway holds what it held before, and what runs is what its books say."""
         await self._settled(self._before)
 
+    async def started(self) -> None:
+        """The instances run after all, and the books fit what runs."""
+        self._wanted = 2
+        await self._settled()
+
+    async def gateway_died(self) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await self.gateway.process.wait()
+
     async def gateway_ended(self) -> None:
         """The process is gone, and its engines with it."""
         async with asyncio.timeout(LIMIT_S):
@@ -109,6 +123,7 @@ class Scene:
 
     async def clean_up(self) -> None:
         """Also after a failure: the next scene finds every engine as it should be."""
+        await self.lasts.aclose()
         for request in [*self.requests, *self.blockers]:
             await request.leave()
         for engine in self.engines:
@@ -148,8 +163,8 @@ class Scene:
                 while True:
                     page = await self.gateway.status()
                     wrong = unsettled(page, set(self._running()), FOOTPRINT_MIB)
-                    if (ready := page["models"][self.model]["running"]) != len(self.engines):
-                        wrong.append(f"{ready} of {len(self.engines)} instances run")
+                    if (ready := page["models"][self.model]["running"]) != self._wanted:
+                        wrong.append(f"{ready} of {self._wanted} instances run")
                     now = await held(self.gateway)
                     if not wrong and (wanted is None or now.no_more_than(wanted)):
                         return now
@@ -160,7 +175,12 @@ class Scene:
 
 @asynccontextmanager
 async def a_scene(
-    gateway: GatewayProcess, model: str, *, instances: int = 2, docker: DockerEngine | None = None
+    gateway: GatewayProcess,
+    model: str,
+    *,
+    instances: int = 2,
+    kinds: Sequence[str] = (),
+    docker: DockerEngine | None = None,
 ) -> AsyncIterator[Scene]:
     """Its clients' connections are closed with it: no two requests share one, so that none hides a leak."""
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
@@ -169,7 +189,7 @@ async def a_scene(
         aiohttp.ClientSession() as control,
     ):
         scene = Scene(gateway, model, http, docker)
-        await scene.begin(control, instances)
+        await scene.begin(control, instances, kinds)
         try:
             yield scene
         finally:

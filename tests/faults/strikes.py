@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The faults as deeds: each makes one thing go wrong in a scene."""
 
+import asyncio
 import io
+import json
 import signal
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import yaml
+from yarl import URL
 
 from tests.faults.faults import Act
+from tests.faults.phases import Phase
 from tests.faults.scene import Scene
+from tests.gateway import running_gateway
+
+_AWAY_S = 1.0
 
 
 def engine_gets(number: signal.Signals) -> Act:
@@ -30,9 +38,38 @@ def engine_fails_by(fault: str) -> Act:
     return strike
 
 
+async def engine_comes_to(scene: Scene) -> None:
+    """In one phase it does not: there it is to be replaced."""
+    if scene.phase is not Phase.BEFORE:
+        scene.target.signal(signal.SIGCONT)
+        await scene.target.lift(*scene.target.faults)
+    await scene.nothing_left()
+
+
 async def clients_leave(scene: Scene) -> None:
     for request in scene.requests:
         await request.leave()
+
+
+async def client_stops_reading(scene: Scene) -> None:
+    """One more client, with a stream so large that no buffer takes it; those of the scene are bystanders."""
+    url = URL(scene.gateway.url)
+    assert url.port is not None
+    client = scene.lasts.enter_context(socket.socket())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, (str(url.host), url.port))
+    body = {"model": scene.model, "prompt": "x", "n": 100, "max_tokens": 5000, "ignore_eos": True, "stream": True}
+    text = json.dumps(body)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: stalled-{scene.model}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+    await asyncio.get_running_loop().sock_sendall(client, (head + text).encode())
+
+
+async def stalled_client_is_cut_off(scene: Scene) -> None:
+    finished = await scene.gateway.event("request_finished", request_id=f"stalled-{scene.model}")
+    assert finished["outcome"] == "client_stalled", finished
+    await scene.nothing_left()
 
 
 async def gateway_is_told_to_end(scene: Scene) -> None:
@@ -40,10 +77,22 @@ async def gateway_is_told_to_end(scene: Scene) -> None:
 
 
 async def gateway_dies(scene: Scene) -> None:
-    """Its engines, which are its children, die with it."""
+    """Engines that are its children die with it."""
     scene.gateway.process.kill()
     for engine in scene.engines:
-        engine.out_of_reach = True
+        engine.out_of_reach = scene.docker is None
+
+
+async def gateway_gives_over(scene: Scene) -> None:
+    """A new one takes the listening sockets and the containers over; this one serves what it has, and ends."""
+    assert scene.docker is not None
+    folder = scene.gateway.file.parent / "next"
+    folder.mkdir()
+    config = yaml.safe_load(scene.gateway.file.read_text(encoding="utf-8"))
+    arguments = ("--take-over", "--port", str(URL(scene.gateway.url).port))
+    await scene.lasts.enter_async_context(
+        running_gateway(folder, config, scene.docker.environment, arguments=arguments)
+    )
 
 
 async def model_changes(scene: Scene) -> None:
@@ -72,15 +121,36 @@ async def _reload(scene: Scene, config: Mapping[str, Any], told: str) -> None:
     await scene.gateway.event(told, count=before + 1)
 
 
+async def gpu_falls_off(scene: Scene) -> None:
+    """NVML answers every call on it with `GPU is lost`."""
+    assert scene.docker is not None
+    scene.docker.gpus.update(0, error=15)
+    await scene.gateway.until(lambda page: any(gpu["problem"] for gpu in page["gpus"]))
+
+
+async def gpu_comes_back(scene: Scene) -> None:
+    assert scene.docker is not None
+    scene.docker.gpus.update(0, error=0)
+    await scene.gateway.until(lambda page: not any(gpu["problem"] for gpu in page["gpus"]))
+    await scene.nothing_left()
+
+
 async def docker_goes_away(scene: Scene) -> None:
     assert scene.docker is not None
-    await scene.docker.shut()
+    await scene.docker.gate.shut()
+
+
+async def docker_goes_away_for_a_while(scene: Scene) -> None:
+    assert scene.docker is not None
+    await scene.docker.gate.shut()
+    coming_back = asyncio.create_task(scene.docker.open_after(_AWAY_S))
+    scene.lasts.push_async_callback(asyncio.wait, {coming_back})
 
 
 async def docker_comes_back(scene: Scene) -> None:
     """And what ends from now on is noticed again, and replaced."""
     assert scene.docker is not None
-    await scene.docker.open()
+    await scene.docker.gate.open()
     scene.target.signal(signal.SIGKILL)
     await scene.gateway.event("instance_failed", instance=scene.target.name, model=scene.model)
     await scene.nothing_left()

@@ -15,11 +15,11 @@ from tests.gateway import running_gateway
 
 @pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.ALONE))
 async def test_what_is_promised(tmp_path: Path, fault: Fault, phase: Phase, outcome: Outcome) -> None:
+    config = {**configuration({"m": model(fault)}), "server": fault.server}
     async with (
-        running_gateway(tmp_path, configuration({"m": model(fault)}), may_be_killed=True) as gateway,
+        running_gateway(tmp_path, config, may_be_killed=True) as gateway,
         a_scene(gateway, "m") as scene,
     ):
         await play(scene, fault, phase)
-        for request in scene.requests:
-            outcome.check(scene, request)
+        outcome.check(scene)
         await fault.afterwards(scene)

@@ -12,7 +12,14 @@ from tests.faults.faults import Fault, Stage, play
 from tests.faults.outcomes import Outcome
 from tests.faults.phases import Phase
 from tests.faults.scene import a_scene
-from tests.faults.stages import docker_environment, in_docker, model_name, played, shared_configuration
+from tests.faults.stages import (
+    configuration,
+    in_docker,
+    model,
+    model_name,
+    played,
+    shared_configuration,
+)
 from tests.gateway import GatewayProcess, running_gateway
 from tests.lab.lab import Lab
 
@@ -26,16 +33,40 @@ async def place(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     config = in_docker(shared_configuration(Stage.DOCKER), lab)
     async with (
         a_docker_engine(lab, folder) as docker,
-        running_gateway(folder, config, docker_environment(lab, folder)) as gateway,
+        running_gateway(folder, config, docker.environment) as gateway,
     ):
         yield gateway, docker
+
+
+@pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER_ALONE))
+async def test_the_next_gateway_takes_over(
+    lab: Lab, tmp_path: Path, fault: Fault, phase: Phase, outcome: Outcome
+) -> None:
+    """What the last one left running serves on, and nothing else is left."""
+    config = in_docker(configuration({"m": model(fault)}), lab)
+    async with a_docker_engine(lab, tmp_path) as docker:
+        async with (
+            running_gateway(tmp_path, config, docker.environment, may_be_killed=True) as gateway,
+            a_scene(gateway, "m", docker=docker) as scene,
+        ):
+            await play(scene, fault, phase)
+            outcome.check(scene)
+            await fault.afterwards(scene)
+        before = docker.engine_pids()
+        async with (
+            running_gateway(tmp_path, config, docker.environment) as following,
+            a_scene(following, "m", docker=docker),
+        ):
+            assert len(following.events("instance_adopted")) == 2
+        assert docker.engine_pids() == before
 
 
 @pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER))
 async def test_what_is_promised(place: Place, fault: Fault, phase: Phase, outcome: Outcome) -> None:
     gateway, docker = place
-    async with a_scene(gateway, model_name(fault, phase), instances=fault.instances, docker=docker) as scene:
+    async with a_scene(
+        gateway, model_name(fault, phase), instances=fault.instances, kinds=fault.kinds, docker=docker
+    ) as scene:
         await play(scene, fault, phase)
-        for request in scene.requests:
-            outcome.check(scene, request)
+        outcome.check(scene)
         await fault.afterwards(scene)

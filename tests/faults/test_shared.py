@@ -15,8 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.SHARED))
 async def test_what_is_promised(gateway: GatewayProcess, fault: Fault, phase: Phase, outcome: Outcome) -> None:
-    async with a_scene(gateway, model_name(fault, phase), instances=fault.instances) as scene:
+    async with a_scene(gateway, model_name(fault, phase), instances=fault.instances, kinds=fault.kinds) as scene:
         await play(scene, fault, phase)
-        for request in scene.requests:
-            outcome.check(scene, request)
+        outcome.check(scene)
         await fault.afterwards(scene)

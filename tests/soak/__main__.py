@@ -49,6 +49,7 @@ def configuration() -> dict[str, Any]:
         "runtime": "process",
         "process": {"command": ["simulated"]},
         "gpus": {"source": "simulated", "devices": [device] * 2, "margin_mib": 0, "min_resident_s": 2},
+        "timeouts": {"first_byte_s": 5, "idle_s": 2, "client_s": 5},
         "models": {
             name: {"repository": f"test/{name}", "instances": instances, **model}
             for name, instances in {"one": 2, "two": 2, "three": 1, "four": 1}.items()
@@ -73,7 +74,7 @@ async def soak(seconds: float, seed: int) -> Verdict:
             end_mib = resident_mib(gateway.process.pid)
             if end_mib > warm_mib + GROWTH_MIB:
                 problems.append(f"the gateway grew from {warm_mib:.0f} to {end_mib:.0f} MiB")
-            problems += not_answered_once(gateway, load.ids)
+            problems += not_answered_once(gateway, load)
             starts = len(gateway.events("instance_starting"))
     return Verdict(load.outcomes, trouble.happened, warm_mib, end_mib, starts, problems)
 
@@ -141,10 +142,13 @@ async def settled(gateway: GatewayProcess, expected: Expected | None = None) -> 
     return wrong
 
 
-def not_answered_once(gateway: GatewayProcess, ids: list[str]) -> list[str]:
-    """The gateway says of every request once that it is finished; of one whose client left at once it may not know."""
+def not_answered_once(gateway: GatewayProcess, load: Load) -> list[str]:
+    """The gateway's log has every request once; one whose client left at once may have come to nobody's knowledge."""
     finished = Counter(line["request_id"] for line in gateway.events("request_finished"))
-    return [f"{one} was finished {finished[one]} times" for one in ids if finished[one] > 1]
+    wrong = {
+        one: finished[one] for one in load.ids if finished[one] > 1 or (one in load.answered and not finished[one])
+    }
+    return [f"{one} was finished {times} times" for one, times in wrong.items()]
 
 
 def table(verdict: Verdict) -> str:

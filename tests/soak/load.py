@@ -26,8 +26,9 @@ class Load:
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.bad: list[str] = []
-        self.sent = 0
         self.ids: list[str] = []
+        self.answered: set[str] = set()
+        """Of requests whose client stayed to the end."""
         self._http = http
         self._models = models
         self._answers = answers
@@ -52,6 +53,7 @@ class Load:
                 await request.leave()
                 self.outcomes["client left"] += 1
                 return
+        self.answered.add(request_id)
         _, pending = await asyncio.wait({request.task}, timeout=HANGS_AFTER_S)
         if pending:
             await request.leave()

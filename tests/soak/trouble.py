@@ -51,7 +51,7 @@ class Trouble:
 
     async def _something(self, http: aiohttp.ClientSession) -> None:
         engines = sorted(engine_pids(self._gateway.process.pid).items())
-        name = self._random.choice(("kill", "terminate", *_ENGINE_FAULTS))
+        name = self._random.choice(("kill", "stop", "terminate", "reload", *_ENGINE_FAULTS))
         if name == "reload":
             self._gateway.process.send_signal(signal.SIGHUP)
         elif not engines:
