@@ -52,10 +52,11 @@ class _Record:
 class PassiveHealth:
     """Hears how requests end. Faults (no reply, or a cut one) count in a row and in the rate, 5xx in the rate only."""
 
-    __slots__ = ("_instances", "_records", "_settings", "ejections")
+    __slots__ = ("_instances", "_records", "_settings", "ejections", "troubled")
 
     def __init__(self, settings: Ejection) -> None:
         self.ejections = 0
+        self.troubled = False  # whether good outcomes matter to it: looked at for every request
         self._settings = settings
         self._instances: Collection[str] = ()
         self._records: dict[str, _Record] = {}
@@ -69,11 +70,7 @@ class PassiveHealth:
         self._instances = instance_ids
         for gone in self._records.keys() - set(instance_ids):
             del self._records[gone]
-
-    @property
-    def troubled(self) -> bool:
-        """Whether good outcomes matter to it."""
-        return bool(self._records)
+        self.troubled = bool(self._records)
 
     def is_ejected(self, instance_id: str) -> bool:
         record = self._records.get(instance_id)
@@ -116,6 +113,7 @@ class PassiveHealth:
             return None
         if record is None or now - record.last_bad > FORGET_S:
             record = self._records[instance_id] = _Record(now, now)
+            self.troubled = True
         return self._bad(instance_id, record, outcome, now)
 
     def _ended_while_ejected(
@@ -134,6 +132,7 @@ class PassiveHealth:
         record.in_a_row = 0
         if now - record.last_bad > FORGET_S:
             del self._records[instance_id]
+            self.troubled = bool(self._records)
             return
         if now - record.since > self._settings.window_s:
             self._begin_window(record, now)

@@ -4,7 +4,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.scheduling.health import LONGEST_PAUSE_S, PassiveHealth
+from vllm_gateway.scheduling.health import FORGET_S, LONGEST_PAUSE_S, PassiveHealth
 from vllm_gateway.scheduling.types import Outcome
 from vllm_gateway.settings import Ejection
 
@@ -100,6 +100,19 @@ def test_a_probe_whose_client_leaves_makes_room_for_another() -> None:
     made.placed("a", probe)
     made.ended("a", probe, Outcome.CLIENT_GONE, 2.0)
     assert made.wants_probe("a", 2.0)
+
+
+def test_failures_long_ago_are_forgotten() -> None:
+    made = health()
+    fail(made, "a", 3)
+    made.placed("a", probe := object())
+    made.ended("a", probe, Outcome.OK, 2.0)
+    fail(made, "a", 2, now=3.0)
+    made.ended("a", object(), Outcome.OK, 4.0 + FORGET_S)
+    assert not made.troubled
+    fail(made, "a", 2, now=5.0 + FORGET_S)
+    change = made.ended("a", object(), Outcome.BROKEN, 5.0 + FORGET_S)
+    assert change is not None and change.pause_s == 1.0, "pauses begin anew"
 
 
 def test_what_has_left_is_forgotten() -> None:

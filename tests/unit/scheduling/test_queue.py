@@ -344,6 +344,18 @@ async def test_the_last_instance_keeps_its_requests_whatever_becomes_of_them() -
     assert (await bench.queue.acquire(request())).instance_id == "i1"
 
 
+async def test_new_settings_hold_for_those_who_come_from_now_on() -> None:
+    bench = Bench(size=1)
+    await bench.wait("a")
+    bench.queues.configure({"m": bench.queue.placement}, QueueSettings(2, 60.0, retry=Retry(attempts=1)))
+    await bench.wait("b")
+    with pytest.raises(Refused):
+        await bench.queue.acquire(request("c"))
+    assert not bench.queue.may_try_again(1)
+    bench.publish("i1", "i2")
+    await until(lambda: bench.placed == ["a", "b"])
+
+
 async def test_a_request_is_tried_again_within_limits() -> None:
     bench = Bench()
     assert not bench.queue.may_try_again(3)
