@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 import secrets
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -92,7 +93,13 @@ class Journal:
             progress.outcome = "client_gone"
             return None
         if not isinstance(error, ApiError):
-            self.emit(events.UNHANDLED_ERROR, error=repr(error), where="api")
+            self.emit(
+                events.UNHANDLED_ERROR,
+                error=repr(error),
+                where="api",
+                traceback="".join(traceback.format_exception(error)),
+                request_id=progress.request_id,
+            )
             error = ApiError("internal_error", "The gateway failed; its log says why.")
         progress.outcome, progress.status = error.code, error.status
         return error

@@ -2,6 +2,7 @@
 """Owns the fleet's tasks: each is kept until it ends, and a failure in one is told, not lost."""
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -29,4 +30,5 @@ class Tasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._emit(events.UNHANDLED_ERROR, error=repr(error), where=str(task.get_coro()))
+            where, lines = str(task.get_coro()), traceback.format_exception(error)
+            self._emit(events.UNHANDLED_ERROR, error=repr(error), where=where, traceback="".join(lines))

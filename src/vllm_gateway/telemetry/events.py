@@ -29,20 +29,16 @@ class Event:
         return missing + [f"{self.name}: unknown field '{name}'" for name in fields if name not in known]
 
 
-GATEWAY_STARTING = Event(
-    "gateway_starting", "info", "The process began.", (), ("version", "runtime", "models", "config_file", "pid")
-)
-GATEWAY_READY = Event("gateway_ready", "info", "Clients can connect.", ("address",), ("seconds", "models"))
+GATEWAY_STARTING = Event("gateway_starting", "info", "The process began.", (), ("version", "runtime"))
+GATEWAY_READY = Event("gateway_ready", "info", "Clients can connect.", ("address",))
 GATEWAY_HANDED_OVER = Event(
     "gateway_handed_over", "info", "Another gateway has taken over; this one serves the connections that it has."
 )
 CONTROL_SOCKET_PROBLEM = Event(
     "control_socket_problem", "warning", "No other gateway will be able to take over.", ("path", "problem")
 )
-GATEWAY_STOPPING = Event(
-    "gateway_stopping", "info", "No new requests; streams may finish.", (), ("reason", "in_flight")
-)
-GATEWAY_STOPPED = Event("gateway_stopped", "info", "The last line of a process.", (), ("seconds", "reason"))
+GATEWAY_STOPPING = Event("gateway_stopping", "info", "No new requests; streams may finish.")
+GATEWAY_STOPPED = Event("gateway_stopped", "info", "The last line of a process.")
 PARALLEL_MODELS_CONFIG = Event(
     "parallel_models_config", "info", "The number of instances wanted of each model.", ("models",), ("source",)
 )
@@ -53,21 +49,13 @@ CONFIG_RELOAD_FAILED = Event(
 CONFIG_NEEDS_RESTART = Event(
     "config_needs_restart", "warning", "Settings that count from the next start on.", ("settings",)
 )
-CONFIG_PROBLEM = Event("config_problem", "error", "A setting must be changed.", ("place", "problem"))
 
 REQUEST_FINISHED = Event(
     "request_finished",
     "info",
     "The access line: one for each request. Times are in milliseconds.",
     ("request_id", "method", "path", "status", "outcome", "duration_ms"),
-    ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued", "error"),
-)
-REQUEST_REFUSED = Event(
-    "request_refused",
-    "warning",
-    "The gateway answered with an error of its own.",
-    ("request_id", "code", "status"),
-    ("model", "message", "path"),
+    ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued"),
 )
 
 STREAM_CONTINUED = Event(
@@ -97,51 +85,48 @@ INSTANCE_STARTING = Event(
     "info",
     "The runtime starts an instance.",
     ("instance", "model"),
-    ("gpus", "runtime", "image", "container", "pid", "address"),
+    ("gpus",),
 )
 INSTANCE_READY = Event(
-    "instance_ready", "info", "An instance takes requests.", ("instance", "model"), ("seconds", "address", "gpus")
+    "instance_ready", "info", "An instance takes requests.", ("instance", "model"), ("seconds", "address")
 )
 INSTANCE_FAILED = Event(
     "instance_failed",
     "error",
     "An instance died or never became ready; `log_tail` holds the engine's last lines.",
     ("instance", "model", "reason"),
-    ("exit_code", "log_tail", "seconds", "gpus"),
+    ("exit_code", "log_tail"),
 )
 INSTANCE_DRAINING = Event(
     "instance_draining",
     "info",
     "No new requests to this instance; the ones in flight finish.",
     ("instance", "model"),
-    ("reason", "in_flight"),
+    ("reason",),
 )
 INSTANCE_STOPPING = Event(
-    "instance_stopping", "info", "The runtime stops an instance.", ("instance", "model"), ("reason", "gpus")
+    "instance_stopping", "info", "The runtime stops an instance.", ("instance", "model"), ("reason",)
 )
-INSTANCE_STOPPED = Event(
-    "instance_stopped", "info", "An instance is gone.", ("instance", "model"), ("reason", "seconds", "exit_code")
-)
+INSTANCE_STOPPED = Event("instance_stopped", "info", "An instance is gone.", ("instance", "model"))
 INSTANCE_ADOPTED = Event(
     "instance_adopted",
     "info",
     "An instance of an earlier run was taken over.",
     ("instance", "model"),
-    ("address", "gpus", "footprint_mib"),
 )
 INSTANCE_REMOVED_STALE = Event(
     "instance_removed_stale",
     "info",
     "An instance of an earlier run did not match the configuration.",
     ("instance",),
-    ("model", "reason"),
+    ("model",),
 )
 INSTANCE_SUSPECT = Event(
     "instance_suspect",
     "warning",
     "Requests to an instance failed; it is asked for its health.",
     ("instance", "model"),
-    ("reason", "failures"),
+    ("reason",),
 )
 
 INSTANCE_EJECTED = Event(
@@ -159,20 +144,14 @@ MODEL_NO_ROOM = Event(
     "warning",
     "An instance does not fit; `reason` holds the numbers.",
     ("model", "reason"),
-    ("wanted", "running"),
 )
 MODEL_BACKOFF = Event(
-    "model_backoff", "warning", "Starts failed; the next waits so long.", ("model", "seconds", "failures"), ("reason",)
+    "model_backoff", "warning", "Starts failed; the next waits so long.", ("model", "seconds", "failures")
 )
-EVICTION = Event(
-    "eviction", "info", "A model makes room for another.", ("model", "instance", "for_model"), ("gpus", "footprint_mib")
-)
+EVICTION = Event("eviction", "info", "A model makes room for another.", ("model", "instance", "for_model"))
 IDLE_STOP = Event("idle_stop", "info", "A model was unused for so long and is stopped.", ("model", "seconds"))
-DISCOVERY_STARTED = Event(
-    "discovery_started", "info", "The footprint is unknown: this start measures it.", ("model",), ("instance", "gpus")
-)
 FOOTPRINT_MEASURED = Event(
-    "footprint_measured", "info", "A footprint was measured and kept.", ("model", "footprint_mib"), ("key", "instance")
+    "footprint_measured", "info", "A footprint was measured and kept.", ("model", "footprint_mib"), ("key",)
 )
 FOOTPRINT_CORRECTED = Event(
     "footprint_corrected",
@@ -185,14 +164,13 @@ FOOTPRINT_FILE_DAMAGED = Event(
     "warning",
     "The file of measured footprints could not be read and was put aside.",
     ("file",),
-    ("problem", "kept_as"),
+    ("problem",),
 )
 MEMORY_NOT_RETURNED = Event(
     "memory_not_returned",
     "warning",
     "An instance is gone, its GPU memory is not free yet.",
     ("instance", "gpus", "seconds"),
-    ("missing_mib",),
 )
 GPU_PROBLEM = Event("gpu_problem", "error", "A GPU cannot be used as configured.", ("gpu", "problem"))
 
@@ -210,17 +188,14 @@ ROUTING_DECISION = Event(
     "Why a request went where it went: one in `decisions.log_every`. The lowest score is taken.",
     ("request_id", "model", "instance", "reason", "scores"),
 )
-STRATEGY_LOADED = Event("strategy_loaded", "info", "A strategy was found.", ("strategy",), ("model", "source"))
 STRATEGY_FAILED = Event(
     "strategy_failed",
     "error",
     "A strategy raised or chose a stranger; round robin took the request.",
     ("strategy", "error"),
-    ("model", "suppressed"),
+    ("model",),
 )
-UNHANDLED_ERROR = Event(
-    "unhandled_error", "error", "A bug of the gateway.", ("error",), ("where", "traceback", "path", "method")
-)
+UNHANDLED_ERROR = Event("unhandled_error", "error", "A bug of the gateway.", ("error",), ("where", "traceback"))
 TRACE_INCOMPLETE = Event(
     "trace_incomplete", "warning", "The file of `record_trace` lacks requests.", ("file", "problem")
 )

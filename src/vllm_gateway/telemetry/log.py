@@ -38,9 +38,6 @@ class EventLogger(structlog.BoundLoggerBase):
         # Straight to the sink: structlog's chain of processors costs several times as much as the line.
         _sink.msg({"timestamp": timestamp(), "level": level, "event": event.name, **self._context, **fields})
 
-    def is_enabled(self, level: Level) -> bool:
-        return _sink.enabled(level)
-
 
 def get_logger(**context: object) -> EventLogger:
     """A logger whose lines carry `context`; may be taken before `configure`."""

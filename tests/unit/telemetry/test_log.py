@@ -87,7 +87,7 @@ def test_console_lines_have_no_colours_off_a_terminal() -> None:
 
 
 def test_values_of_any_type_can_be_logged(stream: io.StringIO) -> None:
-    log.get_logger().emit(events.UNHANDLED_ERROR, error=KeyError("x"), path=Path("/p"))
+    log.get_logger().emit(events.UNHANDLED_ERROR, error=KeyError("x"), where=Path("/p"))
     assert lines(stream)[0]["error"] == "KeyError('x')" or lines(stream)[0]["error"] == "'x'"
 
 
