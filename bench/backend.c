@@ -193,7 +193,7 @@ static bool send_token(struct connection *one, bool first) {
     int length = snprintf(event, sizeof event,
                           "data: {\"id\":\"chatcmpl-0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,"
                           "\"model\":\"bench\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" @%llu@\"},\"logprobs\":null,"
-                          "\"finish_reason\":%s}]}\n\n",
+                          "\"finish_reason\":%s,\"token_ids\":[1234]}]}\n\n",
                           (unsigned long long)(now_ns() / 1000), one->tokens_left == 1 ? "\"length\"" : "null");
     at += snprintf(out + at, sizeof out - (size_t)at, "%x\r\n%s\r\n", length, event);
     if (--one->tokens_left == 0)
