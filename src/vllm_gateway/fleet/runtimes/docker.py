@@ -143,7 +143,7 @@ class DockerRuntime:
                 if error.status == 900:
                     raise
                 return frozenset({inspected["State"]["Pid"]})
-            return frozenset(int(row[0]) for row in top["Processes"])
+            return frozenset(int(row[0]) for row in top["Processes"] or ())  # null if it has just ended
 
     @property
     def _docker(self) -> aiodocker.Docker:
