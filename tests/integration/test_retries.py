@@ -2,6 +2,8 @@
 """Instances that fail before they answer, on real processes: another one does, within a budget; the sick are spared."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.engines import engine_pids
 from tests.gateway import GatewayProcess, running_gateway
 from tests.integration.test_gateway import config, model
 
@@ -41,6 +44,20 @@ async def test_another_instance_answers(fault: str, tmp_path: Path) -> None:
         assert [status for status, _, _ in answers] == [200] * 8
         await gateway.event("instance_suspect", instance=sick)
         await gateway.event("request_finished", status=200, instance=well, attempts=2)
+
+
+async def test_the_only_instance_is_ending_and_the_next_one_answers(tmp_path: Path) -> None:
+    settings = config(models={"a": model("a")}, retry={"same_after_s": 600})
+    async with running_gateway(tmp_path, settings) as gateway:
+        await gateway.chat("a")
+        (ending,) = await instances(gateway)
+        await set_faults(gateway, ending, "shutting_down_500")
+        asked = asyncio.create_task(gateway.chat("a"))
+        await gateway.event("instance_suspect", instance=ending)
+        (pid,) = engine_pids(gateway.process.pid).values()
+        os.kill(pid, signal.SIGTERM)
+        assert (await asked)[0] == 200
+        await gateway.event("request_finished", status=200, attempts=2)
 
 
 async def test_an_engines_own_error_is_not_tried_again(tmp_path: Path) -> None:

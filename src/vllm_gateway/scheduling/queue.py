@@ -41,13 +41,14 @@ class Refused(Exception):
 
 
 class _Waiter:
-    __slots__ = ("client", "failed", "place", "priority", "request")
+    __slots__ = ("client", "failed", "may_repeat", "place", "priority", "request")
 
     def __init__(self, request: RequestInfo, failed: frozenset[str], priority: int) -> None:
         self.request = request
         self.failed = failed
         self.priority = priority
         self.client = request.client
+        self.may_repeat = False  # on an instance that has failed it
         self.place: asyncio.Future[InstanceView] = asyncio.get_running_loop().create_future()
 
 
@@ -55,7 +56,8 @@ class ModelQueue:
     """Binds late: a request is given its instance when a place is free, not before.
 
     The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they are
-    few (`RetryBudget`), and wait for an instance that has not failed them, as long as there is one.
+    few (`RetryBudget`), and wait for an instance that has not failed them, as long as there is one. If there is none, they
+    come back to one that has, after a pause: an engine that is ending is then gone, and what follows it is waited for.
     Between two calls, nobody waits who could have a place.
     """
 
@@ -153,6 +155,10 @@ class ModelQueue:
         waiter = _Waiter(request, failed, self._priority(request))
         self._add(waiter)
         taken = False
+        repeats = None
+        if failed:
+            pause_s = self._settings.retry.same_after_s
+            repeats = asyncio.get_running_loop().call_later(pause_s, self._let_repeat, waiter)
         try:
             self._demand.wanted(self.model)
             async with asyncio.timeout(max(0.0, limit_s - waited_s)):
@@ -162,6 +168,8 @@ class ModelQueue:
         except TimeoutError:
             raise Refused(self._late(asked_s)) from None
         finally:
+            if repeats is not None:
+                repeats.cancel()
             if not taken:
                 self._give_up(waiter)
             if not self.waiting:
@@ -203,9 +211,13 @@ class ModelQueue:
         if place.done() and not place.cancelled() and place.exception() is None:
             self.release(place.result(), waiter.request, Outcome.CLIENT_GONE)
 
+    def _let_repeat(self, waiter: _Waiter) -> None:
+        waiter.may_repeat = True
+        self._serve_waiters()
+
     def _serve_waiters(self) -> None:
         for failed, waiters in list(self._again.items()) if self._again else ():
-            while waiters and (open_to_it := self._open(failed)):
+            while waiters and (open_to_it := self._open(failed, may_repeat=next(iter(waiters)).may_repeat)):
                 self._give(waiters.popitem(last=False)[0], open_to_it)
             if not waiters:
                 del self._again[failed]
@@ -277,10 +289,10 @@ class ModelQueue:
         self.placement.listed(self._views)
         self._serve_waiters()
 
-    def _open(self, failed: Collection[str] = ()) -> Sequence[InstanceView]:
-        """The instances with a free place that have not failed the request; if all have, they may try again."""
+    def _open(self, failed: Collection[str] = (), *, may_repeat: bool = False) -> Sequence[InstanceView]:
+        """The instances with a free place that have not failed the request; if all have, they may repeat it in time."""
         views: Sequence[InstanceView] = self._views
-        if failed and not self._ids.issubset(failed):
+        if failed and not (may_repeat and self._ids.issubset(failed)):
             views = [view for view in views if view.instance_id not in failed]
         if self._health.troubled:
             views = self._sound(views, may_probe=not failed)

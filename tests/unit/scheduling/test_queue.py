@@ -66,7 +66,14 @@ def request(name: str = "r", client: str = "", **headers: str) -> RequestInfo:
 class Bench:
     """One model's queue, with what it said and whom it placed."""
 
-    def __init__(self, strategy: Scheduler | None = None, *, size: int = 10, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        strategy: Scheduler | None = None,
+        *,
+        size: int = 10,
+        timeout_s: float = 60.0,
+        same_after_s: float = 0.0,
+    ) -> None:
         self.demand = RecordedDemand()
         self.strategy = strategy or First()
         self.errors: list[Exception] = []
@@ -75,7 +82,7 @@ class Bench:
         self.queues = Queues(
             {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
             self.demand,
-            QueueSettings(size, timeout_s, {"high": 10, "normal": 0, "low": -10}, Retry(attempts=3, floor=5)),
+            QueueSettings(size, timeout_s, {"high": 10, "normal": 0, "low": -10}, Retry(attempts=3, floor=5, same_after_s=same_after_s)),
             departed=lambda view: self.departed.append(view.instance_id),
             health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
         )
@@ -271,6 +278,18 @@ async def test_if_all_instances_have_failed_it_they_may_try_again() -> None:
     bench.publish("i1")
     assert (await again).instance_id == "i1"
     assert other.instance_id == "i2"
+
+
+async def test_what_comes_within_the_pause_is_taken_instead() -> None:
+    bench = Bench(same_after_s=3600)
+    bench.publish("i1")
+    (again,) = await bench.wait("again", failed=frozenset({"i1"}))
+    assert (await bench.queue.acquire(request("normal"))).instance_id == "i1"
+    bench.publish("i1", places=2)
+    await asyncio.sleep(0)
+    assert not again.done(), "it has a free place, and has just failed this one"
+    bench.publish("i1", "i2")
+    assert (await again).instance_id == "i2"
 
 
 async def test_a_suspect_is_spared_but_not_forgotten() -> None:
