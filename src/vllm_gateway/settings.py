@@ -157,7 +157,7 @@ class Retry(_Strict):
     budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window.")
     floor: int = Field(10, ge=0, description="So many retries in the window are always allowed.")
     window_s: Seconds = Field(60, gt=0, description="The window.")
-    same_after_s: Seconds = Field(1, description="An instance gets a request that it failed again after this, if alone.")
+    same_after_s: Seconds = Field(1, description="Then the only instance gets a request again that it failed.")
 
 
 class Ejection(_Strict):

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a request's body, bounded, finds in it what routing needs, model and stream, and puts a model's own name in."""
 
+import asyncio
 from email.message import Message
 
 import msgspec
 from aiohttp import hdrs, web
 
 from vllm_gateway.api.errors import ApiError
+
+STALL_S = 60.0
+"""How long a request that has begun may bring not a single byte."""
 
 
 class Wanted(msgspec.Struct):
@@ -20,21 +24,31 @@ _decode = msgspec.json.Decoder(Wanted).decode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-async def read_body(request: web.BaseRequest, limit: int) -> bytes:
-    """Raises ApiError body_too_large."""
+async def read_body(request: web.BaseRequest, limit: int, stall_s: float) -> bytes:
+    """Raises ApiError body_too_large, or body_timeout."""
     too_large = ApiError("body_too_large", f"The request body is over {limit >> 20} MiB (server.max_body_mib).")
     if (request.content_length or 0) > limit:
         raise too_large
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    if request.content_length is not None:
-        return await request.content.read(-1) if request.content_length else b""
     parts = bytearray()
-    while block := await request.content.readany():
-        parts += block
-        if len(parts) > limit:
-            raise too_large
+    try:
+        while block := await _more(request, stall_s):
+            parts += block
+            if len(parts) > limit:
+                raise too_large
+    except TimeoutError:
+        raise body_timeout() from None
     return bytes(parts)
+
+
+async def _more(request: web.BaseRequest, stall_s: float) -> bytes:
+    async with asyncio.timeout(stall_s):
+        return await request.content.readany()
+
+
+def body_timeout() -> ApiError:
+    return ApiError("body_timeout", "The rest of the request's body did not come. Send it faster, or in smaller parts.")
 
 
 def wanted(body: bytes, content_type: str) -> Wanted:

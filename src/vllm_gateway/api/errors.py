@@ -85,7 +85,10 @@ class ApiError(Exception):
 
     def response(self, request_id: str) -> web.Response:
         """For aiohttp to send."""
-        return web.Response(status=self.status, body=self.body(), headers=self.headers(request_id))
+        response = web.Response(status=self.status, body=self.body(), headers=self.headers(request_id))
+        if self.status == 408:
+            response.force_close()  # the rest of the request may still come
+        return response
 
     def reply(self, request_id: str, *, keep_alive: bool) -> bytes:
         """The same reply as bytes."""

@@ -18,15 +18,13 @@ from vllm_gateway.api.visitor import Visitor
 
 IDLE_S = 3600.0
 """Longer than any proxy in front keeps its connections: the side that sends requests should be the one to close."""
-STALL_S = 60.0
-"""How long a request that has begun may bring not a single byte."""
 _SWEEP_S = 5.0
 
 
 class FrontDoor(web.Server):
     """Takes connections; ends them gracefully on shutdown, in both lanes."""
 
-    def __init__(self, api: Api, *, stall_s: float = STALL_S) -> None:
+    def __init__(self, api: Api) -> None:
         super().__init__(api.handle, access_log=None, handler_cancellation=True, auto_decompress=False)
         self._opened = api.opened
         self.inference = api.inference
@@ -38,7 +36,7 @@ class FrontDoor(web.Server):
         """Each reply is the last of its connection, but no connection is closed before that."""
         self._keys = api.keys
         self._max_body = api.max_body
-        self._stall_s = stall_s
+        self._stall_s = api.stall_s
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 

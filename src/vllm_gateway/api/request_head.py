@@ -12,7 +12,8 @@ from functools import lru_cache
 from vllm_gateway.relay.framing import FIELD_NAME
 
 MAX_HEAD_BYTES = 16 * 1024
-BEGINNING = b"POST /v1/"
+_BEGINNING = b"POST /v1/"
+_METHOD = re.compile(rb"[A-Z]{1,20} |[A-Z]{0,20}\Z")
 
 _REQUEST_LINE = re.compile(rb"POST ((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)(\?[A-Za-z0-9._~/=&%+-]*)? HTTP/1\.1")
 _FIELD = re.compile(rb"(" + FIELD_NAME + rb"):([\t\x20-\x7e]*+)")
@@ -24,6 +25,11 @@ _ONCE = frozenset(
 )
 _PERSISTENCE = {b"": True, b"keep-alive": True, b"close": False}
 _MAX_KEPT_LINE = 256
+
+
+def may_become_a_head(data: bytes) -> bool:
+    """Whether more bytes could make it one: what cannot is answered at once."""
+    return len(data) < MAX_HEAD_BYTES and _METHOD.match(data) is not None and data.count(b"\n") == data.count(b"\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ def parse_request_head(head: bytes) -> RequestHead | None:
 def _targets(request_line: bytes) -> tuple[str, str] | None:
     """Target and path."""
     found = _REQUEST_LINE.fullmatch(request_line)
-    if found is None or not request_line.startswith(BEGINNING) or request_line.startswith(b"POST /v1/models"):
+    if found is None or not request_line.startswith(_BEGINNING) or request_line.startswith(b"POST /v1/models"):
         return None
     path = found[1].decode("ascii")
     return path + (found[2] or b"").decode("ascii"), path

@@ -9,7 +9,7 @@ from functools import partial
 import orjson
 from aiohttp import hdrs, web
 
-from vllm_gateway.api.body import read_body
+from vllm_gateway.api.body import STALL_S, read_body
 from vllm_gateway.api.cors import ANY_ORIGIN, preflight
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.inference import Inference
@@ -36,6 +36,7 @@ class Api:
         retry: Callable[[str], None],
         decisions: Callable[[str], DecisionsPage],
         max_body: int,
+        stall_s: float = STALL_S,
     ) -> None:
         self._names = names
         self.keys = keys
@@ -46,6 +47,7 @@ class Api:
         self._retry = retry
         self._decisions = decisions
         self.max_body = max_body
+        self.stall_s = stall_s
         self.opened = asyncio.Event()
         """Set once the fleet is known: until then only /health is answered, and all else waits."""
         self._metrics = MetricsPage(journal.metrics, status)
@@ -124,7 +126,7 @@ class Api:
 
     async def _infer(self, request: web.BaseRequest, caller: str, progress: Progress) -> web.StreamResponse:
         self.inference.check_open()
-        body = await read_body(request, self.max_body)
+        body = await read_body(request, self.max_body, self.stall_s)
         if request.method != hdrs.METH_POST and not body:
             text = f"{request.method} {request.path} names no model. Send a POST with a JSON body that does."
             raise ApiError("model_missing", text, param="model")

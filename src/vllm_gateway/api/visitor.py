@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.body import body_timeout
 from vllm_gateway.api.journal import Progress, request_id_of
-from vllm_gateway.api.request_head import BEGINNING, MAX_HEAD_BYTES, RequestHead, parse_request_head
+from vllm_gateway.api.request_head import MAX_HEAD_BYTES, RequestHead, may_become_a_head, parse_request_head
 
 if TYPE_CHECKING:
     from vllm_gateway.api.front_door import FrontDoor
@@ -129,7 +129,7 @@ class Visitor(asyncio.Protocol):
         self.ahead = b""
         end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
         if end < 0:
-            if len(data) < MAX_HEAD_BYTES and data.startswith(BEGINNING[: len(data)]):
+            if may_become_a_head(data):
                 self.ahead = data
                 self._heard_at = self._door.loop.time()
             else:
@@ -261,8 +261,7 @@ class Visitor(asyncio.Protocol):
 
     def _refuse_slow_body(self) -> None:
         assert self._progress is not None
-        text = "The rest of the request's body did not come. Send it faster, or in smaller parts."
-        failed = ApiError("body_timeout", text)
+        failed = body_timeout()
         self._progress.outcome, self._progress.status = failed.code, failed.status
         self.transport.write(failed.reply(self._progress.request_id, keep_alive=False))
         self._close()

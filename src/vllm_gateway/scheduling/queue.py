@@ -56,8 +56,8 @@ class ModelQueue:
     """Binds late: a request is given its instance when a place is free, not before.
 
     The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they are
-    few (`RetryBudget`), and wait for an instance that has not failed them, as long as there is one. If there is none, they
-    come back to one that has, after a pause: an engine that is ending is then gone, and what follows it is waited for.
+    few (`RetryBudget`), and wait for an instance that has not failed them, as long as there is one. If there is none,
+    they come back to one that has, after a pause: an engine that is ending is gone by then, and its successor awaited.
     Between two calls, nobody waits who could have a place.
     """
 

@@ -134,10 +134,11 @@ async def house(
             retry=_never,
             decisions=_never,
             max_body=MAX_BODY,
+            stall_s=stall_s,
         )
         if opened:
             api.opened.set()
-        door = FrontDoor(api, stall_s=stall_s)
+        door = FrontDoor(api)
         runner = web.ServerRunner(door, shutdown_timeout=drain_s)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

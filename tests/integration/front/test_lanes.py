@@ -214,21 +214,33 @@ async def test_a_client_that_leaves_while_it_sends_the_body(lane: str) -> None:
         assert engine.accepted == 0
 
 
-async def test_a_body_that_does_not_come_is_given_up() -> None:
+SLOW_BODIES = {
+    "plain": a_request()[:-3],
+    "not plain": a_request(lane="aiohttp")[:-3],
+    "chunked": b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nd\r\n{",
+    "form": b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"Content-Length: 99\r\n\r\n--b\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", SLOW_BODIES.values(), ids=SLOW_BODIES.keys())
+async def test_a_body_that_does_not_come_is_given_up(sent: bytes) -> None:
     async with house(stall_s=0.1) as gateway:
         client = await gateway.connect()
-        await client.send(a_request()[:-3])
+        await client.send(sent)
         reply = await client.message()
         assert (reply.status, reply.header("connection")) == (408, [b"close"])
-        assert await client.ended() == b""
+        assert b'"code":"body_timeout"' in reply.body
         assert (await gateway.line())["outcome"] == "body_timeout"
+        client.reset()
         await eventually(lambda: len(gateway.connections) == 0)
 
 
-async def test_a_head_that_does_not_come_is_given_up() -> None:
+@pytest.mark.parametrize("sent", [b"POST /v1/x HTTP/1.1\r\nHost", b"GET /health HT", b"PU"])
+async def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
     async with house(stall_s=0.1) as gateway:
         client = await gateway.connect()
-        await client.send(b"POST /v1/x HTTP/1.1\r\nHost")
+        await client.send(sent)
         assert await client.ended() == b""
         assert not gateway.lines
 

@@ -17,7 +17,7 @@ LIMIT = 1 << 18
 async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
     async def answer(request: web.Request) -> web.Response:
         try:
-            return web.Response(body=await read_body(request, LIMIT))
+            return web.Response(body=await read_body(request, LIMIT, 60))
         except ApiError as error:
             return error.response("r1")
 

@@ -22,7 +22,7 @@ OTHERS = [
     b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
     b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\nExpect: 100-continue\r\n\r\n",
-    b"POST /v2",
+    b"POST /v2\n",
     b"\r\n",
 ]
 

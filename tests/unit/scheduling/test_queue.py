@@ -82,7 +82,12 @@ class Bench:
         self.queues = Queues(
             {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
             self.demand,
-            QueueSettings(size, timeout_s, {"high": 10, "normal": 0, "low": -10}, Retry(attempts=3, floor=5, same_after_s=same_after_s)),
+            QueueSettings(
+                size,
+                timeout_s,
+                {"high": 10, "normal": 0, "low": -10},
+                Retry(attempts=3, floor=5, same_after_s=same_after_s),
+            ),
             departed=lambda view: self.departed.append(view.instance_id),
             health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
         )
