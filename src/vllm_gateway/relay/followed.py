@@ -20,7 +20,7 @@ MAX_ERROR_BYTES = 64 * 1024
 class FollowedExchange(Exchange):
     """As `Exchange`, but what is no stream passes unchanged only while the client has no head."""
 
-    __slots__ = ("_error", "_follows", "_stream")
+    __slots__ = ("_error", "_follows", "_stream", "_whole")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class FollowedExchange(Exchange):
         )
         self._stream = stream
         self._follows = False
+        self._whole = False  # the next read may be one whole chunk
         self._error: bytearray | None = None  # the body of a reply that is no stream and comes too late to be passed on
 
     @property
@@ -73,6 +74,20 @@ class FollowedExchange(Exchange):
             stream.begin(head.without(stream.own.names))
         self._pass_on(body)
 
+    def received(self, data: bytes) -> None:
+        if not self._whole or (chunk := self._stream.follower.feed_chunk(data)) is None:
+            super().received(data)
+            return
+        self._heard = True
+        if self._client_transport.is_closing():
+            self._end("client_gone")
+            return
+        self._stream.write_chunk(chunk)
+        if self._watch is not None:
+            self._watch(chunk)
+        if self._client.writing_paused and not self._paused:
+            self._pause()
+
     def _pass_on(self, data: bytes, head: bytes = b"") -> None:
         if not self._follows and self._error is None:
             super()._pass_on(data, head)
@@ -89,6 +104,13 @@ class FollowedExchange(Exchange):
         except BadFraming:
             self._end("bad_reply")
             return
+        self._whole = (
+            self._follows
+            and self._began is None
+            and isinstance(framing, Chunked)
+            and framing.is_between_chunks
+            and self._stream.takes_chunks
+        )
         self._reusable = self._reusable and used == len(data)
         if self._error is not None:
             self._error += payload[: MAX_ERROR_BYTES - len(self._error)]

@@ -26,6 +26,9 @@ class Follower(Protocol):
     def feed(self, payload: bytes) -> bytes:
         """Events, or parts of them, as they come; what is to be sent now."""
 
+    def feed_chunk(self, chunk: bytes) -> bytes | None:
+        """The same for what is perhaps one chunk with one event, framing included; None if it has to be taken apart."""
+
 
 class ClientStream:
     """One reply of server-sent events, written in parts: head, events from anywhere, end."""
@@ -60,6 +63,11 @@ class ClientStream:
         self.bytes_sent = 0
 
     @property
+    def takes_chunks(self) -> bool:
+        """Whether a chunk can be written as it is: the head is out, and the client knows chunks."""
+        return self._chunked and self.begun and not self._head
+
+    @property
     def is_slow(self) -> bool:
         return self.client.writing_paused
 
@@ -77,6 +85,11 @@ class ClientStream:
         if events:
             out += chunk(events) if self._chunked else events
         self._send(out)
+
+    def write_chunk(self, data: bytes) -> None:
+        """An event that is a chunk already."""
+        self.transport.write(data)
+        self.bytes_sent += len(data)
 
     def end(self) -> None:
         """After the last event."""

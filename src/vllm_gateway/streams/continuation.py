@@ -31,6 +31,8 @@ class Stream(Protocol):
 
     def feed(self, payload: bytes) -> bytes: ...
 
+    def feed_chunk(self, chunk: bytes) -> bytes | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:

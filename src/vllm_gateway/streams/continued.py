@@ -27,6 +27,9 @@ class Continued:
     def failed(self) -> str | None:
         return self._tracker.failed
 
+    def feed_chunk(self, chunk: bytes) -> bytes | None:
+        return None
+
     def feed(self, payload: bytes) -> bytes:
         try:
             return b"".join([self._event(event) for event in self._reader.feed(payload)])

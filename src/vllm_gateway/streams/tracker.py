@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Follows a stream on its way to the client: what has been said, how it ended, and what another instance must know.
 
-Nearly every event of an engine differs from the one before in its text and its ids alone. Such events are read by
-cutting them where they differ; all others are parsed.
+Nearly every event of an engine is a plain one, which is read in one match; all others are parsed. Where nothing has to
+be known for a continuation, because there will be none, it is enough to see that the reply goes on.
 """
 
 import re
@@ -12,23 +12,15 @@ from typing import Any
 import orjson
 
 from vllm_gateway.streams.asked import Asked, Kind, Resume, with_token_ids
+from vllm_gateway.streams.plain import PLAIN
 from vllm_gateway.streams.sse import EventReader, EventTooLong, data_of
 
 # A quote that no backslash precedes opens or closes a text; one before `token_ids":` can only open a name.
 _IDS = re.compile(rb'(?<!\\)"(token_ids|prompt_token_ids)"(\s*+:\s*+)\[([\s\d,]*+)\]')
 _HIDDEN = rb'"\1"\2null'
 _PROMPT_IDS = re.compile(rb'(?<!\\)"prompt_token_ids"\s*+:\s*+(\[[\s\d,]+\])')
-_BARE_QUOTE = re.compile(rb'(?<!\\)(?:\\\\)*+"')
 
-_BEFORE_TEXT = {
-    Kind.CHAT: b'"choices":[{"index":0,"delta":{"content":"',
-    Kind.COMPLETION: b'"choices":[{"index":0,"text":"',
-}
-_AFTER_TEXT = {
-    Kind.CHAT: b'"},"logprobs":null,"finish_reason":null,"token_ids":[',
-    Kind.COMPLETION: b'","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":[',
-}
-_END = b"]}]}\n\n"
+_MAX_SIZE_LINE = 10  # of a chunk with one event
 
 _UNFINISHED = frozenset({"abort", "error"})
 """With these vLLM ends a request that it could not finish."""
@@ -68,9 +60,8 @@ class Tracker:
         self._reader = EventReader()
         self._kind = asked.kind
         self._before: bytes | None = None  # what plain events begin with, once one has been seen
-        self._after = _AFTER_TEXT[asked.kind]
-        self._end = _END
-        self._hidden = self._after[:-1] + b"null" + _END[1:]
+        self._plain = PLAIN[asked.kind]
+        self._rest = self._plain.rest.match
 
     @property
     def body(self) -> bytes:
@@ -105,17 +96,38 @@ class Tracker:
         self.failed = None
         self._reader = EventReader()
 
+    def feed_chunk(self, chunk: bytes) -> bytes | None:
+        """As `feed`, for what is one chunk of HTTP with one event that reads easily; the chunk that goes to the client.
+
+        None if it is not: then nothing has happened.
+        """
+        if self._reader.held or self.ended:
+            return None
+        start = chunk.find(b"\n", 0, _MAX_SIZE_LINE) + 1
+        before = self._before
+        if before is not None and chunk.startswith(before, start):
+            rest = self._rest(chunk, start + len(before))
+            if rest is not None and _is_one_chunk(chunk, start, rest.end()):
+                self._say_plain(rest)
+                if not self._hide_ids:
+                    return chunk
+                event = chunk[start : rest.end(1)] + self._plain.hidden_rest
+                return b"%x\r\n%b\r\n" % (len(event), event)
+        end = len(chunk) - 2
+        if (
+            self.obstacle is None
+            or not self._is_mere_text(chunk, start, end)
+            or not _is_one_chunk(chunk, start, end)
+            or (self._hide_ids and _IDS.search(chunk) is not None)
+        ):
+            return None
+        self.pieces += 1
+        return chunk
+
     def feed(self, payload: bytes) -> bytes:
         """What goes on to the client. Nothing does once the stream has ended."""
         if self.ended:
             return b""
-        if self.obstacle is not None and self._is_mere_text(payload):
-            return self._shown(payload)
-        before = self._before
-        if before is not None and not self._reader.held and payload.startswith(before):
-            plain = self._plain(payload, before)
-            if plain is not None:
-                return plain
         try:
             events = self._reader.feed(payload)
         except EventTooLong:
@@ -123,42 +135,35 @@ class Tracker:
             return b""
         return b"".join([self._event(event) for event in events])
 
-    def _is_mere_text(self, event: bytes) -> bool:
+    def _is_mere_text(self, data: bytes, start: int, end: int) -> bool:
         """Whether it is one event of a reply that goes on: enough of a stream that cannot be continued."""
         return (
-            event.startswith(b'data: {"id":')
-            and event.endswith(b"\n\n")
-            and event.find(b"\n") == len(event) - 2
-            and b'"finish_reason":null' in event
-            and b'"finish_reason":"' not in event
+            data.startswith(b'data: {"id":', start)
+            and data.find(b"\n", start) == end - 2
+            and data.startswith(b"\n\n", end - 2)
+            and b'"finish_reason":null' in data
+            and b'"finish_reason":"' not in data
             and self.begun
-            and not self._reader.held
         )
 
-    def _plain(self, event: bytes, before: bytes) -> bytes | None:
-        """Takes an event of the usual form; None if it is of another, or not a single event."""
-        if not event.endswith(self._end) or event.find(b"\n") != len(event) - 2:
-            return None
-        text_end = event.rfind(self._after)
-        text = event[len(before) : text_end]
-        ids = event[text_end + len(self._after) : -len(self._end)]
-        if text_end < 0 or not (ids.isdigit() or ids.replace(b",", b"").isdigit()):
-            return None
-        if b'"' in text and _BARE_QUOTE.search(text) is not None:
-            return None
-        self.ids += b"," + ids
+    def _say_plain(self, rest: re.Match[bytes]) -> None:
+        self.ids += b"," + rest[2]
         self.pieces += 1
         if self.texts is not None:
-            self.texts.append(text)
-        return event[:text_end] + self._hidden if self._hide_ids else event
+            self.texts.append(rest[1])
 
     def _event(self, event: bytes) -> bytes:
         if self.ended:
             return b""
-        if self._before is not None and event.startswith(self._before):
-            plain = self._plain(event, self._before)
-            if plain is not None:
-                return plain
+        before = self._before
+        if before is not None and event.startswith(before):
+            rest = self._rest(event, len(before))
+            if rest is not None and rest.end() == len(event):
+                self._say_plain(rest)
+                return event[: rest.end(1)] + self._plain.hidden_rest if self._hide_ids else event
+        if self.obstacle is not None and self._is_mere_text(event, 0, len(event)):
+            self.pieces += 1
+            return self._shown(event)
         data = data_of(event)
         if data is None:
             return event
@@ -190,8 +195,8 @@ class Tracker:
             self._choice(choice)
         if not choices and chunk.get("usage"):
             self.usage_sent = True
-        if self._before is None:
-            self._learn(event)
+        if self._before is None and self.asked.choices == 1:
+            self._before = self._plain.begin_of(event)
 
     def take_prompt_ids(self, event: bytes) -> None:
         if (
@@ -223,17 +228,18 @@ class Tracker:
             self.ids += b"".join([b",%d" % one for one in ids])
         elif text:
             self.ids_complete = False
+            if self.resume is Resume.EXACT:
+                self.obstacle = self.obstacle or "the engine gave no token ids"
+                self._hide_ids = False
         if text and self.texts is not None:
             self.texts.append(orjson.dumps(text)[1:-1])
         if ids or text:
             self.pieces += 1
 
-    def _learn(self, event: bytes) -> None:
-        """The begin of plain events, from the first one that has it."""
-        marker = _BEFORE_TEXT[self._kind]
-        at = event.find(marker)
-        if at >= 0 and event.startswith(b"data: {") and self.asked.choices == 1:
-            self._before = event[: at + len(marker)]
-
     def _shown(self, event: bytes) -> bytes:
         return _IDS.sub(_HIDDEN, event) if self._hide_ids else event
+
+
+def _is_one_chunk(data: bytes, start: int, end: int) -> bool:
+    """Whether that from `start` to `end` is all there is in it, framed as engines do."""
+    return data[:start] == b"%x\r\n" % (end - start) and data[end:] == b"\r\n"

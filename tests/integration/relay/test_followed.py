@@ -56,6 +56,9 @@ class Loud:
         self.done = self.done or b"end" in payload
         return payload.upper()
 
+    def feed_chunk(self, chunk: bytes) -> bytes | None:
+        return None
+
 
 @contextlib.asynccontextmanager
 async def following(port: int, limits: Limits | None = None, *, begun: bool = False) -> AsyncIterator[Gateway]:
