@@ -26,6 +26,7 @@ BUILT_IN_REPOSITORIES: Mapping[str, str] = {"gemma3-4B": "google/gemma-3-4b-it"}
 PARALLEL_MODELS = "PARALLEL_MODELS_JSON"
 ALLOWED_MODELS = "ALLOWED_MODELS_JSON"
 ENVIRONMENT: Mapping[str, Keys] = {
+    "VLLM_GATEWAY_RUNTIME": ("runtime",),
     "VLLM_IMAGE": ("docker", "image"),
     "VLLM_CONTAINER_PREFIX": ("docker", "container_prefix"),
     "DOCKER_NETWORK_NAME": ("docker", "network"),
@@ -378,6 +379,9 @@ def _find_contradictions(draft: _Draft) -> None:
             option = str(argument).partition("=")[0].replace("_", "-")
             if option in _OPTIONS_OF_THE_GATEWAY:
                 message = f"{option} is given to the engine by the gateway; {_OPTIONS_OF_THE_GATEWAY[option]}"
+                draft.complain(("models", name, "engine_arguments", index), message)
+            elif option.startswith("-") and len(pieces := option.split()) > 1:
+                message = f"an option and its value are two items of the list: [{pieces[0]}, ...]"
                 draft.complain(("models", name, "engine_arguments", index), message)
         if model.get("endpoints"):
             for setting in _ENGINE_SETTINGS:

@@ -169,6 +169,7 @@ async def serve(
                 tasks.spawn(reloader.watch(config_file))
             emit(events.GATEWAY_READY, address=server.address)
             if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
+                log.flush()  # another thread writes the lines: those that came first are to be read first
                 print(_hint(settings, server.address), file=sys.stderr, flush=True)
             await _until_its_end(server, settings, stop, tasks, emit)
             loop.add_signal_handler(signal.SIGHUP, _ignore)

@@ -102,6 +102,12 @@ class Docker(_Strict):
     ipc: Literal["host", "private"] = "host"
     shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")  # noqa: S108
 
+    @model_validator(mode="after")
+    def _shared_memory_is_its_own(self) -> "Docker":
+        if self.shm_mib is not None and self.ipc == "host":
+            raise ValueError("`shm_mib` needs `ipc: private`: with `ipc: host` the shared memory is the host's")
+        return self
+
 
 class Process(_Strict):
     """The `process` runtime: engines are child processes of the gateway."""

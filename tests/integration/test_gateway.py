@@ -204,6 +204,19 @@ async def test_the_status_page_has_its_documented_shape(tmp_path: Path) -> None:
         assert page["active_models_by_id"]["gemma3-4B"][0] == "vllm_server_gemma3-4B_instance_1"
 
 
+async def test_a_browser_is_sent_to_the_status(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway, gateway.http.get("/") as reply:
+        assert (reply.status, reply.url.path) == (200, "/gateway/status")
+
+
+async def test_tokens_are_counted_by_the_engine_of_the_model(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config()) as gateway:
+        async with gateway.http.post("/tokenize", json={"model": "qwen2.5", "prompt": "one two"}) as reply:
+            tokens = (await reply.json())["tokens"]
+        async with gateway.http.post("/detokenize", json={"model": "qwen2.5", "tokens": tokens}) as reply:
+            assert await reply.json() == {"prompt": "one two"}
+
+
 async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config()) as gateway:
         url = URL(gateway.url)

@@ -9,11 +9,10 @@ follows on that connection. So the fast lane holds no route, no refusal and no g
 import asyncio
 from typing import Any
 
-from aiohttp import web
-
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.request_head import RequestHead
 from vllm_gateway.api.server import Api
+from vllm_gateway.api.unreadable import AiohttpServer
 from vllm_gateway.api.visitor import Visitor
 
 IDLE_S = 3600.0
@@ -21,7 +20,7 @@ IDLE_S = 3600.0
 _SWEEP_S = 5.0
 
 
-class FrontDoor(web.Server):
+class FrontDoor(AiohttpServer):
     """Takes connections; ends them gracefully on shutdown, in both lanes."""
 
     def __init__(self, api: Api) -> None:

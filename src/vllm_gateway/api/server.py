@@ -20,6 +20,9 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.status import DecisionsPage, Status
 from vllm_gateway.relay import AiohttpClient, CarriedResponse
 
+_BESIDE_V1 = frozenset({"/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank", "/v2/rerank"})
+"""What else of vLLM names a model in its body and changes nothing in the engine."""
+
 
 class Api:
     """One handler for aiohttp's low-level server: a dictionary look-up instead of a router."""
@@ -53,6 +56,7 @@ class Api:
         self._metrics = MetricsPage(journal.metrics, status)
         self._created = int(time.time())
         self._pages: Mapping[str, Callable[[web.BaseRequest, Progress], web.Response]] = {
+            "/": self._send_on_to_status,
             "/gateway/status": self._show_status,
             "/gateway/decisions": self._show_decisions,
             "/metrics": self._show_metrics,
@@ -81,7 +85,8 @@ class Api:
             _only_get(request)
             problems = self._problems()
             return _json({"status": "degraded", "problems": problems} if problems else {"status": "ok"}, progress)
-        if path.startswith("/v1/") and (allowed := preflight(request)) is not None:
+        is_inference = path.startswith("/v1/") or path in _BESIDE_V1
+        if is_inference and (allowed := preflight(request)) is not None:
             return allowed
         await self.opened.wait()
         caller = self.keys.caller(_credentials(request), request.remote or "")
@@ -91,10 +96,14 @@ class Api:
             return page(request, progress)
         if path.startswith("/gateway/models/") and path.endswith("/retry"):
             return self._try_again(request, progress)
-        if not path.startswith("/v1/") or "/.." in request.rel_url.path:
+        if not is_inference or "/.." in request.rel_url.path:
             text = f"No route {path}. Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
             raise ApiError("not_found", text)
         return await self._infer(request, caller, progress)
+
+    def _send_on_to_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        """For a person with a browser."""
+        return web.Response(status=307, headers={hdrs.LOCATION: "/gateway/status"})
 
     def _show_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
         return _json(self._status(), progress)

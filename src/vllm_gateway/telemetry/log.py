@@ -196,7 +196,8 @@ class _Sink:
 
     def _put_console(self, fields: dict[str, Any]) -> None:
         if self.writer is not None and self._render is not None:
-            self.writer.put(str(self._render(None, "msg", fields)).encode("utf-8", "replace") + b"\n")
+            known = {name: value for name, value in fields.items() if value is not None}
+            self.writer.put(str(self._render(None, "msg", known)).encode("utf-8", "replace") + b"\n")
 
     def last_words(self) -> None:
         """At exit: a process that never came to `configure` still shows its warnings and errors."""

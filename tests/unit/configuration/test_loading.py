@@ -39,6 +39,7 @@ def test_every_variable_reaches_its_setting() -> None:
     settings = load_settings(
         None,
         {
+            "VLLM_GATEWAY_RUNTIME": "process",
             "VLLM_IMAGE": "img",
             "VLLM_CONTAINER_PREFIX": "pre",
             "VLLM_INACTIVITY_TIMEOUT": "0",
@@ -53,6 +54,7 @@ def test_every_variable_reaches_its_setting() -> None:
     docker = settings.docker
     assert (docker.image, docker.container_prefix, docker.cache_dir, docker.network) == ("img", "pre", "/cache", "net")
     assert (settings.idle_timeout_s, settings.memory_footprint_file, settings.hf_token) == (0, "f.json", "t1")
+    assert settings.runtime == "process"
     assert settings.server.api_keys == ("a", "b")
     assert load_settings(None, {"HUGGING_FACE_HUB_TOKEN": "t2"}).hf_token == "t2"
 
@@ -100,6 +102,11 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
         ("idle_timeout_s: 30m\n", 'g.yaml:1: idle_timeout_s: must be a number; got "30m"'),
         ("retry: {budget: 2}\n", "g.yaml:1: retry.budget: must be at most 1; got 2"),
         ("gpus: {source: static, devices: [{name: g}]}\n", "g.yaml:1: gpus.devices.0.memory_mib: is missing"),
+        ("docker: {shm_mib: 64}\n", "g.yaml:1: docker: `shm_mib` needs `ipc: private`"),
+        (
+            "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",
+            "g.yaml:1: models.a.engine_arguments.0: an option and its value are two items of the list: [--max",
+        ),
         ("runtime: podman\n", "g.yaml:1: runtime: must be 'docker' or 'process'"),
         ("log:\n", "g.yaml:1: log: must be settings of the form `name: value`"),
         ("process: {command: vllm serve}\n", "g.yaml:1: process.command: must be a list of the form [one, two]"),

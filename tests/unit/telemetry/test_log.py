@@ -76,12 +76,13 @@ def test_console_lines_have_no_colours_off_a_terminal() -> None:
     out = io.StringIO()
     log.configure(Log(format="console"), out)
     log.get_logger().emit(events.GATEWAY_READY, address="here")
-    log.write_line(b'{"timestamp":"t","level":"info","event":"request_finished","status":200}')
+    log.write_line(b'{"timestamp":"t","level":"info","event":"request_finished","status":200,"model":null}')
     assert log.flush()
     text = out.getvalue()
     assert "gateway_ready" in text
     assert "address=here" in text
     assert "status=200" in text
+    assert "model" not in text
     assert "\x1b" not in text
     log.shutdown()
 
