@@ -90,6 +90,7 @@ async def running_gateway(
 
     `arguments` are added to the command, and win.
     """
+    folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
     footprints = str(folder / "footprints.json")
     file.write_text(yaml.safe_dump({"memory_footprint_file": footprints, **config}), encoding="utf-8")

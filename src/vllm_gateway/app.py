@@ -126,9 +126,15 @@ class Gateway:
             for name in settings.models
         }
 
-    def reconfigure(self, settings: Settings) -> None:
-        """Ends only requests that wait for a model that is gone. Raises StrategyError before anything changed."""
+    async def reconfigure(self, settings: Settings) -> None:
+        """Ends only requests that wait for a model that is gone.
+
+        Raises StrategyError, ProbeError or RuntimeDown before anything changed.
+        """
         placements = self._placements(settings)
+        if self._probe is None and (probe := self._make_probe(settings)) is not None:
+            await self.fleet.prepare(probe)
+            self._probe = probe
         self.settings = settings
         self._keys.configure(settings.server.api_keys)
         self._names.configure(_names(settings))
@@ -136,8 +142,7 @@ class Gateway:
         terms = terms_of(settings)
         self.inference.configure(terms)
         self.relay.configure(shortest(terms))
-        self._probe = self._probe or self._make_probe(settings)
-        self.fleet.reconfigure(settings, self._probe, _measured(placements))
+        self.fleet.reconfigure(settings, _measured(placements))
 
     async def open(self) -> None:
         self._began = asyncio.get_running_loop().time()

@@ -2,13 +2,17 @@
 """Takes a changed configuration while the gateway runs: all of it, or, if anything in it is wrong, nothing."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.configuration import ConfigError
+from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import events
+
+Stamp = tuple[int, int, int]
 
 WATCH_S = 1.0
 # What is built once: the listening socket, the runtime, the GPUs, the log and other files.
@@ -49,22 +53,34 @@ class Reloader:
         self,
         current: Settings,
         load: Callable[[], Settings],
-        apply: Callable[[Settings], None],
+        apply: Callable[[Settings], Awaitable[None]],
         emit: Callable[..., None],
     ) -> None:
         self._current = current
         self._load = load
         self._apply = apply
         self._emit: Callable[..., None] = emit
+        self._asked = asyncio.Event()
 
-    def reload(self) -> None:
+    def ask(self) -> None:
+        """For a reload, soon."""
+        self._asked.set()
+
+    async def follow(self) -> None:
+        """Reloads when that is asked for, once for all who asked meanwhile. Runs until it is cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            await self.reload()
+
+    async def reload(self) -> None:
         try:
             settings, differing = keep_fixed(self._current, self._load())
-            self._apply(settings)
+            await self._apply(settings)
         except ConfigError as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=list(map(str, error.problems)))
             return
-        except StrategyError as error:
+        except (StrategyError, ProbeError, RuntimeDown) as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=[str(error)])
             return
         self._current = settings
@@ -72,18 +88,17 @@ class Reloader:
             self._emit(events.CONFIG_NEEDS_RESTART, settings=differing)
         self._emit(events.CONFIG_RELOADED, models=list(settings.models))
 
-    async def watch(self, path: Path) -> None:
-        """Reloads whenever the file has changed. Runs until it is cancelled."""
-        seen = await asyncio.to_thread(_stamp, path)
+    async def watch(self, path: Path, seen: Stamp | None) -> None:
+        """Asks whenever the file has changed since it was `seen`. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            stamp = await asyncio.to_thread(_stamp, path)
-            if stamp != seen:
-                seen = stamp
-                self.reload()
+            now = await asyncio.to_thread(stamp, path)
+            if now != seen:
+                seen = now
+                self.ask()
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp | None:
     """What differs once a file was written or replaced; follows links, as volumes of Kubernetes need."""
     try:
         status = path.stat()

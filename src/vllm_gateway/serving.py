@@ -24,7 +24,7 @@ from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.handover import CannotTakeOver, Predecessor, Successor, control_path
 from vllm_gateway.listening import BACKLOG, bind, inherited, url_of
-from vllm_gateway.reloading import Reloader
+from vllm_gateway.reloading import Reloader, stamp
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.settings import Settings
@@ -147,6 +147,7 @@ async def serve(
 
     `load` reads the settings again.
     """
+    seen = stamp(config_file) if config_file is not None else None
     log.configure(settings.log)
     _keep_freed_memory()
     stop = asyncio.Event()
@@ -164,9 +165,10 @@ async def serve(
                 await predecessor.say_ready()
                 tasks.spawn(predecessor.follow())
             reloader = Reloader(settings, load, server.gateway.reconfigure, emit)
-            loop.add_signal_handler(signal.SIGHUP, reloader.reload)
+            tasks.spawn(reloader.follow())
+            loop.add_signal_handler(signal.SIGHUP, reloader.ask)
             if config_file is not None and settings.reload == "watch":
-                tasks.spawn(reloader.watch(config_file))
+                tasks.spawn(reloader.watch(config_file, seen))
             emit(events.GATEWAY_READY, address=server.address)
             if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
                 log.flush()  # another thread writes the lines: those that came first are to be read first

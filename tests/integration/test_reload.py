@@ -83,3 +83,24 @@ async def test_a_changed_file_is_noticed_if_that_is_asked_for(tmp_path: Path) ->
         gateway.http.headers["Authorization"] = "Bearer secret"
         assert (await gateway.chat("b"))[0] == 200
         assert (await gateway.chat("a"))[0] == 404
+
+
+async def test_engines_are_not_promised_where_none_can_run(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path / "a", config(models={"a": model("a")})) as other:
+        elsewhere = {"models": {"a": {"endpoints": [other.url]}}}
+        without_docker = {"DOCKER_HOST": f"unix://{tmp_path}/no.sock"}
+        async with running_gateway(tmp_path / "b", elsewhere, without_docker) as gateway:
+            write(tmp_path / "b", {"models": {**elsewhere["models"], "b": {"repository": "test/b"}}})
+            gateway.process.send_signal(signal.SIGHUP)
+            (problem,) = (await gateway.event("config_reload_failed"))["problems"]
+            assert "Docker" in problem
+            assert (await gateway.chat("b"))[0] == 404
+            assert (await gateway.chat("a"))[0] == 200
+
+
+async def test_the_first_engines_of_its_own(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path / "a", config(models={"a": model("a")})) as other:
+        elsewhere = {"a": {"endpoints": [other.url]}}
+        async with running_gateway(tmp_path / "b", config(models=elsewhere)) as gateway:
+            await reload(gateway, tmp_path / "b", config(models={**elsewhere, "b": model("b")}))
+            assert (await gateway.chat("b"))[0] == 200

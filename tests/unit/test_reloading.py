@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A changed configuration counts as a whole or not at all, and what needs a restart is named."""
 
+import asyncio
+
+from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.configuration import ConfigError, Problem
 from vllm_gateway.reloading import FIXED, Reloader, keep_fixed
 from vllm_gateway.scheduling import StrategyError
@@ -32,26 +35,56 @@ def test_every_fixed_setting_is_there() -> None:
         assert hasattr(getattr(OLD, section) if section else OLD, key)
 
 
-def test_a_good_one_is_applied() -> None:
-    said, applied = Said(), list[Settings]()
+class Applied(list[Settings]):
+    async def __call__(self, settings: Settings) -> None:
+        self.append(settings)
+
+
+async def test_a_good_one_is_applied() -> None:
+    said, applied = Said(), Applied()
     new = OLD.model_copy(update={"queue_size": 5})
-    Reloader(OLD, lambda: new, applied.append, said).reload()
+    await Reloader(OLD, lambda: new, applied, said).reload()
     assert applied == [new]
     assert said.lines == [("config_reloaded", {"models": ["a"]})]
 
 
-def test_a_bad_one_changes_nothing_and_says_why() -> None:
-    said, applied = Said(), list[Settings]()
+async def test_a_bad_one_changes_nothing_and_says_why() -> None:
+    said, applied = Said(), Applied()
 
     def bad() -> Settings:
         raise ConfigError([Problem("gateway.yaml:3", "unknown setting 'modles'")])
 
-    Reloader(OLD, bad, applied.append, said).reload()
+    await Reloader(OLD, bad, applied, said).reload()
     assert not applied
     assert said.lines == [("config_reload_failed", {"problems": ["gateway.yaml:3: unknown setting 'modles'"]})]
 
-    def no_strategy(_: Settings) -> None:
-        raise StrategyError("no strategy 'x'")
+    for error in (StrategyError("no strategy 'x'"), ProbeError("no GPU")):
 
-    Reloader(OLD, lambda: OLD, no_strategy, said).reload()
-    assert said.lines[1] == ("config_reload_failed", {"problems": ["no strategy 'x'"]})
+        async def refuse(_: Settings, error: Exception = error) -> None:
+            raise error
+
+        await Reloader(OLD, lambda: OLD, refuse, said).reload()
+        assert said.lines[-1] == ("config_reload_failed", {"problems": [str(error)]})
+
+
+async def test_who_asks_while_one_is_applied_is_served_after_it() -> None:
+    said = Said()
+    applied = asyncio.Queue[Settings]()
+    go_on = asyncio.Semaphore(0)
+
+    async def apply(settings: Settings) -> None:
+        await applied.put(settings)
+        await go_on.acquire()
+
+    reloader = Reloader(OLD, lambda: OLD, apply, said)
+    following = asyncio.create_task(reloader.follow())
+    reloader.ask()
+    await applied.get()
+    for _ in range(3):
+        reloader.ask()
+    go_on.release()
+    await applied.get()
+    assert [name for name, _ in said.lines] == ["config_reloaded"]
+    assert applied.empty()
+    following.cancel()
+    await asyncio.wait({following})

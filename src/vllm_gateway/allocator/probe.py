@@ -93,6 +93,8 @@ class NvmlProbe:
             except pynvml.NVMLError as error:
                 self._stop()  # the driver was reloaded or is gone: start anew at the next reading
                 raise ProbeError(f"NVML does not list the GPUs: {error}") from error
+            if not count:
+                raise ProbeError("NVML lists no GPU. Let this machine or container see one.")
             return [self._read_one(index, our_pids is not None) for index in range(count)]
 
     def close(self) -> None:

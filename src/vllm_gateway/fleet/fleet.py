@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection
 
 from vllm_gateway.allocator.footprints import FootprintStore
-from vllm_gateway.allocator.probe import GpuProbe
+from vllm_gateway.allocator.probe import GpuProbe, ProbeError
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt, follow, remove_strangers
@@ -50,6 +50,7 @@ class Fleet:
         self._measured: Collection[str] = ()
         self._published = -1
         self._following: asyncio.Task[None] | None = None
+        self._has_runtime = False
         self._tasks = Tasks(emit)
         self._health = Health()
         self._memory = GpuMemory(probe, runtime, emit)
@@ -81,7 +82,8 @@ class Fleet:
         specs = self._catalogue.specs()
         await self._health.open()
         try:
-            if await self._open_runtime(any(spec.uses_gpu_memory for spec in specs.values())):
+            await self._open_runtime(needed=any(spec.uses_gpu_memory for spec in specs.values()))
+            if self._has_runtime:
                 for one in await adopt(
                     self._runtime, self.registry, specs, self._now(), self._emit, keep_outdated=keep_outdated
                 ):
@@ -96,15 +98,26 @@ class Fleet:
         self._tasks.spawn(self._keep_time())
         self._tasks.spawn(self._look_again_when_the_runtime_is_back())
 
-    async def _open_runtime(self, needed: bool) -> bool:
-        """Whether it is there. Raises RuntimeDown if it is `needed` and is not."""
+    async def _open_runtime(self, *, needed: bool) -> None:
+        """Raises RuntimeDown if it is `needed` and is not there."""
         try:
             await self._runtime.open()
+            self._has_runtime = True
         except RuntimeDown:
             if needed:
                 raise
-            return False
-        return True
+
+    async def prepare(self, probe: GpuProbe) -> None:
+        """For the first model whose engines are to run here. Raises ProbeError or RuntimeDown, and changes nothing."""
+        if not self._has_runtime:
+            await self._open_runtime(needed=True)
+            await remove_strangers(self._runtime, self.registry, self._emit)
+        self._memory.probe = probe
+        try:
+            await self._read_gpus()
+        except ProbeError:
+            self._memory.probe = None
+            raise
 
     async def hand_over(self) -> None:
         """Another gateway decides from now on; this one sees what comes of it, for the requests that it still has.
@@ -144,10 +157,10 @@ class Fleet:
         await self._runtime.close()
         await self._health.close()
 
-    def reconfigure(self, settings: Settings, probe: GpuProbe | None, measured: Collection[str]) -> None:
+    def reconfigure(self, settings: Settings, measured: Collection[str]) -> None:
         """What runs with other settings is replaced, one instance after another."""
         self._catalogue.settings = settings
-        self._memory.probe, self._measured = probe, measured
+        self._measured = measured
         self._runtime.reconfigure(settings)
         specs, policy = self._catalogue.specs(), self._catalogue.policy()
         self._hear(e.Reconfigured(specs, policy, settings.start_timeout_s))
