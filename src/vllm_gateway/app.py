@@ -70,7 +70,7 @@ class Gateway:
         self._predecessor = predecessor
         activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
         self.fleet.attach(self.queues, activity, _measured(placements))
-        self._names = ModelNames(_names(settings))
+        self._names = ModelNames(_names(settings), _adapters(settings))
         self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
         self.inference = Inference(
@@ -137,7 +137,7 @@ class Gateway:
             self._probe = probe
         self.settings = settings
         self._keys.configure(settings.server.api_keys)
-        self._names.configure(_names(settings))
+        self._names.configure(_names(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings)
         self.inference.configure(terms)
@@ -311,6 +311,11 @@ class Gateway:
 def _names(settings: Settings) -> dict[str, str]:
     """Every name and alias, and its model."""
     return {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
+
+
+def _adapters(settings: Settings) -> dict[str, str]:
+    """Every adapter, and its model."""
+    return {adapter: name for name, model in settings.models.items() for adapter in model.adapters}
 
 
 def _health(one: Instance, queues: Queues) -> Health:

@@ -366,14 +366,15 @@ def _find_contradictions(draft: _Draft) -> None:
     models = draft.models()
     owner = dict.fromkeys(models, "a model")
     for name, model in models.items():
-        aliases = model.get("aliases")
-        for index, alias in enumerate(aliases if isinstance(aliases, list) else ()):
-            keys: Keys = ("models", name, "aliases", index)
-            if not isinstance(alias, str):
-                continue
-            if alias in owner:
-                draft.complain(keys, f"'{alias}' is already the name of {owner[alias]}; choose another alias")
-            owner.setdefault(alias, f"'{name}' (as an alias)")
+        for setting, kind in (("aliases", "an alias"), ("adapters", "an adapter")):
+            names = model.get(setting)
+            for index, other in enumerate(names if isinstance(names, list) else ()):
+                if not isinstance(other, str):
+                    continue
+                if other in owner:
+                    keys: Keys = ("models", name, setting, index)
+                    draft.complain(keys, f"'{other}' is already the name of {owner[other]}; choose another name")
+                owner.setdefault(other, f"'{name}' (as {kind})")
         arguments = model.get("engine_arguments")
         for index, argument in enumerate(arguments if isinstance(arguments, list) else ()):
             option = str(argument).partition("=")[0].replace("_", "-")

@@ -198,6 +198,7 @@ class Model(_Strict):
     endpoints: tuple[Endpoint, ...] = Field((), description="Engines that somebody else runs: http://host:port.")
     instances: int = Field(1, ge=1, le=64, strict=True, description="Wanted side by side.")
     aliases: tuple[ModelName, ...] = Field((), description="Other names that clients may use.")
+    adapters: tuple[ModelName, ...] = Field((), description="LoRA adapters of its engines, as clients name them.")
     engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
     environment: dict[str, TextOrNumber] = Field(default_factory=dict)
     image: str | None = None

@@ -204,6 +204,21 @@ async def test_the_status_page_has_its_documented_shape(tmp_path: Path) -> None:
         assert page["active_models_by_id"]["gemma3-4B"][0] == "vllm_server_gemma3-4B_instance_1"
 
 
+async def test_an_adapter_is_served_by_the_instances_of_its_model(tmp_path: Path) -> None:
+    arguments = ["--enable-lora", "--lora-modules", "sql=/adapters/sql"]
+    models = {"a": model("a", aliases=["b"], adapters=["sql"], engine_arguments=arguments)}
+    async with running_gateway(tmp_path, config(models=models)) as gateway:
+        for asked, answering in (("a", "a"), ("b", "a"), ("sql", "sql")):
+            status, _, answer = await gateway.chat(asked)
+            assert (status, answer["model"]) == (200, answering)
+        assert len(gateway.events("instance_starting")) == 1
+        async with gateway.http.get("/v1/models") as reply:
+            listed = {one["id"]: (one["parent"], one["aliases"]) for one in (await reply.json())["data"]}
+        assert listed == {"a": (None, ["b"]), "sql": ("a", [])}
+        async with gateway.http.get("/v1/models/sql") as reply:
+            assert (await reply.json())["id"] == "sql"
+
+
 async def test_a_browser_is_sent_to_the_status(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config()) as gateway, gateway.http.get("/") as reply:
         assert (reply.status, reply.url.path) == (200, "/gateway/status")

@@ -59,8 +59,9 @@ class Inference:
         found = wanted(body, content_type)
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)
-        if found.model != info.model:
-            info.body = with_model(body, content_type, info.model)
+        served_as = self._names.served_as(found.model)
+        if found.model != served_as:
+            info.body = with_model(body, content_type, served_as)
         info.stream = progress.stream = bool(found.stream)
         terms = self._terms[info.model]
         attempts = Attempts(info, self._queues.of(info.model), self._demand, terms, progress)

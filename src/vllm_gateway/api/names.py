@@ -7,22 +7,29 @@ from vllm_gateway.api.errors import ApiError
 
 
 class ModelNames:
-    """Every name and alias, and the model that it stands for."""
+    """Every name, alias and adapter, and the model that it stands for."""
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self.configure(names)
+    def __init__(self, names: Mapping[str, str], adapters: Mapping[str, str] | None = None) -> None:
+        self.configure(names, adapters or {})
 
-    def configure(self, names: Mapping[str, str]) -> None:
-        self._names = names
+    def configure(self, names: Mapping[str, str], adapters: Mapping[str, str]) -> None:
+        """`names` are the models' own and their aliases."""
+        self._adapters = adapters
+        self._names = {**names, **adapters}
 
-    def models(self) -> list[str]:
-        return sorted(set(self._names.values()))
+    def served(self) -> list[str]:
+        """What engines know by its name: models and adapters."""
+        return sorted({*self._names.values(), *self._adapters})
 
     def model_of(self, name: str) -> str:
         """Raises ApiError model_not_found."""
         model = self._names.get(name)
         if model is None:
-            there = ", ".join(self.models()) or "none"
+            there = ", ".join(self.served()) or "none"
             text = f"No model named {name!r}. This gateway serves: {there}."
             raise ApiError("model_not_found", text, param="model")
         return model
+
+    def served_as(self, name: str) -> str:
+        """What engines call it: they know adapters, but no aliases. Raises ApiError model_not_found."""
+        return name if name in self._adapters else self.model_of(name)

@@ -126,12 +126,12 @@ class Api:
         return web.Response(body=self._metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     def _list_models(self, request: web.BaseRequest, progress: Progress) -> web.Response:
-        models = [self._model_object(name) for name in self._names.models()]
+        models = [self._model_object(name) for name in self._names.served()]
         return _json({"object": "list", "data": models}, progress)
 
     def _one_model(self, request: web.BaseRequest, progress: Progress) -> web.Response:
         name = request.rel_url.path.removeprefix("/v1/models/")
-        return _json(self._model_object(self._names.model_of(name)), progress)
+        return _json(self._model_object(self._names.served_as(name)), progress)
 
     async def _infer(self, request: web.BaseRequest, caller: str, progress: Progress) -> web.StreamResponse:
         self.inference.check_open()
@@ -143,15 +143,18 @@ class Api:
         carried = await self.inference.serve(client, body, caller, progress)
         return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
 
-    def _model_object(self, model: str) -> dict[str, object]:
+    def _model_object(self, name: str) -> dict[str, object]:
+        """Of a model, or of an adapter, whose parent is its model."""
+        model = self._names.model_of(name)
         found = self._status().models[model]
         return {
-            "id": model,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "vllm-gateway",
+            "parent": None if name == model else model,
             "state": found.state,
-            "aliases": found.aliases,
+            "aliases": found.aliases if name == model else [],
         }
 
 

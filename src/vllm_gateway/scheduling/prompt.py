@@ -31,6 +31,7 @@ class _Message(msgspec.Struct, gc=False):
 class Body(msgspec.Struct):
     """The parts of a request's body that strategies decide by; everything else is skipped, not built."""
 
+    model: msgspec.Raw = msgspec.Raw()  # by the engine's name: an adapter's prefixes are its own
     messages: list[_Message] | None = None
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()  # responses, embeddings
@@ -67,7 +68,7 @@ def prompt_of(body: Body) -> Prompt:
     """Of a chat, a completion (text or token ids), a response, an embedding."""
     data = b"".join(_bytes_of(body))
     tokens = data.count(b",") + 1 if data[:1] == b"[" and data[1:2].isdigit() else len(data) // BYTES_PER_TOKEN
-    key = xxh3_64_intdigest(bytes(body.cache_salt))
+    key = xxh3_64_intdigest(bytes(body.model) + bytes(body.cache_salt))
     blocks = []
     for start in range(0, min(len(data), MAX_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1, BLOCK_BYTES):
         key = xxh3_64_intdigest(data[start : start + BLOCK_BYTES], key)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,11 +59,16 @@ class Arguments:
     api_keys: tuple[str, ...]
     pooling: bool
     transcription: bool
+    adapters: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """The first served name: the one that replies and metrics carry."""
         return self.served_model_names[0]
+
+    def replies_as(self, asked: object) -> str:
+        """The name in the reply to a request for the model `asked`: its own, or its adapter's."""
+        return asked if isinstance(asked, str) and asked in self.adapters else self.name
 
 
 def human_number(text: str) -> int:
@@ -78,6 +84,11 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
     return value
+
+
+def _adapter_name(module: str) -> str:
+    """Of `name=path`, or of the same as a JSON object."""
+    return str(json.loads(module)["name"]) if module.startswith("{") else module.partition("=")[0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,4 +155,5 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         api_keys=tuple(options.api_key),
         pooling=options.runner == "pooling" or options.task in ("embed", "embedding") or "embed" in lowered,
         transcription=options.task == "transcription" or "whisper" in lowered,
+        adapters=tuple(map(_adapter_name, options.lora_modules or ())),
     )

@@ -53,30 +53,34 @@ async def _generate(context: Context, reply: Reply, shape: ReplyShape, wish: Wis
 
 
 async def chat(context: Context, request: Request, reply: Reply) -> None:
-    wish = chat_wish(parse_body(request), context.arguments)
+    body = parse_body(request)
+    wish = chat_wish(body, context.arguments)
     shape = ChatShape(
         wish,
         reply_id=f"chatcmpl-{_request_id(request)}",
-        model=context.arguments.name,
+        model=context.arguments.replies_as(body.get("model")),
         prompt_details=context.arguments.enable_prompt_tokens_details,
     )
     await _generate(context, reply, shape, wish)
 
 
 async def completions(context: Context, request: Request, reply: Reply) -> None:
-    wish = completion_wish(parse_body(request), context.arguments)
+    body = parse_body(request)
+    wish = completion_wish(body, context.arguments)
     shape = CompletionShape(
         wish,
         reply_id=f"cmpl-{_request_id(request)}",
-        model=context.arguments.name,
+        model=context.arguments.replies_as(body.get("model")),
         prompt_details=context.arguments.enable_prompt_tokens_details,
     )
     await _generate(context, reply, shape, wish)
 
 
 async def messages(context: Context, request: Request, reply: Reply) -> None:
-    wish = messages_wish(parse_body(request), context.arguments)
-    shape = MessagesShape(reply_id=f"chatcmpl-{_request_id(request)}", model=context.arguments.name)
+    body = parse_body(request)
+    wish = messages_wish(body, context.arguments)
+    model = context.arguments.replies_as(body.get("model"))
+    shape = MessagesShape(reply_id=f"chatcmpl-{_request_id(request)}", model=model)
     await _generate(context, reply, shape, wish)
 
 
@@ -87,7 +91,7 @@ async def responses(context: Context, request: Request, reply: Reply) -> None:
         body,
         reply_id=f"resp_{_request_id(request)}",
         item_id=f"msg_{os.urandom(8).hex()}",
-        model=context.arguments.name,
+        model=context.arguments.replies_as(body.get("model")),
     )
     await _generate(context, reply, shape, wish)
 
@@ -157,14 +161,16 @@ async def detokenize(context: Context, request: Request, reply: Reply) -> None:
 
 
 async def models(context: Context, request: Request, reply: Reply) -> None:
+    own, adapters = context.arguments.served_model_names, context.arguments.adapters
+    parents = {**dict.fromkeys(own), **dict.fromkeys(adapters, context.arguments.name)}
     permission = {"id": f"modelperm-{os.urandom(8).hex()}", "object": "model_permission", "created": _STARTED,
                   "allow_create_engine": False, "allow_sampling": True, "allow_logprobs": True,
                   "allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False, "organization": "*",
                   "group": None, "is_blocking": False}  # fmt: skip
     data = [
         {"id": name, "object": "model", "created": _STARTED, "owned_by": "vllm", "root": context.arguments.model,
-         "parent": None, "max_model_len": context.arguments.max_model_len, "permission": [permission]}
-        for name in context.arguments.served_model_names
+         "parent": parent, "max_model_len": context.arguments.max_model_len, "permission": [permission]}
+        for name, parent in parents.items()
     ]  # fmt: skip
     send_json(reply, {"object": "list", "data": data})
 

@@ -61,7 +61,7 @@ def parse_body(request: Request) -> Body:
 def check_model(body: Body, arguments: Arguments) -> None:
     """A request without a model is served; one that names another model is not."""
     name = body.get("model")
-    if name and name not in arguments.served_model_names:
+    if name and name not in arguments.served_model_names + arguments.adapters:
         aliases = ", ".join(arguments.served_model_names)
         message = f"The model `{name}` does not exist. Valid aliases: {aliases}."
         raise ApiError(404, message, kind="NotFoundError", param="model")

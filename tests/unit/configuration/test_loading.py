@@ -97,6 +97,10 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "models:\n  a: {repository: x, aliases: [c]}\n  b: {repository: x, aliases: [c]}\n",
             "g.yaml:3: models.b.aliases.0: 'c' is already the name of 'a' (as an alias)",
         ),
+        (
+            "models:\n  a: {repository: x, aliases: [c]}\n  b: {repository: x, adapters: [c]}\n",
+            "g.yaml:3: models.b.adapters.0: 'c' is already the name of 'a' (as an alias)",
+        ),
         ("gpus: {source: static}\n", "g.yaml:1: gpus: `devices` belongs to"),
         ("idle_timeout_s: .inf\n", "g.yaml:1: idle_timeout_s: must be a finite number"),
         ("idle_timeout_s: 30m\n", 'g.yaml:1: idle_timeout_s: must be a number; got "30m"'),

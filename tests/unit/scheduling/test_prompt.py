@@ -98,9 +98,10 @@ def test_token_ids_are_counted() -> None:
     assert common(prompt(prompt=[7] * 1000), prompt(prompt=[7] * 999 + [8])) >= 5
 
 
-def test_a_salt_parts_caches() -> None:
+@pytest.mark.parametrize("field", ["cache_salt", "model"])
+def test_a_salt_parts_caches_and_so_does_an_adapter(field: str) -> None:
     chat = [say("user", "a" * 2000)]
-    assert common(prompt(messages=chat, cache_salt="x"), prompt(messages=chat, cache_salt="y")) == 0
+    assert common(prompt(messages=chat, **{field: "x"}), prompt(messages=chat, **{field: "y"})) == 0
 
 
 @pytest.mark.parametrize(
