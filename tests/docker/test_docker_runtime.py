@@ -265,15 +265,22 @@ async def test_an_image_is_pulled_and_the_log_says_how_far(gate: Gate, owner: st
     assert progress[0]["total_mib"] == 8
 
 
-async def test_a_failed_start_leaves_no_container(gate: Gate, image: str, owner: str) -> None:
+async def test_a_missing_network_is_said_at_once_and_a_failed_start_leaves_no_container(
+    gate: Gate, image: str, owner: str
+) -> None:
+    out = io.StringIO()
+    log.configure(Log(format="json"), out, strict=True)
     runtime = DockerRuntime(settings(network="no-such-network"), owner)
     await runtime.open()
     try:
+        assert log.flush()
+        assert '"event":"docker_network_missing","network":"no-such-network"' in out.getvalue()
         with pytest.raises(StartError, match=r"docker network create"):
             await runtime.start(launch(owner, image))
         assert await runtime.find() == []
     finally:
         await runtime.close()
+        log.shutdown()
 
 
 async def test_without_docker_opening_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

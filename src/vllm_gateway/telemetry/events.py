@@ -176,6 +176,9 @@ GPU_PROBLEM = Event("gpu_problem", "error", "A GPU cannot be used as configured.
 
 RUNTIME_DOWN = Event("runtime_down", "error", "The runtime does not answer.", ("runtime",), ("problem",))
 RUNTIME_BACK = Event("runtime_back", "info", "The runtime answers again.", ("runtime",), ("seconds",))
+DOCKER_NETWORK_MISSING = Event(
+    "docker_network_missing", "warning", "No engine can start before `docker.network` exists.", ("network",)
+)
 IMAGE_PULL_STARTED = Event("image_pull_started", "info", "The engine's image is fetched.", ("image",))
 IMAGE_PULL_PROGRESS = Event(
     "image_pull_progress", "info", "How far the image is.", ("image",), ("percent", "done_mib", "total_mib", "status")

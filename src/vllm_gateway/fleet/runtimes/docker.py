@@ -57,11 +57,24 @@ class DockerRuntime:
         try:
             with _docker_may_be_down():
                 await client.version()
+                await self._tell_missing_network(client)
         except BaseException:
             await client.close()
             raise
         self._client = client
         self._following = asyncio.create_task(self._events.follow(), name="docker events")
+
+    async def _tell_missing_network(self, client: aiodocker.Docker) -> None:
+        """Said early: else it shows at the first request. It may still come."""
+        network = self._settings.network
+        if network is None:
+            return
+        try:
+            await client.networks.get(network)
+        except aiodocker.DockerError as error:
+            if error.status != 404:
+                raise
+            self._log.emit(events.DOCKER_NETWORK_MISSING, network=network)
 
     async def close(self) -> None:
         if self._following is not None:
