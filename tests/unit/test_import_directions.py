@@ -26,7 +26,7 @@ ALLOWED = {
     "configuration_words": set[str](),
     "handover": {"fleet", "routing", "settings"},
     "listening": set[str](),
-    "reloading": {"configuration", "scheduling", "settings", "telemetry"},
+    "reloading": {"allocator.probe", "configuration", "fleet.runtimes", "scheduling", "settings", "telemetry"},
     "cli_check": {"columns", "configuration", "settings"},
     "cli_asking": {"cli_status"},
     "cli_status": {"columns"},

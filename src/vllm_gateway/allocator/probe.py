@@ -94,8 +94,12 @@ class NvmlProbe:
                 self._stop()  # the driver was reloaded or is gone: start anew at the next reading
                 raise ProbeError(f"NVML does not list the GPUs: {error}") from error
             if not count:
+                self._stop()
                 raise ProbeError("NVML lists no GPU. Let this machine or container see one.")
-            return [self._read_one(index, our_pids is not None) for index in range(count)]
+            readings = [self._read_one(index, our_pids is not None) for index in range(count)]
+            if all(reading.problem for reading in readings):
+                self._stop()  # a reloaded driver is found by a new start only
+            return readings
 
     def close(self) -> None:
         with self._lock:

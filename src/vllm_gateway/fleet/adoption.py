@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of the instances of an earlier gateway: those that match are taken over, the others removed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.fleet.runtimes import Found, Running, Runtime
+from vllm_gateway.fleet.runtimes import Found, Running, Runtime, RuntimeDown
 from vllm_gateway.telemetry import events
 
 
@@ -18,10 +18,12 @@ async def adopt(
     emit: Callable[..., None],
     *,
     keep_outdated: bool,
+    stuck: MutableMapping[str, str],
 ) -> list[Instance]:
     """Those taken over, in the registry and yet to be found healthy. Raises RuntimeDown.
 
     `keep_outdated`: those with other settings too, since they are in use; the supervisor replaces them one by one.
+    `stuck`: where it is noted what could not be removed, by handle, and why.
     """
     adopted = []
     for found in await runtime.find():
@@ -31,8 +33,7 @@ async def adopt(
             adopted.append(registry.add(_instance(registry, found, found.running, spec, now)))
             emit(events.INSTANCE_ADOPTED, instance=found.name, model=found.model)
         else:
-            await runtime.remove(found.handle)
-            emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
+            await _remove(runtime, found, emit, stuck)
     return adopted
 
 
@@ -49,14 +50,31 @@ async def follow(
     ]
 
 
-async def remove_strangers(runtime: Runtime, registry: ContainerRegistry, emit: Callable[..., None]) -> None:
-    """What a start left behind whose answer was lost. Raises RuntimeDown."""
-    for found in await runtime.find():
+async def remove_strangers(
+    runtime: Runtime, registry: ContainerRegistry, emit: Callable[..., None], stuck: MutableMapping[str, str]
+) -> None:
+    """What no instance stands for: left by a start whose answer was lost, or `stuck`. Raises RuntimeDown."""
+    there = await runtime.find()
+    for gone in stuck.keys() - {found.handle for found in there}:
+        del stuck[gone]
+    for found in there:
         handles = {one.running.handle for one in registry if one.running}
         being_started = {one.name for one in registry if one.running is None}
         if found.handle not in handles and found.name not in being_started:
-            await runtime.remove(found.handle)
-            emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
+            await _remove(runtime, found, emit, stuck)
+
+
+async def _remove(runtime: Runtime, found: Found, emit: Callable[..., None], stuck: MutableMapping[str, str]) -> None:
+    """One that withstands does not keep the others, nor the gateway."""
+    try:
+        await runtime.remove(found.handle)
+    except RuntimeDown as error:
+        if found.handle not in stuck:
+            emit(events.INSTANCE_STUCK, instance=found.name, model=found.model, problem=str(error))
+        stuck[found.handle] = f"{found.name} cannot be removed: {error}"
+    else:
+        stuck.pop(found.handle, None)
+        emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
 
 
 def _is_missing(registry: ContainerRegistry, spec: ModelSpec) -> bool:

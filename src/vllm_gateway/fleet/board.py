@@ -16,7 +16,7 @@ from vllm_gateway.telemetry import events as log_events
 
 @dataclass(slots=True)
 class Board:
-    """`effects` collects what is to be done about the event at hand."""
+    """`effects` collects what is to be done about the event at hand, until it is taken."""
 
     registry: ContainerRegistry
     activity: Activity
@@ -62,13 +62,13 @@ class Board:
         return self._fits(one, [other for other in self.registry if other.launched])
 
     def changing(self, gpu_id: str, *, but: Instance, starts_only: bool = False) -> bool:
-        return any(
-            one is not but
-            and gpu_id in one.gpu_ids
-            and one.launched
-            and (one.state is State.STARTING or (not starts_only and one.state in (State.STOPPING, State.FAILED)))
-            for one in self.registry
-        )
+        """One that is stuck keeps its room, but nobody waits for it."""
+
+        def changes(one: Instance) -> bool:
+            ends = one.state in (State.STOPPING, State.FAILED) and not one.stuck
+            return one.state is State.STARTING or (ends and not starts_only)
+
+        return any(one is not but and gpu_id in one.gpu_ids and one.launched and changes(one) for one in self.registry)
 
     def _fits(self, one: Instance, others: Sequence[Instance]) -> bool:
         beside = [self.resident(other) for other in others if other is not one]
@@ -92,6 +92,10 @@ class Board:
         return min((one.launched_at for one in self.live(model) if one.launched), default=None)
 
     # stepping
+
+    def take_effects(self) -> list[e.Effect]:
+        taken, self.effects = self.effects, []
+        return taken
 
     def drain(self, one: Instance, why: str, now: float) -> None:
         self.registry.move(one, State.DRAINING, why, now)

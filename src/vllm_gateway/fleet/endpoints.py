@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from urllib.parse import urlsplit
 
 from vllm_gateway.fleet import events as e
@@ -41,21 +42,19 @@ class Endpoints:
             self._hear(e.Died(self._current.pop(gone, ""), "no longer in the configuration"))
         for place in wanted:
             if place not in self._following:
-                self._following[place] = self._tasks.spawn(self._follow(place))
+                self._following[place] = self._tasks.repeat(partial(self._look, place), POLL_S)
 
-    async def _follow(self, place: tuple[str, str]) -> None:
+    async def _look(self, place: tuple[str, str]) -> None:
         url = urlsplit(place[1])
         running = Running("", url.hostname or "", url.port or 80)
-        while True:
-            healthy = await self._health.passes(running)
-            known = self._registry.get(self._current.get(place, ""))
-            if healthy and known is None:
-                one = self._registry.add(self._instance(place, url.netloc, running))
-                self._current[place] = one.instance_id
-                self._hear(e.BecameReady(one.instance_id))
-            elif not healthy and known is not None:
-                self._hear(e.Died(known.instance_id, "its health check fails"))
-            await asyncio.sleep(POLL_S)
+        healthy = await self._health.passes(running)
+        known = self._registry.get(self._current.get(place, ""))
+        if healthy and known is None:
+            one = self._registry.add(self._instance(place, url.netloc, running))
+            self._current[place] = one.instance_id
+            self._hear(e.BecameReady(one.instance_id))
+        elif not healthy and known is not None:
+            self._hear(e.Died(known.instance_id, "its health check fails"))
 
     def _instance(self, place: tuple[str, str], address: str, running: Running) -> Instance:
         spec, number = self._specs[place[0]], self._numbers[place]

@@ -65,6 +65,14 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Stuck:
+    """The runtime could not end it this time."""
+
+    instance_id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Suspected:
     """A request could not reach it."""
 
@@ -120,6 +128,7 @@ Event = (
     | BecameReady
     | Died
     | Gone
+    | Stuck
     | Suspected
     | Cleared
     | GpusRead

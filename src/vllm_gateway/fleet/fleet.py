@@ -3,7 +3,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, ProbeError
@@ -17,7 +18,7 @@ from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
 from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
+from vllm_gateway.fleet.runtimes import Launch, Runtime, RuntimeDown
 from vllm_gateway.fleet.supervisor import Supervisor
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.routing import Activity, Traffic
@@ -26,6 +27,8 @@ from vllm_gateway.telemetry import events as log_events
 
 TICK_S = 0.5
 GPU_READ_S = 2.0
+STRANGERS_S = 30.0  # so often containers of no instance are looked for
+METRICS_AGAIN_S = 1.0
 REST_S = 60.0  # for starts and stops under way when another gateway takes over
 
 
@@ -53,7 +56,7 @@ class Fleet:
         self._has_runtime = False
         self._tasks = Tasks(emit)
         self._health = Health()
-        self._memory = GpuMemory(probe, runtime, emit)
+        self._memory = GpuMemory(probe, runtime, self._tasks, emit)
         self._endpoints = Endpoints(self.registry, self._health, self._tasks, self._hear)
         self._lives = Lives(
             runtime=runtime,
@@ -62,6 +65,7 @@ class Fleet:
             tasks=self._tasks,
             hear=self._hear,
         )
+        self._stuck: dict[str, str] = {}  # containers of no instance that could not be removed yet, and why
 
     def attach(self, traffic: Traffic, activity: Activity, measured: Collection[str] = ()) -> None:
         """`measured`: the models whose engines are asked for their metrics."""
@@ -85,7 +89,13 @@ class Fleet:
             await self._open_runtime(needed=any(spec.uses_gpu_memory for spec in specs.values()))
             if self._has_runtime:
                 for one in await adopt(
-                    self._runtime, self.registry, specs, self._now(), self._emit, keep_outdated=keep_outdated
+                    self._runtime,
+                    self.registry,
+                    specs,
+                    self._now(),
+                    self._emit,
+                    keep_outdated=keep_outdated,
+                    stuck=self._stuck,
                 ):
                     assert one.running is not None
                     self._lives.watch(one, one.running)
@@ -94,9 +104,11 @@ class Fleet:
             await self._health.close()
             raise
         self._endpoints.configure(specs, self._catalogue.settings)
-        self._tasks.spawn(engine_metrics.follow(lambda: self._measured, self.registry, self._traffic.measured))
-        self._tasks.spawn(self._keep_time())
-        self._tasks.spawn(self._look_again_when_the_runtime_is_back())
+        measures = partial(engine_metrics.follow, lambda: self._measured, self.registry, self._traffic.measured)
+        self._tasks.repeat(measures, METRICS_AGAIN_S)
+        self._tasks.repeat(self._tick, TICK_S)
+        self._tasks.repeat(self._look_at_gpus, GPU_READ_S)
+        self._tasks.repeat(self._remove_strangers, TICK_S)
 
     async def _open_runtime(self, *, needed: bool) -> None:
         """Raises RuntimeDown if it is `needed` and is not there."""
@@ -111,7 +123,7 @@ class Fleet:
         """For the first model whose engines are to run here. Raises ProbeError or RuntimeDown, and changes nothing."""
         if not self._has_runtime:
             await self._open_runtime(needed=True)
-            await remove_strangers(self._runtime, self.registry, self._emit)
+            await remove_strangers(self._runtime, self.registry, self._emit, self._stuck)
         self._memory.probe = probe
         try:
             await self._read_gpus()
@@ -131,7 +143,7 @@ class Fleet:
         except BaseException:
             self._hear(e.HandOver(active=False))
             raise
-        self._following = self._tasks.spawn(self._follow_successor())
+        self._following = self._tasks.repeat(self._follow_successor, TICK_S)
 
     def take_back(self) -> None:
         if self._following is not None:
@@ -140,12 +152,10 @@ class Fleet:
             self._hear(e.HandOver(active=False))
 
     async def _follow_successor(self) -> None:
-        while True:
-            with contextlib.suppress(RuntimeDown):
-                for one in await follow(self._runtime, self.registry, self._catalogue.specs(), self._now()):
-                    assert one.running is not None
-                    self._lives.watch(one, one.running)
-            await asyncio.sleep(TICK_S)
+        with contextlib.suppress(RuntimeDown):
+            for one in await follow(self._runtime, self.registry, self._catalogue.specs(), self._now()):
+                assert one.running is not None
+                self._lives.watch(one, one.running)
 
     async def close(self, *, stop: bool = False) -> None:
         """Ends every task. Containers stay for the next gateway, unless they are to `stop`; child processes end."""
@@ -193,12 +203,17 @@ class Fleet:
     # hearing and doing
 
     def _hear(self, event: e.Event) -> None:
-        effects = self.supervisor.on(event, self._now())
-        if self.registry.version != self._published:
-            self._published = self.registry.version
-            self._traffic.publish(self.registry.table())
+        """A bug costs one decision or one effect: whatever else was decided is done, and the next event is heard."""
+        effects: Sequence[e.Effect] = ()
+        with self._tasks.contain(f"hearing {type(event).__name__}"):
+            effects = self.supervisor.on(event, self._now())
+        with self._tasks.contain("publishing the routing table"):
+            if self.registry.version != self._published:
+                self._published = self.registry.version
+                self._traffic.publish(self.registry.table())
         for effect in effects:
-            self._do(effect)
+            with self._tasks.contain(f"doing {type(effect).__name__}"):
+                self._do(effect)
 
     def _do(self, effect: e.Effect) -> None:
         match effect:
@@ -211,8 +226,7 @@ class Fleet:
                 self._emit(log_events.FOOTPRINT_CORRECTED, model=model, footprint_mib=mib, was_mib=was_mib)
                 self._keep_footprint(model, mib)
             case e.Start(instance_id):
-                one = self._instance(instance_id)
-                self._lives.start(one, self._catalogue.launch_of(one, self.supervisor.gpus))
+                self._lives.start(self._instance(instance_id), self._launch_of)
             case e.Stop(instance_id):
                 self._lives.stop(self._instance(instance_id), self._catalogue.settings.stop_grace_s)
             case e.Remove(instance_id):
@@ -225,6 +239,9 @@ class Fleet:
         assert found is not None, instance_id
         return found
 
+    def _launch_of(self, one: Instance) -> Launch:
+        return self._catalogue.launch_of(one, self.supervisor.gpus)
+
     def _key(self, model: str) -> str:
         return self._catalogue.footprint_key(model, self.supervisor.gpus)
 
@@ -232,29 +249,31 @@ class Fleet:
         self.footprints.put(self._key(model), mib)
         self._tasks.spawn(asyncio.to_thread(self.footprints.save))
 
-    async def _look_again_when_the_runtime_is_back(self) -> None:
-        while True:
-            await self._runtime.returned()
-            if self._following is None:
-                with contextlib.suppress(RuntimeDown):  # then it will be back once more
-                    await remove_strangers(self._runtime, self.registry, self._emit)
+    async def _remove_strangers(self) -> None:
+        """When the runtime is back, and now and then: what it left behind, or could not remove before."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STRANGERS_S):
+                await self._runtime.returned()
+        if self._following is None:
+            with contextlib.suppress(RuntimeDown):
+                await remove_strangers(self._runtime, self.registry, self._emit, self._stuck)
 
     def problems(self) -> list[str]:
         """What is wrong with the machine; requests may be served nevertheless."""
         found = [f"runtime: {self._runtime.problem}"] if self._runtime.problem else []
-        return found + [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
+        found += [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
+        found += [f"{one.name} cannot be ended: {one.stuck}" for one in self.registry if one.stuck]
+        return [*found, *self._stuck.values()]
 
     # time and GPUs
 
-    async def _keep_time(self) -> None:
-        last_read = self._now()
-        while True:
-            await asyncio.sleep(TICK_S)
-            if self._now() - last_read >= GPU_READ_S:
-                with contextlib.suppress(RuntimeDown):  # nothing can be started meanwhile either
-                    await self._read_gpus()
-                last_read = self._now()
-            self._hear(e.Tick())
+    async def _tick(self) -> None:
+        self._hear(e.Tick())
+
+    async def _look_at_gpus(self) -> None:
+        """Apart from the ticks, which a driver that takes its time must not hold up."""
+        with contextlib.suppress(ProbeError):  # nothing was ever read, and who wanted the first reading hears of it
+            await self._read_gpus()
 
     async def _read_gpus(self) -> None:
         self._hear(e.GpusRead(await self._memory.gpus(self.registry, self.supervisor.gpus)))

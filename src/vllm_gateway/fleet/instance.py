@@ -56,6 +56,7 @@ class Instance:
     launched_at: float = 0.0
     ready_at: float = 0.0
     suspect: bool = False  # not routed until a health check has passed
+    stuck: str | None = None  # why the runtime could not end it yet
     running: Running | None = None
     evicts: tuple[str, ...] = field(default=())  # instances that leave for it
 

@@ -2,10 +2,10 @@
 """The life of each instance, from its start to the return of its memory: tasks that tell what they see."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from functools import partial
+from typing import Any
 
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.health import POLL_S, Health
@@ -16,8 +16,8 @@ from vllm_gateway.fleet.tasks import Tasks
 
 RUNTIME_BACK_S = 30.0  # so long a start waits for a runtime that does not answer
 RUNTIME_POLL_S = 0.5
-
-P = ParamSpec("P")
+LONGEST_PAUSE_S = 15.0  # between two attempts to end an instance that the runtime cannot end
+ERROR_PAUSE_S = 5.0
 
 
 class Lives:
@@ -40,22 +40,37 @@ class Lives:
         self._moving: set[str] = set()  # instances that the runtime is starting or stopping right now
         self._rest = asyncio.Event()
 
-    def start(self, one: Instance, launch: Launch) -> None:
-        self._watches[one.instance_id] = self._tasks.spawn(self._start(one, launch))
+    def start(self, one: Instance, launch_of: Callable[[Instance], Launch]) -> None:
+        self._watches[one.instance_id] = self._tasks.spawn(self._surely_heard(one, self._start(one, launch_of)))
 
     def watch(self, one: Instance, running: Running) -> None:
         """Of an instance that runs already."""
-        self._watches[one.instance_id] = self._tasks.spawn(self._until_death(one, running))
+        self._watches[one.instance_id] = self._tasks.spawn(self._surely_heard(one, self._until_death(one, running)))
 
     def stop(self, one: Instance, grace_s: float) -> None:
-        self._tasks.spawn(self._moved(one, self._stop(one, grace_s)))
+        self._tasks.spawn(self._surely_ended(one, partial(self._stop, one, grace_s)))
 
     def remove(self, one: Instance) -> None:
-        self._tasks.spawn(self._moved(one, self._remove(one)))
+        self._tasks.spawn(self._surely_ended(one, partial(self._remove, one)))
 
-    async def _moved(self, one: Instance, work: Coroutine[Any, Any, None]) -> None:
+    async def _surely_ended(self, one: Instance, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """An error that nobody foresaw does not leave it half ended."""
         with self._move(one):
-            await work
+            while True:
+                try:
+                    return await work()
+                except Exception as error:
+                    self._tasks.tell(error, f"ending {one.name}")
+                    self._hear(e.Stuck(one.instance_id, repr(error)))
+                await asyncio.sleep(ERROR_PAUSE_S)
+
+    async def _surely_heard(self, one: Instance, life: Coroutine[Any, Any, None]) -> None:
+        """An error that nobody foresaw ends the instance too: nobody watches it any more."""
+        try:
+            await life
+        except Exception as error:
+            self._hear(e.Died(one.instance_id, f"an error of the gateway: {error!r}"))
+            raise
 
     async def at_rest(self) -> None:
         """Returns when the runtime neither starts nor stops anything."""
@@ -73,9 +88,10 @@ class Lives:
             self._rest.set()
 
     def check(self, one: Instance) -> None:
-        self._tasks.spawn(self._check(one))
+        self._tasks.spawn(self._surely_heard(one, self._check(one)))
 
-    async def _start(self, one: Instance, launch: Launch) -> None:
+    async def _start(self, one: Instance, launch_of: Callable[[Instance], Launch]) -> None:
+        launch = launch_of(one)
         self._used_before[one.instance_id] = await self._memory.used()
         try:
             with self._move(one):
@@ -132,7 +148,7 @@ class Lives:
             await self._end_watch(one)
         if one.running is not None:
             pids, before = await self._memory.pids(one), await self._memory.used()
-            await self._surely(self._runtime.stop, one.running.handle, grace_s)
+            await self._surely(one, partial(self._runtime.stop, one.running.handle, grace_s))
             await self._memory.back(one, pids, before)
         self._forget(one)
 
@@ -140,7 +156,7 @@ class Lives:
         if one.running is None:
             await self._end_watch(one)
         if one.running is not None and not one.external:
-            await self._surely(self._runtime.remove, one.running.handle)
+            await self._surely(one, partial(self._runtime.remove, one.running.handle))
             await self._memory.back(one, frozenset(), {})
         self._forget(one)
 
@@ -151,12 +167,18 @@ class Lives:
             watch.cancel()
             await asyncio.wait({watch})
 
-    async def _surely(self, work: Callable[P, Coroutine[Any, Any, None]], *given: P.args, **named: P.kwargs) -> None:
-        """While the runtime is away the instance may still be there, and its memory with it: it stays in the books."""
+    async def _surely(self, one: Instance, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Until then the instance may still be there, and its memory with it: it stays in the books."""
+        pause_s = RUNTIME_POLL_S
         while True:
-            with contextlib.suppress(RuntimeDown):
-                return await work(*given, **named)
-            await asyncio.sleep(RUNTIME_POLL_S)
+            try:
+                return await end()
+            except RuntimeDown as error:
+                away = self._runtime.problem is not None
+                if not away:
+                    self._hear(e.Stuck(one.instance_id, str(error)))
+            await asyncio.sleep(pause_s)
+            pause_s = RUNTIME_POLL_S if away else min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _forget(self, one: Instance) -> None:
         watch = self._watches.pop(one.instance_id, None)

@@ -3,15 +3,19 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from threading import Thread
 
 from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError, as_gpus
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.runtimes import Runtime, RuntimeDown
+from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.telemetry import events
 
 MEMORY_BACK_S = 30.0  # how long a stopped engine's memory may take to come back
+READ_LIMIT_S = 10.0
 _POLL_S = 0.1
 _MOST = 0.8  # without a list of processes: this part of a reservation must have come back
 
@@ -19,27 +23,30 @@ Used = Mapping[str, int]  # GPU id -> MiB in use by everyone
 
 
 class GpuMemory:
-    """Reads the probe off the event loop. Without a probe there are no GPUs, and nothing to wait for."""
+    """Reads the probe off the event loop. Without a probe there are no GPUs, and nothing to wait for.
 
-    def __init__(self, probe: GpuProbe | None, runtime: Runtime, emit: Callable[..., None]) -> None:
+    A driver in trouble answers with any error, or not at all: the last readings then stand, as unusable.
+    """
+
+    def __init__(self, probe: GpuProbe | None, runtime: Runtime, tasks: Tasks, emit: Callable[..., None]) -> None:
         self.probe = probe
         self._runtime = runtime
+        self._tasks = tasks
         self._emit: Callable[..., None] = emit
         self._readings: Sequence[GpuReading] = ()
+        self._reading: asyncio.Future[list[GpuReading]] | None = None
+        self._last_pids: Mapping[str, frozenset[int]] = {}  # by instance
 
     async def used(self) -> Used:
         return {reading.gpu_id: reading.used_mib for reading in await self._read()}
 
     async def gpus(self, instances: Iterable[Instance], before: Sequence[Gpu]) -> list[Gpu]:
-        """The GPUs, with what others than `instances` hold there. `before`: the result of the last call.
-
-        Raises RuntimeDown: nobody can say whose the memory is.
-        """
+        """The GPUs, with what others than `instances` hold there. `before`: the result of the last call."""
         instances = list(instances)
         readings = await self._read()
-        pids: frozenset[int] = frozenset()
-        for one in instances:
-            pids |= await self._pids(one)
+        found = await asyncio.gather(*map(self.pids, instances))
+        self._last_pids = {one.instance_id: pids for one, pids in zip(instances, found, strict=True)}
+        pids = frozenset[int]().union(*found)
         reserved: dict[str, int] = {}
         restless: set[str] = set()
         for one in instances:
@@ -51,16 +58,13 @@ class GpuMemory:
         return as_gpus(readings, reserved, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
 
     async def pids(self, one: Instance) -> frozenset[int]:
-        """None are known while the runtime is away."""
-        try:
-            return await self._pids(one)
-        except RuntimeDown:
-            return frozenset()
-
-    async def _pids(self, one: Instance) -> frozenset[int]:
+        """Those that were seen last, if the runtime does not tell."""
         if self.probe is None or one.running is None or one.external:
             return frozenset()
-        return await self._runtime.pids(one.running.handle)
+        with self._tasks.contain(f"asking for the processes of {one.name}"), suppress(RuntimeDown, TimeoutError):
+            async with asyncio.timeout(READ_LIMIT_S):
+                return await self._runtime.pids(one.running.handle)
+        return self._last_pids.get(one.instance_id, frozenset())
 
     async def measure(self, one: Instance, before: Used) -> int | None:
         """MiB on its fullest GPU: by NVML's list of processes, else by the difference to before its start."""
@@ -89,22 +93,33 @@ class GpuMemory:
     async def _read(self) -> Sequence[GpuReading]:
         """The last ones, as unusable, if the probe fails: what is reserved stays so, and nothing is placed there.
 
-        A GPU that is not listed any more stays too: instances may still hold it.
+        A GPU that is not listed any more stays too: instances may still hold it. Raises ProbeError if none is known.
         """
         if self.probe is None:
             return self._readings
         try:
-            readings = await asyncio.to_thread(self.probe.read, frozenset())
-            here = {reading.gpu_id for reading in readings}
-            lost = [replace(one, problem="it is gone") for one in self._readings if one.gpu_id not in here]
-            readings = [*readings, *lost]
-        except ProbeError as error:
+            readings = await self._shared_reading(self.probe)
+        except Exception as error:
+            problem = str(error) if isinstance(error, ProbeError) else f"it cannot be read: {error!r}"
             if not self._readings:
-                raise
-            readings = [replace(one, problem=str(error)) for one in self._readings]
+                raise ProbeError(problem) from error
+            readings = [replace(one, problem=problem) for one in self._readings]
+        else:
+            here = {reading.gpu_id for reading in readings}
+            readings += [replace(one, problem="it is gone") for one in self._readings if one.gpu_id not in here]
         self._tell_problems(readings)
         self._readings = readings
         return readings
+
+    async def _shared_reading(self, probe: GpuProbe) -> list[GpuReading]:
+        """All who ask meanwhile share it: a driver that hangs holds one thread, and nobody for long."""
+        if self._reading is None or self._reading.done():
+            self._reading = _in_thread_of_its_own(lambda: probe.read(frozenset()))
+        try:
+            async with asyncio.timeout(READ_LIMIT_S):
+                return list(await asyncio.shield(self._reading))
+        except TimeoutError:
+            raise ProbeError(f"the driver has not answered for {READ_LIMIT_S:g} s") from None
 
     def _tell_problems(self, readings: Sequence[GpuReading]) -> None:
         known = {one.gpu_id: one.problem for one in self._readings}
@@ -119,3 +134,28 @@ def _is_back(reading: GpuReading, one: Instance, pids: frozenset[int], before: U
     if reading.gpu_id in before:
         return reading.used_mib <= before[reading.gpu_id] - one.reserved_mib * _MOST
     return True
+
+
+def _in_thread_of_its_own(read: Callable[[], list[GpuReading]]) -> asyncio.Future[list[GpuReading]]:
+    """Not one of the loop's pool, for which the process would wait at its end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[GpuReading]] = loop.create_future()
+
+    def work() -> None:
+        try:
+            result, error = read(), None
+        except Exception as raised:
+            result, error = [], raised
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    def settle(result: list[GpuReading], error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    Thread(target=work, name="GPU reading", daemon=True).start()
+    return future

@@ -71,6 +71,10 @@ class ContainerRegistry:
         instance.suspect = suspect
         self.version += 1
 
+    def set_stuck(self, instance: Instance, problem: str) -> None:
+        instance.stuck = problem
+        self.version += 1
+
     def remove(self, instance: Instance) -> None:
         self._instances.pop(instance.instance_id, None)
         self.version += 1

@@ -49,15 +49,17 @@ class Supervisor:
         return self._board.gpus
 
     def on(self, event: e.Event, now: float) -> list[e.Effect]:
-        """What to do about `event`. Effects are to be carried out in their order."""
-        self._board.effects = []
+        """What to do about `event`. Effects are to be carried out in their order.
+
+        Should it raise, what was decided before that is among the effects of the next event.
+        """
         self._hear(event, now)
         if not self._handed_over:
             self._reconciler.reconcile(now)
-            return self._board.effects
+            return self._board.take_effects()
         for one in [one for one in self._board.registry if one.state is State.FAILED]:
             self._board.registry.remove(one)  # what is left of it is the other's to clear away
-        return [effect for effect in self._board.effects if isinstance(effect, e.CheckHealth)]
+        return [effect for effect in self._board.take_effects() if isinstance(effect, e.CheckHealth)]
 
     def start_share(self, model: str, now: float) -> float | None:
         """How much of the start of `model` is done; None if nothing tells."""
@@ -87,6 +89,8 @@ class Supervisor:
                 if one := board.registry.get(instance_id):
                     board.registry.remove(one)
                     board.say(log_events.INSTANCE_STOPPED, instance=one.name, model=one.model)
+            case e.Stuck(instance_id, problem):
+                self._stuck(instance_id, problem)
             case e.Suspected(instance_id, reason):
                 self._suspected(instance_id, reason, now)
             case e.Cleared(instance_id):
@@ -214,6 +218,15 @@ class Supervisor:
         wanted = larger_footprint(one.reserved_mib, tail) if one.gpu_ids else None
         most = max((gpu.total_mib - self._board.policy.margin_mib for gpu in self._board.gpus), default=0)
         return min(wanted, most) if wanted and most > one.reserved_mib else None
+
+    def _stuck(self, instance_id: str, problem: str) -> None:
+        board = self._board
+        one = board.registry.get(instance_id)
+        if one is None:
+            return
+        if one.stuck is None:
+            board.say(log_events.INSTANCE_STUCK, instance=one.name, model=one.model, problem=problem)
+        board.registry.set_stuck(one, problem)
 
     def _suspected(self, instance_id: str, reason: str, now: float) -> None:
         board = self._board

@@ -108,6 +108,12 @@ INSTANCE_STOPPING = Event(
     "instance_stopping", "info", "The runtime stops an instance.", ("instance", "model"), ("reason",)
 )
 INSTANCE_STOPPED = Event("instance_stopped", "info", "An instance is gone.", ("instance", "model"))
+INSTANCE_STUCK = Event(
+    "instance_stuck",
+    "error",
+    "The runtime could not end an instance. It keeps its place in the books, and is tried again until it is gone.",
+    ("instance", "model", "problem"),
+)
 INSTANCE_ADOPTED = Event(
     "instance_adopted",
     "info",
@@ -198,7 +204,13 @@ STRATEGY_FAILED = Event(
     ("strategy", "error"),
     ("model",),
 )
-UNHANDLED_ERROR = Event("unhandled_error", "error", "A bug of the gateway.", ("error",), ("where", "traceback"))
+UNHANDLED_ERROR = Event(
+    "unhandled_error",
+    "error",
+    "A bug of the gateway, which goes on. Where it comes again and again, it is told once a minute.",
+    ("error",),
+    ("where", "traceback"),
+)
 TRACE_INCOMPLETE = Event(
     "trace_incomplete", "warning", "The file of `record_trace` lacks requests.", ("file", "problem")
 )

@@ -97,8 +97,10 @@ def test_one_broken_gpu_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch
 
     memory = SimpleNamespace(total=24576 << 20, used=(1000 << 20) + 1)
     processes = [SimpleNamespace(pid=7, usedGpuMemory=600 << 20), SimpleNamespace(pid=8, usedGpuMemory=100 << 20)]
+    started: list[None] = []
     for name, answer in {
-        "nvmlInit": lambda: None,
+        "nvmlInit": lambda: started.append(None),
+        "nvmlShutdown": lambda: None,
         "nvmlDeviceGetCount": lambda: 2,
         "nvmlDeviceGetHandleByIndex": handle,
         "nvmlDeviceGetMemoryInfo": lambda _: memory,
@@ -117,3 +119,9 @@ def test_one_broken_gpu_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch
     assert second.problem is not None
     processes[0].usedGpuMemory = None
     assert probe.read(OURS)[0].processes is None
+    assert len(started) == 1
+    broken.add(0)
+    assert all(reading.problem for reading in probe.read(OURS))
+    broken.clear()
+    assert not any(reading.problem for reading in probe.read(OURS))
+    assert len(started) == 2, "a reloaded driver is found by a new start only"

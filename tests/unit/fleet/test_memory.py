@@ -1,35 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPUs that fail: nothing is placed on them, and the reason is told once."""
 
-from collections.abc import Sequence
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import cast
 
 import pytest
 
+from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
 from vllm_gateway.allocator.probe import GpuReading, ProbeError
+from vllm_gateway.fleet import memory as memory_module
+from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory
-from vllm_gateway.fleet.runtimes import Runtime
+from vllm_gateway.fleet.runtimes import RuntimeDown
+from vllm_gateway.fleet.tasks import Tasks
 
 CARD = GpuReading("g0", 0, "card", 24576, 1000)
 
 
 class Probe:
     def __init__(self) -> None:
-        self.answer: Sequence[GpuReading] | ProbeError = [CARD, replace(CARD, gpu_id="g1", index=1)]
+        self.answer: Sequence[GpuReading] | Exception = [CARD, replace(CARD, gpu_id="g1", index=1)]
+        self.hangs: threading.Event | None = None
+        self.asked = 0
 
     def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
-        if isinstance(self.answer, ProbeError):
+        self.asked += 1
+        if self.hangs is not None:
+            self.hangs.wait(10)
+        if isinstance(self.answer, Exception):
             raise self.answer
         return list(self.answer)
 
 
 class House:
     def __init__(self) -> None:
-        self.probe = Probe()
+        self.probe, self.runtime = Probe(), BrokenRuntime()
         self.told: list[object] = []
+        self.errors: list[object] = []
         self.memory = GpuMemory(
-            self.probe, cast(Runtime, None), lambda _, **fields: self.told.append(fields["problem"])
+            self.probe,
+            self.runtime,
+            Tasks(lambda _, **fields: self.errors.append(fields["error"])),
+            lambda _, **fields: self.told.append(fields["problem"]),
         )
 
     async def problems(self) -> list[str | None]:
@@ -59,3 +73,56 @@ async def test_a_gateway_that_has_never_seen_a_gpu_says_so() -> None:
     house.probe.answer = ProbeError("no driver")
     with pytest.raises(ProbeError):
         await house.problems()
+
+
+async def test_whatever_a_driver_in_trouble_raises_takes_the_gpus_out() -> None:
+    house = House()
+    await house.problems()
+    house.probe.answer = UnicodeDecodeError("utf-8", b"", 0, 1, "garbage")
+    (first, _) = await house.problems()
+    assert first is not None
+    assert "garbage" in first
+
+
+@pytest.fixture
+def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Probe], threading.Event]]:
+    monkeypatch.setattr(memory_module, "READ_LIMIT_S", 0.01)
+    hanging: list[threading.Event] = []
+
+    def hang(probe: Probe) -> threading.Event:
+        probe.hangs = threading.Event()
+        hanging.append(probe.hangs)
+        return probe.hangs
+
+    yield hang
+    for one in hanging:
+        one.set()
+
+
+async def test_a_driver_that_hangs_is_asked_once_and_keeps_nobody(
+    hang: Callable[[Probe], threading.Event],
+) -> None:
+    house = House()
+    await house.problems()
+    woken = hang(house.probe)
+    for _ in range(3):
+        assert await house.problems() == ["the driver has not answered for 0.01 s"] * 2
+    assert house.probe.asked == 2
+    house.probe.hangs = None
+    woken.set()
+    async with asyncio.timeout(5):
+        while await house.problems() != [None, None]:
+            pass
+
+
+@pytest.mark.parametrize("error", [RuntimeDown("Docker is away"), TypeError("Processes: null")])
+async def test_while_nobody_tells_whose_the_memory_is_what_was_seen_last_counts(error: Exception) -> None:
+    house = House()
+    one = Instance("i1", "a_1", "a", 1, "hash", 4, gpu_ids=("g0",), reserved_mib=500, launched=True, running=NOBODY)
+    one.state = State.READY
+    house.probe.answer = [replace(CARD, processes={7: 600, 8: 400})]
+    assert [gpu.foreign_mib for gpu in await house.memory.gpus([one], [])] == [400]
+    house.runtime.errors = {"pids": [error]}
+    house.probe.answer = [replace(CARD, used_mib=1200, processes={7: 600, 8: 600})]
+    assert [gpu.foreign_mib for gpu in await house.memory.gpus([one], [])] == [600]
+    assert len(house.errors) == isinstance(error, TypeError)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor's promises, each as a list of events."""
 
+import pytest
+
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
+from vllm_gateway.fleet.reconciler import Reconciler
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.fleet.start_times import UNKNOWN_S
 
@@ -434,3 +437,30 @@ def test_a_model_is_not_put_away_while_one_of_it_still_starts() -> None:
     for one in (a, b):
         fleet.hear(e.Gone(one.instance_id))
     assert not fleet.of("a")
+
+
+def test_what_was_decided_before_an_error_is_done_with_the_next_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"))
+    one = fleet.run("a")
+    launch = Reconciler._launch
+
+    def fails_once(reconciler: Reconciler, now: float) -> None:
+        monkeypatch.setattr(Reconciler, "_launch", launch)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Reconciler, "_launch", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        fleet.want("b")
+    assert one.state is State.STOPPING
+    assert stopped(fleet.tick(1)) == [one.instance_id]
+
+
+def test_one_that_cannot_be_ended_keeps_its_room_and_holds_up_nobody() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), footprints={"a": 60, "b": 30})
+    one = fleet.run("a")
+    fleet.hear(e.Died(one.instance_id, "killed"))
+    assert started(fleet.want("b")) == [], "one change of memory at a time"
+    assert len(started(fleet.hear(e.Stuck(one.instance_id, "busy")))) == 1
+    assert started(fleet.want("a")) == [], "its room is taken"
+    fleet.ready(fleet.of("b")[0])
+    assert len(started(fleet.hear(e.Gone(one.instance_id)))) == 1

@@ -55,8 +55,8 @@ class AnyFleet(RuleBasedStateMachine):
                     assert one is not None and one.launched
                     self.fits_what_is_free(one)
                     for gpu_id in one.gpu_ids:
-                        assert not self.on(gpu_id, State.STOPPING, launched=True), "started beside a stop"
-                        assert not self.on(gpu_id, State.FAILED, launched=True), "started beside a removal"
+                        ending = self.on(gpu_id, State.STOPPING, State.FAILED, launched=True)
+                        assert all(other.stuck for other in ending), "started beside a stop or a removal"
                 case e.Refuse(model, _):
                     self.hear(e.Unwanted(model))
                 case _:
@@ -161,6 +161,11 @@ class AnyFleet(RuleBasedStateMachine):
     def is_gone(self, which: int) -> None:
         if one := self.pick(which, State.STOPPING, State.FAILED):
             self.hear(e.Gone(one.instance_id))
+
+    @rule(which=PICK)
+    def cannot_be_ended(self, which: int) -> None:
+        if one := self.pick(which, State.STOPPING, State.FAILED):
+            self.hear(e.Stuck(one.instance_id, "device or resource busy"))
 
     @rule(which=PICK, cleared=st.booleans())
     def is_suspected(self, which: int, cleared: bool) -> None:

@@ -60,7 +60,7 @@ class StartError(Exception):
 
 
 class RuntimeDown(Exception):
-    """The runtime itself does not answer (the Docker engine is away)."""
+    """The runtime does not answer, or cannot do now what it is asked (the Docker engine is away, or answers 5xx)."""
 
 
 class Runtime(Protocol):
@@ -81,7 +81,7 @@ class Runtime(Protocol):
         """For instances that start from now on."""
 
     async def find(self) -> list[Found]:
-        """Every instance labelled as ours, running or not."""
+        """Every instance labelled as ours, running or not. Raises RuntimeDown."""
 
     async def start(self, launch: Launch) -> Running:
         """Starts it; returns when it runs (not yet ready). Leaves nothing if it fails.
@@ -93,10 +93,16 @@ class Runtime(Protocol):
         """Returns when the instance has ended, at once if it has already. Survives a restart of the Docker engine."""
 
     async def stop(self, handle: str, grace_s: float) -> None:
-        """SIGTERM, after `grace_s` SIGKILL, then removes it. No error if it is gone already."""
+        """SIGTERM, after `grace_s` SIGKILL, then removes it. No error if it is gone already. Raises RuntimeDown."""
 
     async def remove(self, handle: str) -> None:
-        """Removes what is left of an instance, killing it if it still runs. No error if it is gone already."""
+        """Removes what is left of an instance, killing it if it still runs. No error if it is gone already.
+
+        Raises RuntimeDown.
+        """
 
     async def pids(self, handle: str) -> frozenset[int]:
-        """Host process ids of the instance, for the memory that NVML shows per process; empty if unknown."""
+        """Host process ids of the instance, for the memory that NVML shows per process; empty if unknown.
+
+        Raises RuntimeDown.
+        """

@@ -17,14 +17,17 @@ from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDow
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
+from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.settings import Docker, Settings
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
 
-_TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=5)
+_LIMIT_S = 120.0
+_TIMEOUT = aiohttp.ClientTimeout(total=_LIMIT_S, sock_connect=5)
 _PROGRESS_EVERY_S = 5.0
 _LOOK_AGAIN_S = 30.0  # without any event
 _LOOK_AGAIN_SOON_S = 1.0  # when Docker did not answer
+_FOLLOW_AGAIN_S = 1.0
 _UNKNOWN_EXIT = 137
 
 _REMEDIES = (
@@ -46,7 +49,7 @@ class DockerRuntime:
         self._port = port
         self._log = log if log is not None else get_logger()
         self._events = DockerEvents(owner, self._log)
-        self._following: asyncio.Task[None] | None = None
+        self._tasks = Tasks(self._log.emit)
         self._client: aiodocker.Docker | None = None
 
     async def open(self) -> None:
@@ -62,7 +65,7 @@ class DockerRuntime:
             await client.close()
             raise
         self._client = client
-        self._following = asyncio.create_task(self._events.follow(), name="docker events")
+        self._tasks.repeat(self._events.follow, _FOLLOW_AGAIN_S)
 
     async def _tell_missing_network(self, client: aiodocker.Docker) -> None:
         """Said early: else it shows at the first request. It may still come."""
@@ -77,9 +80,7 @@ class DockerRuntime:
             self._log.emit(events.DOCKER_NETWORK_MISSING, network=network)
 
     async def close(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+        await self._tasks.end()
         if self._client is not None:
             await self._client.close()
 
@@ -109,9 +110,9 @@ class DockerRuntime:
                 await container.start()
                 return spec.running(await container.show(), self._settings, self._port)
             except BaseException as error:
-                with contextlib.suppress(RuntimeDown):
+                with contextlib.suppress(RuntimeDown):  # then it is removed as a stranger later
                     await asyncio.shield(self.remove(container.id))
-                if isinstance(error, aiodocker.DockerError) and error.status != 900:
+                if isinstance(error, aiodocker.DockerError) and await self._is_here(error):
                     raise _start_error(launch, error) from error
                 raise
 
@@ -133,16 +134,22 @@ class DockerRuntime:
         with _docker_may_be_down():
             if await self._inspect_ours(handle) is None:
                 return
+            limit = aiohttp.ClientTimeout(total=grace_s + _LIMIT_S)
             with _gone_is_fine():
-                await self._docker.containers.container(handle).stop(t=math.ceil(grace_s))
+                await self._docker.containers.container(handle).stop(t=math.ceil(grace_s), timeout=limit)
         await self.remove(handle)
 
     async def remove(self, handle: str) -> None:
         with _docker_may_be_down():
             if await self._inspect_ours(handle) is None:
                 return
-            with _gone_is_fine():
-                await self._docker.containers.container(handle).delete(force=True, v=True)
+            try:
+                await self._docker.containers.container(handle).delete(force=True, v=True, timeout=_TIMEOUT)
+            except aiodocker.DockerError as error:
+                if error.status == 409:  # Docker is at it, and may yet fail
+                    raise RuntimeDown(error.message) from error
+                if error.status != 404:
+                    raise
 
     async def pids(self, handle: str) -> frozenset[int]:
         """All processes; where the engine's host has no `ps`, the first one."""
@@ -182,14 +189,18 @@ class DockerRuntime:
             state = inspected["State"]
             if state["Running"] or state["Status"] == "created":
                 return None
-            tail: tuple[str, ...] = ()
-            with _gone_is_fine():
-                tail = await self._log_tail(handle)
+            tail = await self._log_tail(handle)
             return Exit(state["ExitCode"], bool(state["OOMKilled"]) or says_out_of_memory(tail), tail)
 
     async def _log_tail(self, handle: str) -> tuple[str, ...]:
+        """Empty where Docker cannot read it: it is gone, or its logging driver keeps nothing."""
         container = self._docker.containers.container(handle)
-        pieces = await container.log(stdout=True, stderr=True, tail=KEPT_LINES)
+        try:
+            pieces = await container.log(stdout=True, stderr=True, tail=KEPT_LINES, timeout=_TIMEOUT)
+        except aiodocker.DockerError as error:
+            if error.status == 900:
+                raise
+            return ()
         shown = (clean_line(line) for line in "".join(pieces).split("\n"))
         return tuple(line for line in shown if line)[-KEPT_LINES:]
 
@@ -203,9 +214,19 @@ class DockerRuntime:
                     raise
             return await self._docker.containers.create(config, name=launch.name)
         except aiodocker.DockerError as error:
-            if error.status == 900:
+            if not await self._is_here(error):
                 raise
             raise _start_error(launch, error) from error
+
+    async def _is_here(self, error: aiodocker.DockerError) -> bool:
+        """Whether Docker means what it says: one that is about to end fails at whatever it is asked."""
+        if error.status < 500:
+            return True
+        try:
+            await self._docker.version()
+        except (aiodocker.DockerError, TimeoutError, aiohttp.ClientError):
+            return False
+        return error.status != 900
 
     async def _remove_namesake(self, name: str) -> bool:
         """Frees the name if it is one of ours that holds it."""
@@ -231,7 +252,7 @@ class DockerRuntime:
         try:
             await self._pull(image)
         except aiodocker.DockerError as error:
-            if error.status == 900:
+            if not await self._is_here(error):
                 raise
             raise StartError(
                 f"The image {image!r} could not be pulled: {error.message}. Check its name (`docker.image`), "
@@ -276,7 +297,7 @@ def _docker_may_be_down() -> Iterator[None]:
     try:
         yield
     except aiodocker.DockerError as error:
-        if error.status == 900:
+        if error.status >= 500:
             raise RuntimeDown(error.message) from error
         raise
     except (TimeoutError, aiohttp.ClientError) as error:

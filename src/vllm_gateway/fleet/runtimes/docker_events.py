@@ -45,6 +45,7 @@ class DockerEvents:
         self._log = log
         self._watches: dict[str, set[Watch]] = {}
         self._since = int(time.time()) - _CLOCK_TOLERANCE_S
+        self._away_since: float | None = None
         self.problem: str | None = None  # why Docker does not answer
         self.back = asyncio.Event()  # it answers again; cleared by who waits for it
 
@@ -62,7 +63,6 @@ class DockerEvents:
     async def follow(self) -> None:
         """Runs until it is cancelled."""
         retry_s = _FIRST_RETRY_S
-        away_since: float | None = None
         while True:
             # Each stream has its own client: a second subscription on one stays silent.
             async with contextlib.AsyncExitStack() as stack:
@@ -70,16 +70,16 @@ class DockerEvents:
                     client = await stack.enter_async_context(aiodocker.Docker(timeout=_TIMEOUT))
                     await client.version()
                 except _DOWN as error:
-                    if away_since is None:
-                        away_since = time.monotonic()
+                    if self._away_since is None:
+                        self._away_since = time.monotonic()
                         self.problem = str(error) or repr(error)
                         self._log.emit(events.RUNTIME_DOWN, runtime="docker", problem=self.problem)
                 else:
-                    if away_since is not None:
-                        seconds = round(time.monotonic() - away_since, 1)
+                    if self._away_since is not None:
+                        seconds = round(time.monotonic() - self._away_since, 1)
                         self._log.emit(events.RUNTIME_BACK, runtime="docker", seconds=seconds)
                         self.back.set()
-                    away_since, self.problem, retry_s = None, None, _FIRST_RETRY_S
+                    self._away_since, self.problem, retry_s = None, None, _FIRST_RETRY_S
                     await self._follow_one_stream(client)
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LONGEST_RETRY_S)

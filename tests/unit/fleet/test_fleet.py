@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loops that the gateway lives by go on whatever befalls one of their rounds."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.unit.fleet.broken_runtime import BrokenRuntime
+from tests.unit.fleet.simulation import SimulatedActivity
+from vllm_gateway.allocator.footprints import FootprintStore
+from vllm_gateway.allocator.probe import GpuReading
+from vllm_gateway.fleet import endpoints as endpoints_module
+from vllm_gateway.fleet import engine_metrics as metrics_module
+from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet import fleet as fleet_module
+from vllm_gateway.fleet import memory as memory_module
+from vllm_gateway.fleet.fleet import Fleet
+from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import EngineMetrics, Refusal, RoutingTable
+from vllm_gateway.settings import Settings
+
+
+class Probe:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.hangs: threading.Event | None = None
+
+    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+        if self.hangs is not None:
+            self.hangs.wait(10)
+        if self.error is not None:
+            raise self.error
+        return [GpuReading("g0", 0, "card", 24576, 1000)]
+
+
+class Requests:
+    """The request side, which may have bugs of its own."""
+
+    def __init__(self) -> None:
+        self.table = RoutingTable()
+        self.seen: set[str] = set()
+        self.errors: list[Exception] = []
+
+    def publish(self, table: RoutingTable) -> None:
+        self.table = table
+
+    def refuse(self, model: str, refusal: Refusal) -> None: ...
+
+    def measured(self, instance_id: str, metrics: EngineMetrics) -> None:
+        if self.errors:
+            raise self.errors.pop()
+        self.seen.add(instance_id)
+
+
+class House:
+    def __init__(self, fleet: Fleet, probe: Probe, requests: Requests, told: list[dict[str, Any]]) -> None:
+        self.fleet, self.probe, self.requests, self.told = fleet, probe, requests, told
+        self.ticks = 0
+        self.tick_fails = False
+        hear = fleet.supervisor.on
+
+        def on(event: e.Event, now: float) -> list[e.Effect]:
+            self.ticks += isinstance(event, e.Tick)
+            if self.tick_fails and isinstance(event, e.Tick):
+                raise TypeError("'NoneType' object is not iterable")
+            return hear(event, now)
+
+        fleet.supervisor.on = on  # type: ignore[method-assign]
+
+    def errors(self) -> list[str]:
+        return [line["error"] for line in self.told if line["event"] == "unhandled_error"]
+
+    async def ticks_go_on(self) -> None:
+        before = self.ticks
+        await until(lambda: self.ticks >= before + 5)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[str]:
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="vllm:num_requests_running 1\n" if request.path == "/metrics" else "")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def house(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(fleet_module, "TICK_S", 0.001)
+    monkeypatch.setattr(fleet_module, "GPU_READ_S", 0.001)
+    monkeypatch.setattr(fleet_module, "METRICS_AGAIN_S", 0.001)
+    monkeypatch.setattr(metrics_module, "PACE_S", 0.2)
+    monkeypatch.setattr(endpoints_module, "POLL_S", 0.001)
+    monkeypatch.setattr(memory_module, "READ_LIMIT_S", 0.05)
+    settings = Settings.model_validate({"models": {"m": {"endpoints": [engine]}}})
+    probe, requests = Probe(), Requests()
+    told: list[dict[str, Any]] = []
+
+    def emit(event: Any, **fields: object) -> None:
+        told.append({"event": event.name, **fields})
+
+    fleet = Fleet(settings, BrokenRuntime(), probe, FootprintStore(tmp_path / "footprints.json"), emit)
+    fleet.attach(requests, SimulatedActivity(), ["m"])
+    house = House(fleet, probe, requests, told)
+    await fleet.open()
+    yield house
+    if probe.hangs:
+        probe.hangs.set()
+    await fleet.close()
+
+
+async def test_a_decision_that_fails_costs_itself_alone(house: House) -> None:
+    house.tick_fails = True
+    await house.ticks_go_on()
+    assert house.errors() == ["""TypeError("'NoneType' object is not iterable")"""], "told once"
+    house.fleet.wanted("m")
+    house.tick_fails = False
+    await until(lambda: house.requests.table.of("m"))
+
+
+async def test_a_driver_that_fails_or_hangs_holds_up_nothing_else(house: House) -> None:
+    await until(lambda: house.fleet.supervisor.gpus)
+    house.probe.error = TypeError("garbage")
+    await until(house.fleet.problems)
+    assert "garbage" in house.fleet.problems()[0]
+    await house.ticks_go_on()
+    house.probe.error, house.probe.hangs = None, threading.Event()
+    await until(lambda: any("has not answered" in problem for problem in house.fleet.problems()))
+    await house.ticks_go_on()
+    house.probe.hangs.set()
+    await until(lambda: not house.fleet.problems())
+    assert not house.errors()
+
+
+async def test_an_endpoint_is_followed_on_after_an_error(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    await until(lambda: house.requests.table.of("m"))
+    answers = house.fleet._health.passes
+
+    async def fails(running: Running) -> bool:
+        raise ValueError("not an address")
+
+    monkeypatch.setattr(house.fleet._health, "passes", fails)
+    await until(house.errors)
+    assert house.requests.table.of("m")
+    monkeypatch.setattr(house.fleet._health, "passes", answers)
+    (route,) = house.requests.table.of("m")
+    house.fleet._hear(e.Died(route.instance_id, "its health check fails"))
+    await until(lambda: house.requests.table.of("m"))
+
+
+async def test_engines_are_measured_on_after_an_error(house: House) -> None:
+    house.requests.errors = [KeyError("x")]
+    await until(lambda: house.requests.seen)
+    assert house.errors() == ["KeyError('x')"]
