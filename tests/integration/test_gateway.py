@@ -143,6 +143,17 @@ async def test_discovery_measures_what_the_engine_took(tmp_path: Path) -> None:
         assert page["models"]["gemma3-4B"]["running"] == 2
 
 
+async def test_footprints_that_cannot_be_kept_are_measured_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    wanted = config(
+        models={"a": model("a", footprint_mib=None)}, memory_footprint_file=str(tmp_path / "file" / "f.json")
+    )
+    async with running_gateway(tmp_path, wanted) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        assert "f.json" in (await gateway.event("footprint_file_not_written"))["file"]
+        assert (await gateway.status())["known_footprints_mib"]
+
+
 async def test_an_estimate_too_small_is_corrected_and_the_request_served(tmp_path: Path) -> None:
     """Estimated by its name at 3190 MiB; its weights alone take 4000."""
     models = {"a": {"repository": "test/a-50m", "environment": {**FAST, "SIM_WEIGHTS_MIB": "4000"}}}

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 
 VERSION = 1
@@ -32,6 +33,7 @@ class FootprintStore:
         self._path = Path(path)
         self._temporary = self._path.with_name(f"{self._path.name}.tmp")
         self._mib: dict[str, int] = {}
+        self._saving = Lock()
 
     def load(self) -> str | None:
         """Reads the file; a missing one is an empty one. Returns a warning if there is something to tell."""
@@ -63,9 +65,13 @@ class FootprintStore:
         return MappingProxyType(self._mib)
 
     def save(self) -> None:
-        """Writes the file whole or not at all. Raises OSError, with the old file intact."""
+        """Writes the file whole or not at all, from any thread. Raises OSError, with the old file intact."""
+        with self._saving:
+            self._save({"version": VERSION, "footprints_mib": dict(self._mib)})
+
+    def _save(self, document: Mapping[str, object]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"version": VERSION, "footprints_mib": self._mib}, indent=2, sort_keys=True)
+        content = json.dumps(document, indent=2, sort_keys=True)
         try:
             with self._temporary.open("w", encoding="utf-8") as file:
                 file.write(content + "\n")
@@ -73,7 +79,8 @@ class FootprintStore:
                 os.fsync(file.fileno())
             os.replace(self._temporary, self._path)
         except OSError:
-            self._temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
             raise
         _sync_directory(self._path.parent)
 

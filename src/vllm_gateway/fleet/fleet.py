@@ -247,7 +247,14 @@ class Fleet:
 
     def _keep_footprint(self, model: str, mib: int) -> None:
         self.footprints.put(self._key(model), mib)
-        self._tasks.spawn(asyncio.to_thread(self.footprints.save))
+        self._tasks.spawn(self._save_footprints())
+
+    async def _save_footprints(self) -> None:
+        try:
+            await asyncio.to_thread(self.footprints.save)
+        except OSError as error:
+            file = self._catalogue.settings.memory_footprint_file
+            self._emit(log_events.FOOTPRINT_FILE_NOT_WRITTEN, file=file, problem=str(error))
 
     async def _remove_strangers(self) -> None:
         """When the runtime is back, and now and then: what it left behind, or could not remove before."""

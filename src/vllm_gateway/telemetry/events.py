@@ -172,6 +172,12 @@ FOOTPRINT_FILE_DAMAGED = Event(
     ("file",),
     ("problem",),
 )
+FOOTPRINT_FILE_NOT_WRITTEN = Event(
+    "footprint_file_not_written",
+    "warning",
+    "What was measured is kept until the gateway ends, and must then be measured again.",
+    ("file", "problem"),
+)
 MEMORY_NOT_RETURNED = Event(
     "memory_not_returned",
     "warning",

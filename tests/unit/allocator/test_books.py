@@ -3,6 +3,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_footprints_outlive_the_process(tmp_path: Path) -> None:
     assert again.load() is None
     assert (again.get("k"), again.get("other"), dict(again.all())) == (9000, None, {"k": 9000})
     assert [file.name for file in path.parent.iterdir()] == ["footprints.json"]
+
+
+def test_threads_that_save_at_once_do_not_spoil_it(tmp_path: Path) -> None:
+    store = FootprintStore(tmp_path / "footprints.json")
+
+    def measured(number: int) -> None:
+        store.put(f"k{number}", 1 + number)
+        store.save()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(measured, range(32)))
+    again = FootprintStore(tmp_path / "footprints.json")
+    assert again.load() is None
+    assert len(again.all()) == 32
 
 
 def test_half_a_file_of_one_that_was_killed_is_cleared_away(tmp_path: Path) -> None:
