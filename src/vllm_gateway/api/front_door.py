@@ -46,9 +46,9 @@ class FrontDoor(AiohttpServer):
     def aiohttp_protocol(self) -> asyncio.Protocol:
         return super().__call__()
 
-    def admit(self, head: RequestHead, peer: str) -> str | None:
+    def admit(self, head: RequestHead, length: int, peer: str) -> str | None:
         """Who asks; None if the request is to be refused, or has to wait, before its body is read."""
-        if head.length > self._max_body or self.inference.stopping or not self._opened.is_set():
+        if length > self._max_body or self.inference.stopping or not self._opened.is_set():
             return None
         try:
             return self._keys.caller(head.credentials, peer)

@@ -55,7 +55,7 @@ class Inference:
     async def serve(self, client: Client, body: bytes, caller: str, progress: Progress) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
         info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
-        content_type = info.header("content-type") or ""
+        content_type = client.content_type
         found = wanted(body, content_type)
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)

@@ -6,7 +6,8 @@ framed or how the connection goes on. Nothing is guessed: a head that two parser
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from vllm_gateway.relay.framing import FIELD_NAME
@@ -18,12 +19,13 @@ _METHOD = re.compile(rb"[A-Z]{1,20} |[A-Z]{0,20}\Z")
 _REQUEST_LINE = re.compile(rb"POST ((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)(\?[A-Za-z0-9._~/=&%+-]*)? HTTP/1\.1")
 _FIELD = re.compile(rb"(" + FIELD_NAME + rb"):([\t\x20-\x7e]*+)")
 _LENGTH = re.compile(rb"[1-9][0-9]{0,14}")
+_LENGTH_LINES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+"""As clients write it; in any other form it is not plain."""
 
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings"})
-_ONCE = frozenset(
-    {b"host", b"content-length", b"content-type", b"connection", b"authorization", b"x-api-key", b"x-request-id"}
-)
+_NOT_PLAIN = frozenset({b"transfer-encoding", b"content-length", b"expect", b"upgrade", b"http2-settings"})
+_ONCE = frozenset({b"host", b"content-type", b"connection", b"authorization", b"x-api-key", b"x-request-id"})
 _PERSISTENCE = {b"": True, b"keep-alive": True, b"close": False}
+_MAX_KEPT_HEAD = 2048
 _MAX_KEPT_LINE = 256
 
 
@@ -32,82 +34,86 @@ def may_become_a_head(data: bytes) -> bool:
     return len(data) < MAX_HEAD_BYTES and _METHOD.match(data) is not None and data.count(b"\n") == data.count(b"\r\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One header."""
-
-    name: bytes
-    """Lower-case."""
-    raw: tuple[bytes, bytes]
-    line: bytes
-    """As it is passed on."""
-    once: bool
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RequestHead:
-    """The head of a plain inference request."""
+    """The head of a plain inference request, less the length of its body: a client's requests have the same few."""
 
     target: str
     path: str
-    fields: list[Field]
-    length: int
+    raw_headers: Sequence[tuple[bytes, bytes]]
     keep_alive: bool
     credentials: bytes
     """As OpenAI's clients send a key; Anthropic's header is read as the same."""
+    content_type: str
     request_id: str | None
+    _passed_on: dict[frozenset[bytes], bytes] = field(default_factory=dict)
+
+    def lines(self, dropped: frozenset[bytes]) -> bytes:
+        """The headers as lines to be passed on, less those of these lower-case names."""
+        lines = self._passed_on.get(dropped)
+        if lines is None:
+            kept = [b"%b: %b\r\n" % header for header in self.raw_headers if header[0].lower() not in dropped]
+            lines = self._passed_on[dropped] = b"".join(kept)
+        return lines
 
 
-def parse_request_head(head: bytes) -> RequestHead | None:
-    """Reads a head, without its empty line. None: not a plain one."""
-    request_line, *lines = head.split(b"\r\n")
-    targets = _targets(request_line)
-    if targets is None:
+def parse_request_head(head: bytes) -> tuple[RequestHead, int] | None:
+    """Reads a head, without its empty line, and the length of the body. None: not a plain one."""
+    for length_line in _LENGTH_LINES:
+        if (start := head.find(length_line)) >= 0:
+            break
+    else:
         return None
-    fields = []
+    end = head.find(b"\r\n", start + 2)
+    length = head[start + len(length_line) : end if end >= 0 else None]
+    if _LENGTH.fullmatch(length) is None:
+        return None
+    rest = head[:start] + head[end:] if end >= 0 else head[:start]
+    parsed = _parse(rest) if len(rest) <= _MAX_KEPT_HEAD else _parse.__wrapped__(rest)
+    return None if parsed is None else (parsed, int(length))
+
+
+@lru_cache(maxsize=1024)
+def _parse(head: bytes) -> RequestHead | None:
+    """Of a head from which the one Content-Length has been taken."""
+    request_line, *lines = head.split(b"\r\n")
+    found = _REQUEST_LINE.fullmatch(request_line)
+    if found is None or not request_line.startswith(_BEGINNING) or request_line.startswith(b"POST /v1/models"):
+        return None
+    headers = []
     once: dict[bytes, bytes] = {}
     for line in lines:
-        field = _field(line) if len(line) <= _MAX_KEPT_LINE else _field.__wrapped__(line)
-        if field is None:
+        header = _header(line) if len(line) <= _MAX_KEPT_LINE else _header.__wrapped__(line)
+        if header is None:
             return None
-        if field.once:
-            if field.name in once:
+        name, raw = header
+        if name in _ONCE:
+            if name in once:
                 return None
-            once[field.name] = field.raw[1]
-        fields.append(field)
+            once[name] = raw[1]
+        headers.append(raw)
     keep_alive = _PERSISTENCE.get(once.get(b"connection", b"").lower())
-    length = once.get(b"content-length", b"")
-    if b"host" not in once or keep_alive is None or _LENGTH.fullmatch(length) is None:
+    if b"host" not in once or keep_alive is None:
         return None
     key = once.get(b"x-api-key")
     request_id = once.get(b"x-request-id")
+    path = found[1].decode("ascii")
     return RequestHead(
-        *targets,
-        fields,
-        int(length),
+        path + (found[2] or b"").decode("ascii"),
+        path,
+        headers,
         keep_alive,
         once.get(b"authorization") or (b"Bearer " + key if key else b""),
+        once.get(b"content-type", b"").decode("ascii"),
         None if request_id is None else request_id.decode("ascii"),
     )
 
 
-@lru_cache(maxsize=256)  # nearly all requests ask for the same few targets
-def _targets(request_line: bytes) -> tuple[str, str] | None:
-    """Target and path."""
-    found = _REQUEST_LINE.fullmatch(request_line)
-    if found is None or not request_line.startswith(_BEGINNING) or request_line.startswith(b"POST /v1/models"):
-        return None
-    path = found[1].decode("ascii")
-    return path + (found[2] or b"").decode("ascii"), path
-
-
-@lru_cache(maxsize=2048)  # a client's requests have the same few lines
-def _field(line: bytes) -> Field | None:
+@lru_cache(maxsize=2048)  # heads that differ in one line, as an id of the request, share the others
+def _header(line: bytes) -> tuple[bytes, tuple[bytes, bytes]] | None:
+    """Its lower-case name, and name and value as they came."""
     found = _FIELD.fullmatch(line)
     if found is None:
         return None
-    name, value = found[1], found[2].strip(b" \t")
-    lower = name.lower()
-    if lower in _NOT_PLAIN:
-        return None
-    return Field(lower, (name, value), b"%b: %b\r\n" % (name, value), lower in _ONCE)
+    name = found[1].lower()
+    return None if name in _NOT_PLAIN else (name, (found[1], found[2].strip(b" \t")))

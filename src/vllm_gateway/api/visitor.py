@@ -68,11 +68,16 @@ class Visitor(asyncio.Protocol):
     @property
     def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
         assert self._head is not None
-        return [field.raw for field in self._head.fields]
+        return self._head.raw_headers
+
+    @property
+    def content_type(self) -> str:
+        assert self._head is not None
+        return self._head.content_type
 
     def header_lines(self, dropped: frozenset[bytes]) -> bytes:
         assert self._head is not None
-        return b"".join([field.line for field in self._head.fields if field.name not in dropped])
+        return self._head.lines(dropped)
 
     @property
     def keep_alive(self) -> bool:
@@ -135,15 +140,19 @@ class Visitor(asyncio.Protocol):
             else:
                 self._hand_over(data)
             return
-        head = parse_request_head(data[:end])
-        caller = None if head is None else self._door.admit(head, self._peer)
-        if head is None or caller is None:
+        parsed = parse_request_head(data[:end])
+        if parsed is None:
+            self._hand_over(data)
+            return
+        head, length = parsed
+        caller = self._door.admit(head, length, self._peer)
+        if caller is None:
             self._hand_over(data)
             return
         now = self._door.loop.time()
         self._head, self._caller = head, caller
         self._progress = Progress(request_id_of(head.request_id), "POST", head.path, now)
-        begins, ends = end + 4, end + 4 + head.length
+        begins, ends = end + 4, end + 4 + length
         if len(data) >= ends:
             self.ahead = data[ends:]
             self._answer(data[begins:ends])

@@ -4,7 +4,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from vllm_gateway.relay.heads import header_lines
@@ -14,7 +14,7 @@ from vllm_gateway.relay.types import Carried
 class AiohttpClient:
     """A `Client` over a request of aiohttp's low-level server."""
 
-    __slots__ = ("_protocol", "_request", "http_1_1", "keep_alive", "method", "raw_headers", "target")
+    __slots__ = ("_protocol", "_request", "content_type", "http_1_1", "keep_alive", "method", "raw_headers", "target")
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
@@ -22,6 +22,7 @@ class AiohttpClient:
         self.method = request.method
         self.target = request.raw_path
         self.raw_headers: Sequence[tuple[bytes, bytes]] = request.raw_headers
+        self.content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
         self.http_1_1 = request.version >= HttpVersion11
         self.keep_alive = request.keep_alive
 

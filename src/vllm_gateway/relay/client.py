@@ -23,7 +23,11 @@ class Client(Protocol):
 
     @property
     def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """As received and in order."""
+        """As received and in order; where the body's length stands elsewhere, without it."""
+
+    @property
+    def content_type(self) -> str:
+        """Empty if it is not given."""
 
     def header_lines(self, dropped: frozenset[bytes]) -> bytes:
         """The headers as lines to be passed on, less those of these lower-case names."""

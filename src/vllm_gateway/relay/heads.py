@@ -7,7 +7,7 @@ Pure functions of bytes. What goes through is kept byte for byte and in order; w
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,6 +20,10 @@ _METHOD = re.compile(r"[A-Z]{1,32}")
 _TARGET = re.compile(r"[^\x00-\x20\x7f]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
+_LENGTH_LINES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+"""As servers write it."""
+
+_MAX_KNOWN_HEAD = 2048
 _MAX_KNOWN_LINE = 256
 _EVENTS = re.compile(rb"\ncontent-type:[ \t]*+text/event-stream[;\s]")
 _CONTROLS = bytes(c for c in range(128) if c < 32 or c == 127).replace(b"\t", b"")
@@ -119,9 +123,9 @@ def tokens(values: Iterable[bytes]) -> frozenset[bytes]:
 # --- The reply, from the instance
 
 
-@dataclass(slots=True)
-class ReplyHead:
-    """The head of an instance's reply, parsed."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Form:
+    """What replies have in common whose heads differ in the length of the body alone."""
 
     status: int
     lines: bytes
@@ -129,28 +133,89 @@ class ReplyHead:
     length: int | None
     chunked: bool
     keep_alive: bool
+    of_any_length: bool
+    """The value of its length is a stand-in."""
+    _parts: dict[frozenset[bytes], tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def without(self, names: frozenset[bytes]) -> tuple[bytes, bytes]:
+        """The lines less the headers of these lower-case names: up to the length's stand-in, and from there on."""
+        parts = self._parts.get(names)
+        if parts is None:
+            lines = _without(self.lines, names)
+            at = lines.lower().find(_LENGTH_LINES[1]) if self.of_any_length else -1
+            value = at + len(_LENGTH_LINES[1])
+            parts = (lines, b"") if at < 0 else (lines[:value], lines[lines.index(b"\r\n", value) :])
+            self._parts[names] = parts
+        return parts
+
+
+class ReplyHead:
+    """The head of an instance's reply."""
+
+    __slots__ = ("_digits", "_form", "keep_alive", "status")
+
+    def __init__(self, form: _Form, digits: bytes = b"") -> None:
+        """`digits`: of the length, if it is not the form's."""
+        self._form = form
+        self._digits = digits
+        self.status = form.status
+        self.keep_alive = form.keep_alive
+
+    @property
+    def length(self) -> int | None:
+        return int(self._digits) if self._digits else self._form.length
 
     @property
     def is_event_stream(self) -> bool:
         """Whether the body is a stream of server-sent events, as they are."""
-        lines = self.lines.lower()
+        lines = self._form.lines.lower()
         return self.status == 200 and _EVENTS.search(lines) is not None and b"\ncontent-encoding:" not in lines
 
-    def without(self, names: Iterable[bytes]) -> bytes:
-        """What is passed on, less the headers of these lower-case names."""
-        return _without(self.lines, names)
+    def without(self, names: frozenset[bytes]) -> bytes:
+        """What is passed on, status line and headers, less the headers of these lower-case names."""
+        before, after = self._form.without(names)
+        return before + self._digits + after if after else before
 
     def framing(self, method: str) -> Framing:
         """How the body that follows this head ends."""
         if method == "HEAD" or self.status in (204, 304):
             return Length(0)
-        if self.chunked:
+        if self._form.chunked:
             return Chunked()
-        return UntilClose() if self.length is None else Length(self.length)
+        length = self.length
+        return UntilClose() if length is None else Length(length)
 
 
 def parse_reply_head(head: bytes) -> ReplyHead:
     """Reads a head, from the status line to the empty line. Raises BadHead for all that could be read in two ways."""
+    if len(head) > _MAX_KNOWN_HEAD:
+        return ReplyHead(_parse(head))
+    for length_line in _LENGTH_LINES:
+        at = head.find(length_line) + len(length_line)
+        if at >= len(length_line):
+            digits = head[at : head.find(b"\r\n", at)]
+            if _LENGTH.fullmatch(digits) is None:
+                break
+            form = _form_of_any_length(head[:at] + head[at + len(digits) :], at)
+            return ReplyHead(_parse(head)) if form is None else ReplyHead(form, digits)
+    return ReplyHead(_form(head))
+
+
+@lru_cache(maxsize=1024)  # an engine's replies have the same few
+def _form_of_any_length(head: bytes, at: int) -> _Form | None:
+    """Of a head whose length is missing there; None if another one stands in it."""
+    if head.lower().count(_LENGTH_LINES[1].rstrip()) > 1:
+        return None
+    return _parse(head[:at] + b"0" + head[at:], of_any_length=True)
+
+
+@lru_cache(maxsize=256)
+def _form(head: bytes) -> _Form:
+    return _parse(head)
+
+
+def _parse(head: bytes, *, of_any_length: bool = False) -> _Form:
+    """Raises BadHead."""
     status_line, *lines = head[:-4].split(b"\r\n")
     if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines) - 4 or not head.endswith(b"\r\n\r\n"):
         raise BadHead("control character, or a line end that is none")
@@ -188,7 +253,7 @@ def parse_reply_head(head: bytes) -> ReplyHead:
         named = tokens(connection)
         keep_alive = keep_alive and b"close" not in named
         passed_on = _without(passed_on, named - {b"content-length"})
-    return ReplyHead(status, passed_on, length, bool(encodings), keep_alive)
+    return _Form(status, passed_on, length, bool(encodings), keep_alive, of_any_length)
 
 
 @lru_cache(maxsize=64)
@@ -242,9 +307,7 @@ def _without(lines: bytes, names: Iterable[bytes]) -> bytes:
 
 def reply_head(head: ReplyHead, *, own: OwnHeaders, chunked: bool, connection: bytes) -> bytes:
     """The head for the client: the instance's headers, ours, and what holds for the client's connection."""
-    lines = head.lines
-    if own.names:
-        lines = _without(lines, own.names)
+    lines = head.without(own.names)
     if head.status == 204:
         lines = _without(lines, (b"content-length",))  # RFC 9110 8.6; some clients would wait for a body
     framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""

@@ -3,7 +3,7 @@
 
 import pytest
 
-from vllm_gateway.api.request_head import parse_request_head
+from vllm_gateway.api.request_head import RequestHead, parse_request_head
 
 
 def head(*lines: bytes, request_line: bytes = b"POST /v1/chat/completions HTTP/1.1") -> bytes:
@@ -13,20 +13,32 @@ def head(*lines: bytes, request_line: bytes = b"POST /v1/chat/completions HTTP/1
 PLAIN = (b"Host: x", b"Content-Length: 5")
 
 
+def parsed(of: bytes) -> tuple[RequestHead, int]:
+    found = parse_request_head(of)
+    assert found is not None
+    return found
+
+
+def test_heads_that_differ_in_length_alone_are_read_once() -> None:
+    one, length = parsed(head(b"Host: x", b"Content-Length: 5", b"X: y"))
+    other, other_length = parsed(head(b"Host: x", b"content-length: 70000", b"X: y"))
+    assert one is other
+    assert (length, other_length) == (5, 70000)
+
+
 def test_a_plain_head() -> None:
-    found = parse_request_head(
+    found, length = parsed(
         head(*PLAIN, b"X-A:\t b ", b"x-a:", b"X-Request-ID: r1", b"Authorization: Bearer k", b"Connection: Keep-Alive")
     )
-    assert found is not None
-    assert (found.target, found.path, found.length) == ("/v1/chat/completions", "/v1/chat/completions", 5)
+    assert (found.target, found.path, length) == ("/v1/chat/completions", "/v1/chat/completions", 5)
     assert (found.keep_alive, found.credentials, found.request_id) == (True, b"Bearer k", "r1")
-    assert [field.raw for field in found.fields][2:4] == [(b"X-A", b"b"), (b"x-a", b"")]
-    assert [field.line for field in found.fields][2:4] == [b"X-A: b\r\n", b"x-a: \r\n"]
+    assert found.raw_headers[1:3] == [(b"X-A", b"b"), (b"x-a", b"")]
+    assert found.lines(frozenset({b"host", b"connection"})).startswith(b"X-A: b\r\nx-a: \r\nX-Request-ID: r1\r\nAuth")
+    assert found.lines(frozenset({b"host", b"connection", b"x-a"})).startswith(b"X-Request-ID: r1\r\nAuth")
 
 
 def test_the_path_is_the_target_without_its_query() -> None:
-    found = parse_request_head(head(*PLAIN, request_line=b"POST /v1/x?a=%20b&c HTTP/1.1"))
-    assert found is not None
+    found, _ = parsed(head(*PLAIN, request_line=b"POST /v1/x?a=%20b&c HTTP/1.1"))
     assert (found.target, found.path) == ("/v1/x?a=%20b&c", "/v1/x")
 
 
@@ -40,14 +52,12 @@ def test_the_path_is_the_target_without_its_query() -> None:
     ],
 )
 def test_credentials(lines: list[bytes], credentials: bytes) -> None:
-    found = parse_request_head(head(*PLAIN, *lines))
-    assert found is not None
+    found, _ = parsed(head(*PLAIN, *lines))
     assert found.credentials == credentials
 
 
 def test_connection_close() -> None:
-    found = parse_request_head(head(*PLAIN, b"connection: Close"))
-    assert found is not None
+    found, _ = parsed(head(*PLAIN, b"connection: Close"))
     assert not found.keep_alive
     assert found.request_id is None
 
@@ -92,6 +102,9 @@ def test_another_request_line(request_line: bytes) -> None:
         (b"Host: x", b"Content-Length : 5"),
         (*PLAIN, b"Content-Length: 5"),
         (*PLAIN, b"content-length: 6"),
+        (*PLAIN, b"CONTENT-LENGTH: 5"),
+        (*PLAIN, b"Content-Length:5"),
+        (b"Host: x", b"CONTENT-LENGTH: 5"),
         (*PLAIN, b"Host: y"),
         (*PLAIN, b"Authorization: a", b"authorization: b"),
         (*PLAIN, b"Transfer-Encoding: chunked"),

@@ -45,7 +45,7 @@ class Wire:
         self.requests.append((client.target, list(client.raw_headers), body))
         return Carried(200, 1, 0.0, True, None, True, True)
 
-    def admit(self, head: RequestHead, peer: str) -> str:
+    def admit(self, head: RequestHead, length: int, peer: str) -> str:
         return peer
 
     def aiohttp_protocol(self) -> Any:
