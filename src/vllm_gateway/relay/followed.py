@@ -20,7 +20,7 @@ MAX_ERROR_BYTES = 64 * 1024
 class FollowedExchange(Exchange):
     """As `Exchange`, but what is no stream passes unchanged only while the client has no head."""
 
-    __slots__ = ("_error", "_follows", "_stream", "_whole")
+    __slots__ = ("_error", "_feed_chunk", "_follows", "_stream")
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FollowedExchange(Exchange):
         )
         self._stream = stream
         self._follows = False
-        self._whole = False  # the next read may be one whole chunk
+        self._feed_chunk: Callable[[bytes], bytes | None] | None = None  # if the next read may be one whole chunk
         self._error: bytearray | None = None  # the body of a reply that is no stream and comes too late to be passed on
 
     @property
@@ -75,14 +75,16 @@ class FollowedExchange(Exchange):
         self._pass_on(body)
 
     def received(self, data: bytes) -> None:
-        if not self._whole or (chunk := self._stream.follower.feed_chunk(data)) is None:
+        feed_chunk = self._feed_chunk
+        if feed_chunk is None or (chunk := feed_chunk(data)) is None:
             super().received(data)
             return
         self._heard = True
         if self._client_transport.is_closing():
             self._end("client_gone")
             return
-        self._stream.write_chunk(chunk)
+        self._client_transport.write(chunk)
+        self.bytes_sent += len(chunk)
         if self._watch is not None:
             self._watch(chunk)
         if self._client.writing_paused and not self._paused:
@@ -104,13 +106,6 @@ class FollowedExchange(Exchange):
         except BadFraming:
             self._end("bad_reply")
             return
-        self._whole = (
-            self._follows
-            and self._began is None
-            and isinstance(framing, Chunked)
-            and framing.is_between_chunks
-            and self._stream.takes_chunks
-        )
         self._reusable = self._reusable and used == len(data)
         if self._error is not None:
             self._error += payload[: MAX_ERROR_BYTES - len(self._error)]
@@ -127,6 +122,8 @@ class FollowedExchange(Exchange):
         self._stream.write(events)
         if self._watch is not None:
             self._watch(events)
+        whole = isinstance(framing, Chunked) and framing.is_between_chunks and follower.is_between_events
+        self._feed_chunk = follower.feed_chunk if whole and self._stream.takes_chunks else None
         if follower.failed is not None:
             self._end(follower.failed)
         elif framing.done:
@@ -139,6 +136,7 @@ class FollowedExchange(Exchange):
         if self._error is not None:
             self.failure = NoStream(self.status, bytes(self._error))
         elif self._follows:
+            self._stream.bytes_sent += self.bytes_sent
             follower = self._stream.follower
             if follower.done and not self._client_transport.is_closing():
                 broken = None

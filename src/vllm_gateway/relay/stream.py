@@ -23,6 +23,10 @@ class Follower(Protocol):
     def failed(self) -> str | None:
         """Why the instance's events lead nowhere; nothing of it is with the client."""
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether `feed_chunk` may be asked."""
+
     def feed(self, payload: bytes) -> bytes:
         """Events, or parts of them, as they come; what is to be sent now."""
 
@@ -85,11 +89,6 @@ class ClientStream:
         if events:
             out += chunk(events) if self._chunked else events
         self._send(out)
-
-    def write_chunk(self, data: bytes) -> None:
-        """An event that is a chunk already."""
-        self.transport.write(data)
-        self.bytes_sent += len(data)
 
     def end(self) -> None:
         """After the last event."""

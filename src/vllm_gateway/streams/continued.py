@@ -27,6 +27,10 @@ class Continued:
     def failed(self) -> str | None:
         return self._tracker.failed
 
+    @property
+    def is_between_events(self) -> bool:
+        return False  # what is not taken as a whole need not be told
+
     def feed_chunk(self, chunk: bytes) -> bytes | None:
         return None
 

@@ -40,6 +40,28 @@ class Tracker:
     without a result: an error, and an end without a finish reason. `failed` then says what it was.
     """
 
+    __slots__ = (
+        "_before",
+        "_hide_ids",
+        "_kind",
+        "_plain",
+        "_reader",
+        "_rest",
+        "asked",
+        "done",
+        "failed",
+        "finished",
+        "head",
+        "ids",
+        "ids_complete",
+        "obstacle",
+        "pieces",
+        "prompt_ids",
+        "resume",
+        "texts",
+        "usage_sent",
+    )
+
     def __init__(self, asked: Asked, resume: Resume) -> None:
         self.asked = asked
         self.resume = resume
@@ -78,6 +100,11 @@ class Tracker:
         return self.done or self.failed is not None
 
     @property
+    def is_between_events(self) -> bool:
+        """Whether another event may follow, and nothing of it has come."""
+        return not (self._reader.held or self.ended)
+
+    @property
     def tokens(self) -> int:
         """Tokens of the reply so far; where their ids are not all known, a token for each event."""
         return self.ids.count(b",") if self.ids_complete else self.pieces
@@ -99,10 +126,8 @@ class Tracker:
     def feed_chunk(self, chunk: bytes) -> bytes | None:
         """As `feed`, for what is one chunk of HTTP with one event that reads easily; the chunk that goes to the client.
 
-        None if it is not: then nothing has happened.
+        None if it is not: then nothing has happened. Only for a stream that `is_between_events`.
         """
-        if self._reader.held or self.ended:
-            return None
         start = chunk.find(b"\n", 0, _MAX_SIZE_LINE) + 1
         before = self._before
         if before is not None and chunk.startswith(before, start):

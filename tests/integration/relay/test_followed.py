@@ -56,6 +56,8 @@ class Loud:
         self.done = self.done or b"end" in payload
         return payload.upper()
 
+    is_between_events = False
+
     def feed_chunk(self, chunk: bytes) -> bytes | None:
         return None
 
