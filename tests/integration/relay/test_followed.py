@@ -56,10 +56,12 @@ class Loud:
         self.done = self.done or b"end" in payload
         return payload.upper()
 
-    is_between_events = False
+    is_between_events = True
 
     def feed_chunk(self, chunk: bytes) -> bytes | None:
-        return None
+        """Takes one chunk of one event as a whole, and no other."""
+        whole = chunk.startswith(b"9\r\n") and chunk.endswith(b"\n\n\r\n")
+        return chunk.upper() if whole else None
 
 
 @contextlib.asynccontextmanager
@@ -129,6 +131,22 @@ async def test_a_cut_stream_goes_on_under_the_same_head(cut: bytes) -> None:
         assert message.header("transfer-encoding") == [b"chunked"]
         assert seen == [b"/part/0", b"/part/1"]
         assert (await between.carried()).keeps_client
+
+
+async def test_chunks_taken_as_a_whole_count_and_keep_their_order() -> None:
+    split = (b"9\r\ndata:", b" c\n\n\r\n")
+
+    async def script(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(HEAD + chunk(b"data: a\n\n"), chunk(b"data: b\n\n"), *split, chunk(b"data: d\n\n"))
+        await peer.send(chunk(b"data: end\n\n") + END)
+
+    async with instance(script) as engine, following(engine.port) as between:
+        client = await between.connect()
+        message = await client.ask()
+        assert events(message) == b"DATA: A\n\nDATA: B\n\nDATA: C\n\nDATA: D\n\nDATA: END\n\n"
+        carried = await between.carried()
+        assert carried.bytes_sent == len(message.head) + len(message.body)
 
 
 async def test_a_stream_that_nobody_can_go_on_with_is_ended_by_its_owner() -> None:
