@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with settings that are well-formed one by one: contradictions, and strategies that cannot be made."""
+
+from pathlib import Path
+from typing import Any
+
+from vllm_gateway.configuration.draft import Draft, Keys
+from vllm_gateway.scheduling import StrategyError, make_strategy
+from vllm_gateway.settings import Model, Settings
+
+_ENGINE_SETTINGS = (
+    "instances",
+    "engine_arguments",
+    "environment",
+    "image",
+    "tensor_parallel_size",
+    "footprint_mib",
+    "pinned",
+    "idle_timeout_s",
+)
+_OPTIONS_OF_THE_GATEWAY = {
+    "--api-key": "only the gateway reaches the engine: set `server.api_keys`",
+    "--host": "remove it",
+    "--model": "set `repository`",
+    "--port": "remove it",
+    "--served-model-name": "the engine knows the model by the name that stands here; set `aliases` for others",
+    "--tensor-parallel-size": "set `tensor_parallel_size`",
+    "-tp": "set `tensor_parallel_size`",
+}
+
+
+def find_contradictions(draft: Draft) -> None:
+    models = draft.models()
+    owner = dict.fromkeys(models, "a model")
+    for name, model in models.items():
+        _find_names_taken(draft, name, owner)
+        _find_bad_arguments(draft, name)
+        if model.get("endpoints"):
+            _find_settings_of_engines(draft, name)
+
+
+def _find_names_taken(draft: Draft, model: str, owner: dict[str, str]) -> None:
+    """`owner`: whose each name is, in words; this model's are added."""
+    for setting, kind in (("aliases", "an alias"), ("adapters", "an adapter")):
+        for index, name in enumerate(_list(draft, model, setting)):
+            if not isinstance(name, str):
+                continue
+            if name in owner:
+                message = f"'{name}' is already the name of {owner[name]}; choose another name"
+                draft.complain(("models", model, setting, index), message)
+            owner.setdefault(name, f"'{model}' (as {kind})")
+
+
+def _find_bad_arguments(draft: Draft, model: str) -> None:
+    for index, argument in enumerate(_list(draft, model, "engine_arguments")):
+        keys: Keys = ("models", model, "engine_arguments", index)
+        option = str(argument).partition("=")[0].replace("_", "-")
+        if option in _OPTIONS_OF_THE_GATEWAY:
+            draft.complain(keys, f"{option} is given to the engine by the gateway; {_OPTIONS_OF_THE_GATEWAY[option]}")
+        elif option.startswith("-") and len(pieces := option.split()) > 1:
+            draft.complain(keys, f"an option and its value are two items of the list: [{pieces[0]}, ...]")
+
+
+def _find_settings_of_engines(draft: Draft, model: str) -> None:
+    for setting in _ENGINE_SETTINGS:
+        if setting in draft.models()[model]:
+            message = f"'{setting}' is for engines that the gateway starts; remove it or `endpoints`"
+            draft.complain(("models", model, setting), message)
+
+
+def _list(draft: Draft, model: str, setting: str) -> list[Any]:
+    """Empty if it is no list: that is complained of elsewhere."""
+    value = draft.models()[model].get(setting)
+    return value if isinstance(value, list) else []
+
+
+def find_bad_strategies(draft: Draft, settings: Settings) -> None:
+    directory = Path(settings.strategies_dir) if settings.strategies_dir else None
+    if directory is not None and not directory.is_dir():
+        draft.complain(("strategies_dir",), f"{directory} is not a folder; name one that is there")
+        return
+    named: dict[Keys, Any] = {("models", name, "strategy"): model.strategy for name, model in settings.models.items()}
+    for keys, strategy in {("strategy",): settings.strategy, **named}.items():
+        try:
+            if strategy is not None:
+                make_strategy(strategy, directory)
+        except StrategyError as error:
+            draft.complain(keys, str(error))
+
+
+assert set(_ENGINE_SETTINGS) <= set(Model.model_fields)

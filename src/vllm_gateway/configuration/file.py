@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the config file, and remembers the line of each key."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_gateway.configuration.draft import Draft, Keys, Problem
+
+_MAX_DEPTH = 30
+
+
+def read_file(draft: Draft, path: Path) -> None:
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        draft.problems.append(Problem(str(path), f"cannot be read ({error.strerror}): name a file that is there"))
+        return
+    except UnicodeDecodeError as error:
+        draft.problems.append(Problem(str(path), f"is not UTF-8 text (byte {error.start})"))
+        return
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        value = _Reader(draft, path, loader).read(node, ()) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        draft.problems.append(Problem(place, f"not valid YAML: {error.problem or error.context}"))
+        return
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        draft.problems.append(Problem(str(path), f"not valid YAML: {error}"))
+        return
+    finally:
+        loader.dispose()
+    if isinstance(value, dict):
+        draft.data = value
+    elif value is not None:
+        draft.problems.append(Problem(f"{path}:1", "must be settings of the form `name: value`"))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Turns YAML nodes into plain data and remembers the line of each key."""
+
+    draft: Draft
+    path: Path
+    loader: yaml.SafeLoader
+
+    def read(self, node: yaml.Node, keys: Keys) -> Any:
+        self.draft.places.setdefault(keys, f"{self.path}:{node.start_mark.line + 1}")
+        if len(keys) > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=node.start_mark)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*keys, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._read_mapping(node, keys)
+        return self.loader.construct_object(node)
+
+    def _read_mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key.start_mark)
+            if key.value in first:
+                place = f"{self.path}:{line}: {'.'.join(map(str, (*keys, key.value)))}"
+                message = f"said twice, first on line {first[key.value]}; keep one of them"
+                self.draft.problems.append(Problem(place, message))
+            first.setdefault(key.value, line)
+        self.loader.flatten_mapping(node)
+        result = {}
+        for key, value in node.value:
+            self.draft.places[(*keys, key.value)] = f"{self.path}:{key.start_mark.line + 1}"
+            result[key.value] = self.read(value, (*keys, key.value))
+        return result
