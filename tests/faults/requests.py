@@ -53,6 +53,7 @@ class Said:
     done: bool = False
     cut: str | None = None
     instance: str | None = None
+    retry_after_s: float = 0.0
 
     @property
     def answer(self) -> tuple[object, ...]:
@@ -116,6 +117,7 @@ class Request:
             async with http.post(kind.path, json=body, headers=self._headers) as reply:
                 self.said.status = reply.status
                 self.said.instance = reply.headers.get("x-simulated-instance")
+                self.said.retry_after_s = float(reply.headers.get("Retry-After", 0))
                 if reply.content_type == "text/event-stream":
                     await self._read_events(reply)
                 else:

@@ -13,6 +13,7 @@ from tests.faults.requests import KINDS, Request
 TOKENS = (2, 20, 60)
 HANGS_AFTER_S = 60.0
 _LEAVES, _IS_SLOW = 0.08, 0.05
+_MOST_PATIENCE_S = 5.0
 
 Answers = Mapping[tuple[str, int], tuple[object, ...]]
 """(kind, tokens) -> what an undisturbed request is told."""
@@ -37,10 +38,11 @@ class Load:
     async def client(self, until: float) -> None:
         loop = asyncio.get_running_loop()
         while loop.time() < until:
-            await self._one()
-            await asyncio.sleep(self._random.uniform(0, 0.1))
+            asked_to_wait_s = await self._one()
+            await asyncio.sleep(min(asked_to_wait_s, _MOST_PATIENCE_S) + self._random.uniform(0, 0.1))
 
-    async def _one(self) -> None:
+    async def _one(self) -> float:
+        """Returns how long the client was told to wait."""
         chance, choose = self._random.random(), self._random.choice
         kind, tokens, model = choose(list(KINDS)), choose(TOKENS), choose(self._models)
         request_id = f"soak-{len(self.ids)}"
@@ -52,7 +54,7 @@ class Load:
             if not request.task.done():
                 await request.leave()
                 self.outcomes["client left"] += 1
-                return
+                return 0.0
         self.answered.add(request_id)
         _, pending = await asyncio.wait({request.task}, timeout=HANGS_AFTER_S)
         if pending:
@@ -62,6 +64,7 @@ class Load:
             self._is_bad(f"not understood: {error!r}", request_id, request)
         else:
             self._count(request_id, request, self._answers[kind, tokens])
+        return request.said.retry_after_s
 
     def _count(self, request_id: str, request: Request, answer: tuple[object, ...]) -> None:
         said = request.said

@@ -101,6 +101,8 @@ class Fleet:
                     self._lives.watch(one, one.running)
             await self._read_gpus()
         except BaseException:
+            await self._tasks.end()
+            await self._runtime.close()
             await self._health.close()
             raise
         self._endpoints.configure(specs, self._catalogue.settings)

@@ -9,6 +9,7 @@ from vllm_gateway.fleet.start_times import StartTimes
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 300.0
+LONGEST_WAIT_S = 10.0  # for the end of a back-off; who would have to wait longer is told so
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class ModelState:
     waits_since: float | None = None  # requests wait, and nothing is ready
     failures: int = 0
     retry_at: float = 0.0
+    start_failed: bool = False  # the last of those failures was one of a start
     last_error: str | None = None
     log_tail: tuple[str, ...] = ()  # of the last instance that failed
     corrections: int = 0  # of its footprint, since an instance of it was ready
@@ -46,6 +48,10 @@ class ModelState:
     used_at: float = 0.0
     removed: bool = False  # no longer in the configuration; kept until its last instance is gone
     starts: StartTimes = field(default_factory=StartTimes)
+
+    def refuses(self, now: float) -> bool:
+        """Whether its back-off is none to be waited for: as long as it works at all, a death costs a delay."""
+        return self.retry_at > now and (self.start_failed or self.retry_at - now > LONGEST_WAIT_S)
 
     def waited_s(self, now: float) -> float:
         return 0.0 if self.waits_since is None else now - self.waits_since

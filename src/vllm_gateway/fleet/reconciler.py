@@ -66,8 +66,9 @@ class Reconciler:
     def _start_first(self, state: ModelState, now: float) -> None:
         name = state.spec.name
         if state.retry_at > now:
-            text = f"{name} failed to start and is tried again later. {state.last_error}"
-            self.board.refuse_failed(state, text, now)
+            if state.refuses(now):
+                what = "failed to start" if state.start_failed else "keeps failing"
+                self.board.refuse_failed(state, f"{name} {what} and is tried again later. {state.last_error}", now)
             return
         footprint = self._footprint(state)
         answer = self._plan(state.spec, footprint, now, first=True)

@@ -15,7 +15,7 @@ from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.routing import Activity
 from vllm_gateway.telemetry import events as log_events
 
-STABLE_S = 60.0  # an instance that was ready for so long has proved its configuration
+STABLE_S = 10.0  # an instance that was ready for so long has proved its configuration
 SHOWN_LINES = 40  # of what an engine said last
 MOST_CORRECTIONS = 5  # of a footprint in a row
 
@@ -198,7 +198,7 @@ class Supervisor:
             return  # the requests wait on
         state.failures = 1 if proved else state.failures + 1
         pause = 0.0 if was is State.READY and state.failures == 1 else backoff_s(state.failures)
-        state.retry_at = now + pause
+        state.retry_at, state.start_failed = now + pause, was is State.STARTING
         said = root_cause(tail)
         state.last_error = f"{reason}: {said}" if said else reason
         if larger_mib and state.spec.footprint_declared:

@@ -321,7 +321,22 @@ def test_a_second_death_backs_off() -> None:
         fleet.hear(e.Died(one.instance_id, "killed", (), 137))
         effects = fleet.hear(e.Gone(one.instance_id))
     assert not started(effects)
+    fleet.want("a")
+    assert not fleet.refusals, "it worked, and will be back before long"
     assert started(fleet.tick(2))
+
+
+def test_what_keeps_dying_is_no_longer_waited_for() -> None:
+    fleet = FleetInTheHead(spec("a"))
+    one = fleet.run("a")
+    fleet.supervisor.models["a"].failures = 5
+    fleet.hear(e.Died(one.instance_id, "killed", (), 137))
+    fleet.hear(e.Gone(one.instance_id))
+    fleet.want("a")
+    ((_, refusal),) = fleet.refusals
+    assert "keeps failing" in refusal.message
+    assert refusal.retry_after_s is not None
+    assert refusal.retry_after_s >= 32
 
 
 def test_an_idle_model_is_stopped_and_a_pinned_one_is_not() -> None:
