@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
     from vllm_gateway.cli_asking import Address
 
 EXIT_BAD_CONFIG = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 _CONFIG = "YAML; without it the environment says what to serve"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     commands = {"serve": _serve, "check": _check, "status": _status, "retry": _retry, "simulate": _simulate}
-    return commands[arguments.command](arguments)
+    try:
+        return commands[arguments.command](arguments)
+    except KeyboardInterrupt:  # before or after the gateway's own handling of it
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

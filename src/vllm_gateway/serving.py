@@ -20,12 +20,12 @@ from vllm_gateway import __version__
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.app import Gateway
+from vllm_gateway.ending import Ending
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.handover import CannotTakeOver, Predecessor, Successor, control_path
 from vllm_gateway.listening import BACKLOG, bind, inherited, url_of
 from vllm_gateway.reloading import Reloader, stamp
-from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.settings import Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
@@ -33,20 +33,30 @@ from vllm_gateway.telemetry import events, log
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
 _QUIET_S = 1.0  # after a hand-over: no request for so long, and the kept connections are closed
+_CALLED_AGAIN_S = 2.0  # until whoever starts gateways has called the next one, and its code is loaded
 
 
 class Serving:
     """A gateway that listens."""
 
     def __init__(
-        self, gateway: Gateway, runner: web.ServerRunner, door: FrontDoor, sockets: list[socket.socket]
+        self,
+        gateway: Gateway,
+        runner: web.ServerRunner,
+        door: FrontDoor,
+        sockets: list[socket.socket],
+        ending: Ending,
     ) -> None:
         self.gateway = gateway
+        self.opens_within_s = 0.0  # as this one did
         self.address = url_of(sockets[0])
         self.port: int = sockets[0].getsockname()[1]
         self._runner = runner
         self._door = door
         self._sockets = sockets
+        self._ending = ending
+        self._has_successor = False
+        self._drained_by: float | None = None
         self._sites = [web.SockSite(runner, one, backlog=BACKLOG) for one in sockets]
 
     async def open(self) -> None:
@@ -60,11 +70,13 @@ class Serving:
 
     async def leave(self, limit_s: float) -> None:
         """After a hand-over: serves the connections there are, and tells each client to open a new one next time."""
+        self._has_successor = True
         for site in self._sites:
             await site.stop()
         self._door.leaving = True
-        quiet_since = now = began = _now()
-        while now - began < limit_s and now - quiet_since < _QUIET_S:
+        quiet_since = now = _now()
+        self._drained_by = now + limit_s
+        while now < self._drained_by and now - quiet_since < _QUIET_S and not self._ending.asked.is_set():
             await asyncio.sleep(_QUIET_S / 10)
             now = _now()
             if self.gateway.queues.unfinished:
@@ -72,18 +84,31 @@ class Serving:
 
     async def close(self, limit_s: float) -> None:
         """No new requests. What is under way has `limit_s` to end by itself, and is then told that this is the end."""
-        self.gateway.inference.stopping = True
-        ending = asyncio.create_task(self._end_after(limit_s))
+        now = _now()
+        drained_by = self._drained_by or now + limit_s
+        self._say_when_to_return(drained_by)
+        ending = asyncio.create_task(self._end_at(drained_by))
         try:
             await self._runner.cleanup()
         finally:
             ending.cancel()
             await asyncio.wait({ending})
 
-    async def _end_after(self, limit_s: float) -> None:
-        await asyncio.sleep(limit_s)
-        self.gateway.queues.close(Refusal("stopping", "The gateway is shutting down. Try again.", retry_after_s=1.0))
+    async def _end_at(self, drained_by: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(drained_by):
+                await self._ending.at_once.wait()
+        self._say_when_to_return(_now())
+        self.gateway.queues.close(self.gateway.inference.goodbye())
         await self.gateway.relay.close()
+
+    def _say_when_to_return(self, drained_by: float) -> None:
+        """The next gateway is not called before this one has ended, unless it is there already.
+
+        The start of a model does not count: it begins when somebody asks the next gateway, and is waited for there.
+        """
+        called_s = 0.0 if self._has_successor else _CALLED_AGAIN_S + self.opens_within_s
+        self.gateway.inference.return_at = (_now() if self._has_successor else drained_by) + called_s
 
 
 def _now() -> float:
@@ -92,7 +117,7 @@ def _now() -> float:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, emit: Callable[..., None], predecessor: Predecessor | None = None
+    settings: Settings, emit: Callable[..., None], ending: Ending, predecessor: Predecessor | None = None
 ) -> AsyncIterator[Serving]:
     """Raises OSError, ProbeError, RuntimeDown, StrategyError."""
     simulated = None
@@ -107,7 +132,8 @@ async def serving(
         limit_s = settings.server.drain_timeout_s
         runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=limit_s + _ERROR_EVENTS_S)
         await runner.setup()
-        server = Serving(gateway, runner, door, sockets)
+        server = Serving(gateway, runner, door, sockets, ending)
+        began = _now()
         try:
             if predecessor is None:
                 await server.open()  # /health is answered while the fleet opens
@@ -116,12 +142,13 @@ async def serving(
                 gateway.api.opened.set()
                 if predecessor is not None:
                     await server.open()  # not before it is sure that this one can serve
+                server.opens_within_s = _now() - began
                 yield server
             finally:
                 await server.close(limit_s)
                 await gateway.close()
         finally:
-            gateway.inference.stopping = True
+            gateway.inference.return_at = gateway.inference.return_at or _now()
             gateway.api.opened.set()  # whoever waits for a fleet that could not be opened
             await runner.cleanup()
     finally:
@@ -150,17 +177,18 @@ async def serve(
     seen = stamp(config_file) if config_file is not None else None
     log.configure(settings.log)
     _keep_freed_memory()
-    stop = asyncio.Event()
+    ending = Ending(asyncio.current_task())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, ending.ask)
     loop.add_signal_handler(signal.SIGHUP, _ignore)
     emit = log.get_logger().emit
     tasks = Tasks(emit)
     try:
         emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
         predecessor = await Predecessor.ask(control_path(settings, settings.server.port)) if take_over else None
-        async with serving(settings, emit, predecessor) as server:
+        async with serving(settings, emit, ending, predecessor) as server:
+            ending.started()
             if predecessor is not None:
                 await predecessor.say_ready()
                 tasks.spawn(predecessor.follow())
@@ -173,8 +201,12 @@ async def serve(
             if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
                 log.flush()  # another thread writes the lines: those that came first are to be read first
                 print(_hint(settings, server.address), file=sys.stderr, flush=True)
-            await _until_its_end(server, settings, stop, tasks, emit)
+            await _until_its_end(server, settings, ending, tasks, emit)
             loop.add_signal_handler(signal.SIGHUP, _ignore)
+        emit(events.GATEWAY_STOPPED)
+    except asyncio.CancelledError:
+        if not ending.asked.is_set():
+            raise
         emit(events.GATEWAY_STOPPED)
     except (OSError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
         text = error.strerror if isinstance(error, OSError) and not error.filename else None
@@ -187,7 +219,7 @@ async def serve(
 
 
 async def _until_its_end(
-    server: Serving, settings: Settings, stop: asyncio.Event, tasks: Tasks, emit: Callable[..., None]
+    server: Serving, settings: Settings, ending: Ending, tasks: Tasks, emit: Callable[..., None]
 ) -> None:
     gateway = server.gateway
     path = control_path(settings, server.port)
@@ -196,9 +228,9 @@ async def _until_its_end(
         successor.open()
     except OSError as error:
         emit(events.CONTROL_SOCKET_PROBLEM, path=str(path), problem=str(error))
-        await stop.wait()
+        await ending.asked.wait()
     else:
-        waiting = {asyncio.create_task(stop.wait()), coming := asyncio.create_task(successor.come())}
+        waiting = {asyncio.create_task(ending.asked.wait()), coming := asyncio.create_task(successor.come())}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         handed_over = coming.done()
         for task in waiting:

@@ -20,10 +20,10 @@ from tests.load import Load
 
 
 @asynccontextmanager
-async def engines(folder: Path) -> AsyncIterator[list[str]]:
+async def engines(folder: Path, **more: Any) -> AsyncIterator[list[str]]:
     """Two simulated engines that somebody else runs."""
     folder.mkdir()
-    async with running_gateway(folder, config(models={"a": model("a", instances=2)})) as behind:
+    async with running_gateway(folder, config(models={"a": model("a", instances=2, **more)})) as behind:
         await behind.chat("a")
         page = await behind.until(lambda page: page["models"]["a"]["running"] == 2)
         yield [f"http://{one['address']}" for one in page["active_containers_by_name"].values()]

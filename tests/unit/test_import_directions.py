@@ -23,6 +23,7 @@ ALLOWED = {
     "settings": set[str](),
     "routing": set[str](),
     "configuration": {"scheduling", "settings", "telemetry"},
+    "ending": set[str](),
     "handover": {"fleet", "routing", "settings"},
     "listening": set[str](),
     "reloading": {"allocator.probe", "configuration", "fleet.runtimes", "scheduling", "settings", "telemetry"},

@@ -9,17 +9,40 @@ from vllm_gateway.api.giving_up import is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.relay import Carried, HasGivenUp, UpstreamFailed, own_headers
-from vllm_gateway.routing import Demand
+from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Refused, RequestInfo
 
 
 class Attempts:
     """Between two calls the request has a place on no instance, or on `instance`."""
 
-    __slots__ = ("_demand", "_failed", "deadline", "info", "instance", "own", "progress", "queue", "terms", "watch")
+    __slots__ = (
+        "_demand",
+        "_failed",
+        "_goodbye",
+        "deadline",
+        "info",
+        "instance",
+        "own",
+        "progress",
+        "queue",
+        "terms",
+        "watch",
+    )
 
-    def __init__(self, info: RequestInfo, queue: ModelQueue, demand: Demand, terms: Terms, progress: Progress) -> None:
+    def __init__(
+        self,
+        info: RequestInfo,
+        queue: ModelQueue,
+        demand: Demand,
+        terms: Terms,
+        progress: Progress,
+        *,
+        goodbye: Callable[[], Refusal],
+    ) -> None:
+        """`goodbye`: what the client is told when the gateway ends."""
         self._demand = demand
+        self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
         self.info = info
         self.queue = queue
@@ -87,12 +110,16 @@ class Attempts:
 
     def check_again(self, failure: UpstreamFailed) -> None:
         """Raises ApiError if the request is not to be tried again."""
-        if failure.reason == "relay_closed":
-            raise ApiError("stopping", "The gateway is shutting down. Try again.", retry_after_s=1.0)
+        self.check_open(failure.reason)
         self.progress.limit_reached(failure.reason)
         self.suspect(failure.reason)
         if not (failure.retryable and self.may_try_again()):
             raise self.late(failure.reason)
+
+    def check_open(self, reason: str) -> None:
+        """Raises ApiError if it is the gateway that ends, and no instance that failed."""
+        if reason == "relay_closed":
+            raise ApiError.of(self._goodbye())
 
     def may_try_again(self) -> bool:
         return self.queue.may_try_again(self.progress.attempts)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One inference request, whoever read it: body -> model -> queue -> an instance, and another one if that fails."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -12,12 +13,12 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.streamed import StreamedRequest
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
-from vllm_gateway.routing import Demand
+from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import Outcome, Queues, RequestInfo
 from vllm_gateway.streams import Asked, Resume, asked, is_known
 from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
 
-_CUT = ApiError("stream_interrupted", "The instance failed within the stream. Ask again.").event()
+_CUT = ApiError("stream_interrupted", "The stream was cut before its end. Ask again.").event()
 
 
 class Inference:
@@ -41,16 +42,26 @@ class Inference:
         self._recorder = recorder
         self._terms = terms  # by model
         self._emit: Callable[..., None] = emit
-        self.stopping = False
+        self.return_at: float | None = None
+        """Once the gateway shuts down: the time of the loop at which a client should come to the next one."""
 
     def configure(self, terms: Mapping[str, Terms]) -> None:
         """For the requests that come from now on."""
         self._terms = terms
 
+    @property
+    def stopping(self) -> bool:
+        return self.return_at is not None
+
+    def goodbye(self) -> Refusal:
+        """What clients are told when the gateway ends."""
+        wait_s = (self.return_at or 0.0) - asyncio.get_running_loop().time()
+        return Refusal("stopping", "The gateway is shutting down. Try again.", retry_after_s=wait_s)
+
     def check_open(self) -> None:
         """Raises ApiError while the gateway shuts down; to be asked before a body is read."""
         if self.stopping:
-            raise ApiError("stopping", "The gateway is shutting down. Try again.", retry_after_s=1.0)
+            raise ApiError.of(self.goodbye())
 
     async def serve(self, client: Client, body: bytes, caller: str, progress: Progress) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
@@ -64,7 +75,8 @@ class Inference:
             info.body = with_model(body, content_type, served_as)
         info.stream = progress.stream = bool(found.stream)
         terms = self._terms[info.model]
-        attempts = Attempts(info, self._queues.of(info.model), self._demand, terms, progress)
+        queue = self._queues.of(info.model)
+        attempts = Attempts(info, queue, self._demand, terms, progress, goodbye=self.goodbye)
         if self._recorder is None:
             return await self._answer(client, attempts)
         length = ReplyLength()

@@ -135,6 +135,8 @@ class StreamedRequest:
     def _go_on(self, reason: str) -> None:
         """The instance failed within the stream. Raises ApiError if that is the end."""
         attempts, tracker = self._attempts, self._tracker
+        if not tracker.is_finished:
+            attempts.check_open(reason)
         attempts.suspect(reason)
         step = next_step(tracker)
         if isinstance(step, Finish):
@@ -150,6 +152,7 @@ class StreamedRequest:
 
     def _check_again(self, failure: UpstreamFailed) -> None:
         """An instance did not begin with its part. Raises ApiError if that is the end."""
+        self._attempts.check_open(failure.reason)
         try:
             self._attempts.check_again(failure)
         except ApiError:
