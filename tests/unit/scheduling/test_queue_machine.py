@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.scheduling.test_queue import Bench, request
+from tests.unit.scheduling.bench import Bench, request
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import InstanceView, Outcome, Refused
 

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue when instances fail requests, and when a strategy does."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from tests.unit.scheduling.bench import Bench, First, request
+from vllm_gateway.scheduling import (
+    InstanceView,
+    Outcome,
+    RequestInfo,
+    Scheduler,
+    health,
+)
+
+
+async def test_an_instance_that_failed_a_request_does_not_get_it_again_while_there_is_another() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2")
+    failed = frozenset({"i1"})
+    other = await bench.queue.acquire(request("a"), failed)
+    assert other.instance_id == "i2"
+    (again,) = await bench.wait("again", failed=failed)
+    normal = await bench.queue.acquire(request("normal"))
+    assert normal.instance_id == "i1", "whoever has not failed there does not wait"
+    (later,) = await bench.wait("later")
+    bench.queue.release(other, request("a"), Outcome.OK)
+    assert await again is other
+    assert not later.done(), "one that failed has waited already: it goes first"
+    bench.queue.release(normal, request("normal"), Outcome.OK)
+    assert (await later).instance_id == "i1"
+
+
+async def test_if_all_instances_have_failed_it_they_may_try_again() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2")
+    other = await bench.queue.acquire(request("a"), frozenset({"i1"}))
+    (again,) = await bench.wait("again", failed=frozenset({"i1"}))
+    bench.publish("i1")
+    assert (await again).instance_id == "i1"
+    assert other.instance_id == "i2"
+
+
+async def test_what_comes_within_the_pause_is_taken_instead() -> None:
+    bench = Bench(same_after_s=3600)
+    bench.publish("i1")
+    (again,) = await bench.wait("again", failed=frozenset({"i1"}))
+    assert (await bench.queue.acquire(request("normal"))).instance_id == "i1"
+    bench.publish("i1", places=2)
+    await asyncio.sleep(0)
+    assert not again.done(), "it has a free place, and has just failed this one"
+    bench.publish("i1", "i2")
+    assert (await again).instance_id == "i2"
+
+
+async def test_a_suspect_is_spared_but_not_forgotten() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    view = await bench.queue.acquire(request())
+    bench.publish("i1", "i2", places=5, suspects=["i1"])
+    assert (await bench.queue.acquire(request())).instance_id == "i2"
+    bench.queue.release(view, request(), Outcome.OK)
+    assert ("drained", "i1") not in bench.demand.said
+    assert not bench.departed
+    bench.publish("i1", "i2", places=5)
+    assert await bench.queue.acquire(request()) is view
+
+
+async def fail(bench: Bench, *outcomes: Outcome) -> InstanceView:
+    for outcome in outcomes:
+        info = request()
+        view = await bench.queue.acquire(info)
+        bench.queue.release(view, info, outcome)
+    return view
+
+
+async def test_an_ejected_instance_gets_one_request_after_its_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
+    bench = Bench()
+    bench.publish("i1", "i2")
+    sick = await fail(bench, *[Outcome.UNREACHABLE] * 3)
+    assert bench.changes == [("i1", True)]
+    other = await bench.queue.acquire(request())
+    assert other.instance_id == "i2"
+    probe, waits = await bench.wait("probe", "waits")
+    assert await probe is sick, "the end of the pause is noticed, though nothing else happens"
+    bench.queue.release(other, request(), Outcome.OK)
+    assert await waits is other
+    bench.publish("i1", "i2", places=5)
+    assert (await bench.queue.acquire(request())) is other, "one probe at a time"
+
+
+async def test_the_probe_that_succeeds_restores_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.0)
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    await fail(bench, *[Outcome.BROKEN] * 3, Outcome.OK)
+    assert bench.changes == [("i1", True), ("i1", False)]
+    assert bench.queue.ejections == 1
+    assert not bench.queues.is_ejected("m", "i1")
+
+
+async def test_a_long_reply_that_has_begun_is_probe_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.0)
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    await fail(bench, *[Outcome.BROKEN] * 3)
+    info = request()
+    view = await bench.queue.acquire(info)
+    began = bench.queue.began(view, info)
+    assert began is not None
+    began()
+    assert bench.changes == [("i1", True), ("i1", False)]
+    assert bench.queue.began(view, info) is None
+
+
+async def test_the_last_instance_keeps_its_requests_whatever_becomes_of_them() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2", places=5)
+    await fail(bench, *[Outcome.UNREACHABLE] * 3)
+    await fail(bench, *[Outcome.UNREACHABLE] * 9)
+    assert bench.changes == [("i1", True)]
+    bench.publish("i1", places=5)
+    assert (await bench.queue.acquire(request())).instance_id == "i1"
+
+
+async def test_a_request_is_tried_again_within_limits() -> None:
+    bench = Bench()
+    assert not bench.queue.may_try_again(3)
+    assert [bench.queue.may_try_again(1) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert bench.queue.retries_denied == 2
+
+
+class Raises:
+    def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
+        raise ZeroDivisionError
+
+
+class Stranger:
+    def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
+        return InstanceView("x", "x", "m", "127.0.0.1", 1, 8)
+
+
+class Empties:
+    def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
+        instances.clear()  # type: ignore[attr-defined]
+        raise AssertionError
+
+
+@pytest.mark.parametrize("strategy", [Raises(), Stranger(), Empties()], ids=lambda one: type(one).__name__)
+async def test_a_strategy_that_fails_is_reported_and_the_request_placed_in_turn(strategy: Scheduler) -> None:
+    bench = Bench(strategy)
+    bench.publish("i1", "i2", places=5)
+    took = [(await bench.queue.acquire(request())).instance_id for _ in range(4)]
+    assert sorted(took) == ["i1", "i1", "i2", "i2"]
+    assert len(bench.errors) == 4
+    assert sum(view.in_flight for view in bench.queue.views) == 4
+
+
+async def test_a_strategy_that_fails_at_the_end_of_a_request_loses_no_place() -> None:
+    class FailsAtTheEnd(First):
+        def finished(self, request: RequestInfo, instance: InstanceView, outcome: Outcome) -> None:
+            raise KeyError(outcome)
+
+    bench = Bench(FailsAtTheEnd())
+    bench.publish("i1")
+    view = await bench.queue.acquire(request())
+    (waiting,) = await bench.wait("a")
+    bench.queue.release(view, request(), Outcome.UNREACHABLE)
+    assert await waiting is view
+    assert len(bench.errors) == 1
+    assert (view.failures, view.total) == (1, 2)
