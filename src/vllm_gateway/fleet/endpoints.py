@@ -16,6 +16,8 @@ from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.settings import Settings
 
 POLL_S = 1.0
+MOST_LOOKS_PER_S = 50
+"""At all of them together: each costs as much as a few requests."""
 
 
 class Endpoints:
@@ -40,9 +42,10 @@ class Endpoints:
         for gone in self._following.keys() - set(wanted):
             self._following.pop(gone).cancel()
             self._hear(e.Died(self._current.pop(gone, ""), "no longer in the configuration"))
-        for place in wanted:
+        for index, place in enumerate(wanted):
             if place not in self._following:
-                self._following[place] = self._tasks.repeat(partial(self._look, place), POLL_S)
+                pace_s = max(POLL_S, len(wanted) / MOST_LOOKS_PER_S) * (1 + index / len(wanted) / 2)  # not all in step
+                self._following[place] = self._tasks.repeat(partial(self._look, place), pace_s)
 
     async def _look(self, place: tuple[str, str]) -> None:
         url = urlsplit(place[1])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ContainerRegistry: every instance and its state; the only place where state changes."""
 
+from bisect import insort
 from collections.abc import Iterator
 
 from vllm_gateway.fleet.instance import Instance, State, safe_name
@@ -14,6 +15,7 @@ class ContainerRegistry:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._instances: dict[str, Instance] = {}
+        self._by_model: dict[str, list[Instance]] = {}  # asked for at every event and for every model
         self._serial = 0
         self.version = 0
 
@@ -31,7 +33,7 @@ class ContainerRegistry:
 
     def by_model(self, model: str) -> list[Instance]:
         """In the order of their numbers."""
-        return sorted((one for one in self if one.model == model), key=lambda one: (one.number, one.instance_id))
+        return list(self._by_model.get(model, ()))
 
     def name_of(self, model: str, number: int) -> str:
         return f"{self._prefix}_{safe_name(model)}_instance_{number}"
@@ -51,6 +53,7 @@ class ContainerRegistry:
     def add(self, instance: Instance) -> Instance:
         assert self.by_name(instance.name) is None, instance.name
         self._instances[instance.instance_id] = instance
+        insort(self._by_model.setdefault(instance.model, []), instance, key=_place)
         self.version += 1
         return instance
 
@@ -76,7 +79,8 @@ class ContainerRegistry:
         self.version += 1
 
     def remove(self, instance: Instance) -> None:
-        self._instances.pop(instance.instance_id, None)
+        if self._instances.pop(instance.instance_id, None) is not None:
+            self._by_model[instance.model].remove(instance)
         self.version += 1
 
     def table(self) -> RoutingTable:
@@ -97,3 +101,8 @@ class ContainerRegistry:
                 )
                 routes[one.model] = (*routes.get(one.model, ()), route)
         return RoutingTable(routes)
+
+
+def _place(one: Instance) -> tuple[int, str]:
+    """Among the instances of its model."""
+    return one.number, one.instance_id

@@ -296,7 +296,7 @@ class ModelQueue:
             views = [view for view in views if view.instance_id not in failed]
         if self._health.troubled:
             views = self._sound(views, may_probe=not failed)
-        return tuple(view for view in views if view.in_flight < view.max_in_flight)
+        return tuple([view for view in views if view.in_flight < view.max_in_flight])
 
     def _sound(self, views: Sequence[InstanceView], *, may_probe: bool) -> Sequence[InstanceView]:
         """Those that are not ejected; alone, one that is to be probed. If all are ejected: better a try than none."""
