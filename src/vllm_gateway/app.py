@@ -20,7 +20,7 @@ from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
-from vllm_gateway.handover import CannotTakeOver, Predecessor, WithPredecessor, Work
+from vllm_gateway.handover import CannotTakeOver, Predecessor, ToldToBoth, WithPredecessor, Work
 from vllm_gateway.relay import Relay
 from vllm_gateway.scheduling import (
     Change,
@@ -69,7 +69,8 @@ class Gateway:
         )
         self._predecessor = predecessor
         activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
-        self.fleet.attach(self.queues, activity, _measured(placements))
+        traffic = ToldToBoth(self.queues, predecessor) if predecessor else self.queues
+        self.fleet.attach(traffic, activity, _measured(placements))
         self._names = ModelNames(_names(settings), _adapters(settings))
         self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())

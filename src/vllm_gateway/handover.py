@@ -10,6 +10,8 @@ They talk over a unix socket, one JSON object a line:
                  serves the connections that it has.
     old -> new   again and again, what it still has to do, so that nothing is stopped under it:
                  {"in_flight": {container: requests}, "waiting": {model: requests}}
+    new -> old   whenever requests that wait for a model are to wait no longer:
+                 {"model": name, "code": code, "message": why, "retry_after_s": seconds or null}
 
 If the new one goes away before it is ready, the old one goes on as if nothing had been.
 """
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.routing import Activity
+from vllm_gateway.routing import Activity, Refusal, Traffic
 from vllm_gateway.settings import Settings
 
 REPORT_S = 0.1
@@ -67,14 +69,19 @@ class Successor:
         give: Callable[[], Awaitable[Sequence[socket.socket]]],
         take_back: Callable[[], None],
         work: Callable[[], Work],
+        refuse: Callable[[str, Refusal], None],
     ) -> None:
-        """`give` comes to rest and returns the listening sockets; raises CannotTakeOver."""
+        """`give` comes to rest and returns the listening sockets; raises CannotTakeOver.
+
+        `refuse` ends the requests that wait for a model.
+        """
         self._path = path
         self._give = give
         self._take_back = take_back
         self._work = work
+        self._refuse = refuse
         self._listening: socket.socket | None = None
-        self._to_successor: socket.socket | None = None
+        self._successor: tuple[socket.socket, _Lines] | None = None
 
     def open(self) -> None:
         """Raises OSError."""
@@ -102,21 +109,27 @@ class Successor:
             connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
             try:
                 async with asyncio.timeout(LIMIT_S):
-                    if await self._hand_over(connection):
-                        self._to_successor = connection
+                    lines = _Lines(connection)
+                    if await self._hand_over(connection, lines):
+                        self._successor = connection, lines
                         return
             except (OSError, TimeoutError, ValueError):
                 self._take_back()
             connection.close()
 
     async def report(self) -> None:
-        """To the one that has come, as long as this process lives."""
-        assert self._to_successor is not None
-        await self._report(self._to_successor)
+        """To the one that has come, and hears of it, as long as this process lives."""
+        assert self._successor is not None
+        connection, lines = self._successor
+        await asyncio.gather(self._report(connection), self._hear(lines))
 
-    async def _hand_over(self, connection: socket.socket) -> bool:
+    async def _hear(self, lines: "_Lines") -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone, or speaks another language
+            while (said := await lines.next()) is not None:
+                self._refuse(said["model"], Refusal(said["code"], said["message"], said["retry_after_s"]))
+
+    async def _hand_over(self, connection: socket.socket, lines: "_Lines") -> bool:
         connection.setblocking(False)
-        lines = _Lines(connection)
         if not _is_trusted(connection) or await lines.next() != _TAKE_OVER:
             return False
         try:
@@ -182,6 +195,13 @@ class Predecessor:
         with contextlib.suppress(OSError):
             await _send(self._connection, _READY)
 
+    def refuse(self, model: str, refusal: Refusal) -> None:
+        """Ends the old one's requests that wait for `model`, if there are any."""
+        if self.work.waiting.get(model):
+            said = {"code": refusal.code, "message": refusal.message, "retry_after_s": refusal.retry_after_s}
+            with contextlib.suppress(OSError):  # it is gone, or hears it the next time
+                self._connection.send(_line({"model": model, **said}))
+
     async def follow(self) -> None:
         """Until the old one is gone."""
         try:
@@ -212,6 +232,19 @@ class WithPredecessor:
 
     def last_used(self, instance_id: str) -> float | None:
         return self._own.last_used(instance_id)
+
+
+class ToldToBoth:
+    """A `Traffic` that lets a predecessor know whose wait is over."""
+
+    def __init__(self, own: Traffic, predecessor: Predecessor) -> None:
+        self.publish, self.measured = own.publish, own.measured
+        self._own = own
+        self._predecessor = predecessor
+
+    def refuse(self, model: str, refusal: Refusal) -> None:
+        self._own.refuse(model, refusal)
+        self._predecessor.refuse(model, refusal)
 
 
 class _Lines:

@@ -223,7 +223,9 @@ async def _until_its_end(
 ) -> None:
     gateway = server.gateway
     path = control_path(settings, server.port)
-    successor = Successor(path, give=server.give, take_back=gateway.take_back, work=gateway.work)
+    successor = Successor(
+        path, give=server.give, take_back=gateway.take_back, work=gateway.work, refuse=gateway.queues.refuse
+    )
     try:
         successor.open()
     except OSError as error:

@@ -4,6 +4,9 @@
 import asyncio
 from pathlib import Path
 
+import aiohttp
+import pytest
+
 from tests.docker.test_gateway import FAST, config, containers, model
 from tests.gateway import running_gateway
 from tests.integration.test_take_over import ended, folder_of, taking_over
@@ -54,6 +57,48 @@ async def test_what_the_old_one_waits_for_is_started_by_the_new_one(lab: Lab, tm
                 assert (await waiting)[0] == 200
                 assert len(second.events("instance_starting", model="b")) == 1
                 await ended(first)
+
+
+async def test_a_start_that_the_new_one_tries_in_vain_is_told_to_who_waits_at_the_old_one(
+    lab: Lab, tmp_path: Path
+) -> None:
+    lab.reset_gpus(1, 40_000)
+    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
+    broken = model("b", engine_arguments=["--no-such-option"])
+    settings = config(lab, a=model("a", environment=slow), b=broken)
+    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
+        await first.chat("a")
+        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
+        async with first.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            waiting = asyncio.create_task(first.chat("b"))
+            await first.event("instance_draining", model="a")
+            async with running_gateway(
+                folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
+            ):
+                status, _, answer = await waiting
+                assert (status, answer["error"]["code"]) == (503, "model_start_failed")
+                assert "--no-such-option" in answer["error"]["message"]
+                await stream.content.read()
+                await ended(first)
+
+
+async def test_a_discovery_run_is_measured_by_the_gateway_that_adopts_it(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(1, 40_000)
+    settings = config(lab, a=model("a-4b", footprint_mib=None, environment={**FAST, "SIM_LOAD_S": "3"}))
+    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment, may_be_killed=True) as first:
+        asked = asyncio.create_task(first.chat("a"))
+        await first.until(lambda page: any(one["address"] for one in page["active_containers_by_name"].values()))
+        first.process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await asked
+        async with running_gateway(folder_of(tmp_path, "1"), settings, lab.environment) as second:
+            await second.event("instance_adopted")
+            measured = (await second.event("footprint_measured"))["footprint_mib"]
+            page = await second.status()
+            (one,) = page["active_containers_by_name"].values()
+            assert one["reserved_mib"] == measured < 40_000
+            assert (await second.chat("a"))[0] == 200
 
 
 async def test_a_changed_model_is_replaced_by_the_new_one_while_the_old_one_serves(lab: Lab, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """A new gateway takes over from a running one: by its control socket, or by systemd's socket activation."""
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -110,6 +111,31 @@ async def test_a_successor_that_dies_leaves_the_running_one_in_charge(tmp_path: 
             for _ in range(4):
                 assert (await first.chat("a"))[0] == 200
             assert not first.events("gateway_handed_over")
+
+
+async def test_who_waits_at_the_old_one_is_told_what_the_new_one_says(tmp_path: Path) -> None:
+    control = str(tmp_path / "control.sock")
+    models = {"a": {"endpoints": ["http://127.0.0.1:9"]}, "b": {"endpoints": ["http://127.0.0.1:9"]}}
+    settings = {"runtime": "process", "server": {"control_socket": control}, "models": models}
+    async with running_gateway(tmp_path, settings) as old:
+        waiting = {name: asyncio.create_task(old.chat(name)) for name in models}
+        await old.until(lambda page: all(page["models"][name]["queued"] == 1 for name in models))
+        with socket.socket(socket.AF_UNIX) as new:
+            new.connect(control)
+            new.sendall(b'"take over"\n')
+            _, numbers, _, _ = await asyncio.to_thread(socket.recv_fds, new, 4096, 4)
+            for number in numbers:
+                os.close(number)
+            new.sendall(b'"ready"\n')
+            await old.event("gateway_handed_over")
+            said = {"model": "a", "code": "model_start_failed", "message": "No luck.", "retry_after_s": 7}
+            new.sendall(json.dumps(said).encode() + b"\n")
+            status, headers, answer = await waiting["a"]
+            assert (status, headers["Retry-After"]) == (503, "7")
+            assert (answer["error"]["code"], answer["error"]["message"]) == ("model_start_failed", "No luck.")
+            assert not waiting["b"].done()
+            waiting["b"].cancel()
+            await ended(old)
 
 
 async def test_where_nobody_runs_taking_over_is_a_plain_start(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vllm_gateway.fleet.health import Health
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
+from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Launch, Runtime, RuntimeDown
 from vllm_gateway.fleet.supervisor import Supervisor
@@ -87,8 +88,9 @@ class Fleet:
         await self._health.open()
         try:
             await self._open_runtime(needed=any(spec.uses_gpu_memory for spec in specs.values()))
+            adopted: list[Instance] = []
             if self._has_runtime:
-                for one in await adopt(
+                adopted = await adopt(
                     self._runtime,
                     self.registry,
                     specs,
@@ -96,10 +98,12 @@ class Fleet:
                     self._emit,
                     keep_outdated=keep_outdated,
                     stuck=self._stuck,
-                ):
-                    assert one.running is not None
-                    self._lives.watch(one, one.running)
+                )
             await self._read_gpus()
+            for one in adopted:
+                assert one.running is not None
+                one.discovery = self._is_unmeasured(one, specs[one.model])
+                self._lives.watch(one, one.running)
         except BaseException:
             await self._tasks.end()
             await self._runtime.close()
@@ -111,6 +115,11 @@ class Fleet:
         self._tasks.repeat(self._tick, TICK_S)
         self._tasks.repeat(self._look_at_gpus, GPU_READ_S)
         self._tasks.repeat(self._remove_strangers, TICK_S)
+
+    def _is_unmeasured(self, one: Instance, spec: ModelSpec) -> bool:
+        """Whether it was started to be measured, by a gateway that ended before that."""
+        known = self._catalogue.footprint_of(one.model, self.supervisor.gpus).known
+        return spec.uses_gpu_memory and one.spec_hash == spec.spec_hash and not known
 
     async def _open_runtime(self, *, needed: bool) -> None:
         """Raises RuntimeDown if it is `needed` and is not there."""
