@@ -10,7 +10,8 @@ from typing import Any, Never
 import orjson
 from aiohttp import web
 
-from tests.integration.relay.wire import Message, Peer, eventually
+from tests.integration.relay.wire import Message, Peer
+from tests.waiting import until
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal
@@ -87,7 +88,7 @@ class House:
 
     async def line(self, index: int = 0) -> dict[str, object]:
         """The access line of a request, once it is there."""
-        await eventually(lambda: len(self.lines) > index)
+        await until(lambda: len(self.lines) > index)
         return self.lines[index]
 
     @property

@@ -6,7 +6,8 @@ import asyncio
 import pytest
 
 from tests.integration.front.house import BODY, LANES, MAX_BODY, a_request, house
-from tests.integration.relay.wire import OK, Message, Peer, answering, eventually, instance
+from tests.integration.relay.wire import OK, Message, Peer, answering, instance
+from tests.waiting import until
 from vllm_gateway.relay import Limits
 
 EXACT = pytest.mark.parametrize("lane", LANES)
@@ -112,7 +113,7 @@ async def test_the_queue_is_full(lane: str) -> None:
         clients = [await gateway.connect() for _ in range(11)]
         for client in clients[:10]:
             await client.send(a_request(lane=lane))
-        await eventually(lambda: gateway.queues.waiting("m") == 10)
+        await until(lambda: gateway.queues.waiting("m") == 10)
         reply = await clients[10].ask(a_request(lane=lane))
         assert (reply.status, reply.header("retry-after")) == (429, [b"1"])
 
@@ -171,13 +172,13 @@ async def test_a_client_that_leaves_the_queue(lane: str, reset: bool) -> None:
     async with instance(answering(OK)) as engine, house() as gateway:
         client = await gateway.connect()
         await client.send(a_request(lane=lane))
-        await eventually(lambda: gateway.queues.waiting("m") == 1)
+        await until(lambda: gateway.queues.waiting("m") == 1)
         client.reset() if reset else client.writer.close()
         assert (await gateway.line())["outcome"] == "client_gone"
         assert gateway.fleet.heard == ["wanted m", "unwanted m"]
         gateway.publish([engine.port])
         assert engine.accepted == 0
-        await eventually(lambda: len(gateway.connections) == 0)
+        await until(lambda: len(gateway.connections) == 0)
 
 
 @EXACT
@@ -191,14 +192,14 @@ async def test_a_client_that_leaves_frees_the_instance(lane: str, sent: bytes) -
     async with instance(script) as engine, house(engine.port) as gateway:
         client = await gateway.connect()
         await client.send(a_request(lane=lane))
-        await eventually(lambda: engine.open == 1)
+        await until(lambda: engine.open == 1)
         if sent:
             await client.reader.readuntil(b"x\r\n")
         client.reset()
         line = await gateway.line()
         assert (line["outcome"], line["status"]) == ("client_gone", 200 if sent else 499)
-        await eventually(lambda: engine.open == 0 and gateway.queues.in_flight(f"i{engine.port}") == 0)
-        await eventually(lambda: len(gateway.connections) == 0)
+        await until(lambda: engine.open == 0 and gateway.queues.in_flight(f"i{engine.port}") == 0)
+        await until(lambda: len(gateway.connections) == 0)
 
 
 @EXACT
@@ -206,11 +207,11 @@ async def test_a_client_that_leaves_while_it_sends_the_body(lane: str) -> None:
     async with instance(answering(OK)) as engine, house(engine.port) as gateway:
         client = await gateway.connect()
         await client.send(a_request(lane=lane)[:-3])
-        await eventually(lambda: len(gateway.connections) == 1)
+        await until(lambda: len(gateway.connections) == 1)
         client.reset()
         line = await gateway.line()
         assert (line["outcome"], line["status"], line["model"]) == ("client_gone", 499, None)
-        await eventually(lambda: len(gateway.connections) == 0)
+        await until(lambda: len(gateway.connections) == 0)
         assert engine.accepted == 0
 
 
@@ -233,7 +234,7 @@ async def test_a_body_that_does_not_come_is_given_up(sent: bytes) -> None:
         assert b'"code":"body_timeout"' in reply.body
         assert (await gateway.line())["outcome"] == "body_timeout"
         client.reset()
-        await eventually(lambda: len(gateway.connections) == 0)
+        await until(lambda: len(gateway.connections) == 0)
 
 
 @pytest.mark.parametrize("sent", [b"POST /v1/x HTTP/1.1\r\nHost", b"GET /health HT", b"PU"])
@@ -279,7 +280,7 @@ async def test_a_client_that_sends_far_ahead_is_not_read() -> None:
         request = a_request(b'{"model":"m","prompt":"%b"}' % (b"x" * 30_000))
         count = 500  # 15 MB: more than the sockets on the way can hold
         sending = asyncio.create_task(client.send(request * count))
-        await eventually(lambda: any(visitor.reads_no_more for visitor in gateway.door.visitors))
+        await until(lambda: any(visitor.reads_no_more for visitor in gateway.door.visitors))
         answer.set()
         for _ in range(count):
             assert (await client.message()).body == b"ok"
@@ -305,7 +306,7 @@ async def test_two_hundred_clients_that_do_not_read_cost_bounded_memory(lane: st
         for client in clients:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(a_request(lane=lane))
-        await eventually(lambda: [one.writing_paused for one in gateway.connections].count(True) == 200, limit_s=20)
+        await until(lambda: [one.writing_paused for one in gateway.connections].count(True) == 200, limit_s=20)
         transports = [one.transport for one in gateway.connections]
         held = [transport.get_write_buffer_size() for transport in transports if transport is not None]
         assert len(held) == 200
@@ -315,7 +316,7 @@ async def test_two_hundred_clients_that_do_not_read_cost_bounded_memory(lane: st
         assert (await other.message()).status == 200, "the others are served meanwhile"
         for client in clients:
             client.reset()
-        await eventually(lambda: gateway.queues.in_flight(f"i{engine.port}") == 0, limit_s=20)
+        await until(lambda: gateway.queues.in_flight(f"i{engine.port}") == 0, limit_s=20)
 
 
 # --- The beginning and the end
@@ -346,7 +347,7 @@ async def test_shutdown_closes_what_is_idle_and_lets_the_rest_finish(lane: str) 
         idle, busy = await gateway.connect(), await gateway.connect()
         await busy.send(a_request(lane=lane))
         await busy.reader.readuntil(b"x\r\n")
-        await eventually(lambda: len(gateway.connections) == 2)
+        await until(lambda: len(gateway.connections) == 2)
         stopping = asyncio.create_task(gateway.runner.cleanup())
         assert await idle.ended() == b""
         assert not stopping.done()
@@ -368,11 +369,11 @@ async def test_shutdown_ends_what_does_not_finish_in_time(lane: str) -> None:
         await busy.send(a_request(lane=lane))
         await busy.reader.readuntil(b"x\r\n")
         await sends.send(a_request(lane=lane)[:-1])
-        await eventually(lambda: len(gateway.connections) == 2)
+        await until(lambda: len(gateway.connections) == 2)
         await gateway.runner.cleanup()
         assert await busy.ended() == b""
         assert await sends.ended() == b""
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 @EXACT

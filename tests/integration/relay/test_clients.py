@@ -6,7 +6,8 @@ import hashlib
 
 import pytest
 
-from tests.integration.relay.wire import LIMIT_S, OK, Gateway, Peer, a_request, answering, eventually, gateway, instance
+from tests.integration.relay.wire import LIMIT_S, OK, Gateway, Peer, a_request, answering, gateway, instance
+from tests.waiting import until
 from vllm_gateway.relay import Limits
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -29,7 +30,7 @@ async def test_a_client_that_leaves_closes_the_instances_connection(sent: bytes,
     async with instance(script) as engine, gateway(engine.port) as between:
         client = await between.connect()
         await client.send(a_request())
-        await eventually(lambda: engine.open == 1)
+        await until(lambda: engine.open == 1)
         if sent:
             assert await client.reader.readexactly(len(sent)) == sent
         left = loop.time()
@@ -55,10 +56,10 @@ async def test_without_cancellation_the_sweep_notices() -> None:
     async with instance(script) as engine, gateway(engine.port, limits, handler_cancellation=False) as between:
         client = await between.connect()
         await client.send(a_request())
-        await eventually(lambda: engine.open == 1)
+        await until(lambda: engine.open == 1)
         await client.close()
         assert await between.outcome() == "client_gone"
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_a_handler_that_is_cancelled_for_another_reason_says_so() -> None:
@@ -82,7 +83,7 @@ async def test_a_handler_that_is_cancelled_for_another_reason_says_so() -> None:
         reply = await (await between.connect()).ask()
         assert cancelled.is_set()
         assert reply.status == 504
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def flood(peer: Peer) -> None:
@@ -107,7 +108,7 @@ async def test_a_slow_client_costs_bounded_memory_and_gets_everything() -> None:
         client = await between.connect(receive_buffer=64 * 1024)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(a_request())
-        await eventually(lambda: is_paused(between))
+        await until(lambda: is_paused(between))
         largest = 0
         for _ in range(100):  # longer than the idle limit, which does not count while it is the client who is slow
             await asyncio.sleep(0.002)
@@ -127,7 +128,7 @@ async def test_a_client_that_stopped_reading_is_given_up() -> None:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(a_request())
         assert (await between.carried()).broken == "client_stalled"
-        await eventually(lambda: engine.open == 0 and not between.server.connections)
+        await until(lambda: engine.open == 0 and not between.server.connections)
 
 
 async def test_a_paused_client_that_leaves() -> None:
@@ -135,10 +136,10 @@ async def test_a_paused_client_that_leaves() -> None:
         client = await between.connect(receive_buffer=64 * 1024)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(a_request())
-        await eventually(lambda: is_paused(between))
+        await until(lambda: is_paused(between))
         client.reset()
         assert (await between.carried()).broken == "client_gone"
-        await eventually(lambda: engine.open == 0 and not between.server.connections)
+        await until(lambda: engine.open == 0 and not between.server.connections)
 
 
 async def test_a_complete_reply_frees_the_instance_before_the_client_has_read_it() -> None:

@@ -5,7 +5,8 @@ import asyncio
 
 import pytest
 
-from tests.integration.relay.wire import OK, Peer, a_request, answering, eventually, gateway, instance
+from tests.integration.relay.wire import OK, Peer, a_request, answering, gateway, instance
+from tests.waiting import until
 from vllm_gateway.relay import Limits
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -77,7 +78,7 @@ async def test_a_bad_reply_does_not_reach_the_client(reply: bytes) -> None:
         for count in (1, 2):
             assert (await client.ask()).body == b"bad_reply True"
             assert engine.accepted == count
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200", b"HTTP/1.1 100 Continue\r\n\r\n"])
@@ -89,7 +90,7 @@ async def test_no_head_in_time(sent: bytes) -> None:
 
     async with instance(script) as engine, gateway(engine.port, SHORT) as between:
         assert (await (await between.connect()).ask()).body == b"first_byte_timeout True"
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_a_request_that_cannot_be_written_is_not_sent() -> None:
@@ -166,7 +167,7 @@ async def test_bytes_on_an_idle_connection_close_it() -> None:
         client = await between.connect()
         assert (await client.ask()).body == b"ok"
         speak.set()
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
         speak.clear()
         assert (await client.ask()).body == b"ok"
         assert engine.accepted == 2
@@ -175,14 +176,14 @@ async def test_bytes_on_an_idle_connection_close_it() -> None:
 async def test_idle_connections_grow_old() -> None:
     async with instance(answering(OK)) as engine, gateway(engine.port, Limits(pool_idle_s=0.05)) as between:
         assert (await (await between.connect()).ask()).body == b"ok"
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_an_instance_that_is_forgotten_has_no_connections() -> None:
     async with instance(answering(OK)) as engine, gateway(engine.port) as between:
         assert (await (await between.connect()).ask()).body == b"ok"
         between.relay.forget("127.0.0.1", engine.port)
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_no_more_idle_connections_than_allowed() -> None:
@@ -197,7 +198,7 @@ async def test_no_more_idle_connections_than_allowed() -> None:
     async with instance(script) as engine, gateway(engine.port, Limits(pool_max_idle=2)) as between:
         clients = [await between.connect() for _ in range(5)]
         await asyncio.gather(*(client.ask() for client in clients))
-        await eventually(lambda: engine.open == 2)
+        await until(lambda: engine.open == 2)
 
 
 # --- After the reply has begun
@@ -224,7 +225,7 @@ async def test_closed_in_the_body(head: bytes, part: bytes, reset: bool) -> None
     async with instance(script) as engine, gateway(engine.port) as between:
         client = await between.connect()
         await client.send(a_request())
-        await eventually(lambda: between.entered == 1)
+        await until(lambda: between.entered == 1)
         assert await client.reader.readexactly(len(head + part)) == head + part
         passed.set()
         assert await client.ended() == b""
@@ -246,20 +247,20 @@ async def test_silent_in_the_body(head: bytes, part: bytes) -> None:
         await client.send(a_request())
         assert await client.ended() == head + part
         assert (await between.carried()).broken == "idle_timeout"
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_a_slow_stream_is_not_a_silent_one() -> None:
     async def script(peer: Peer) -> None:
         await peer.message()
         await peer.send(CHUNKED)
-        for _ in range(10):
-            await asyncio.sleep(0.03)  # the time that an engine takes
+        for _ in range(12):
+            await asyncio.sleep(0.05)  # the time that an engine takes
             await peer.send(b"1\r\nx\r\n")
         await peer.send(b"0\r\n\r\n")
 
-    async with instance(script) as engine, gateway(engine.port, Limits(idle_s=0.15)) as between:
-        assert (await (await between.connect()).ask()).body == b"1\r\nx\r\n" * 10 + b"0\r\n\r\n"
+    async with instance(script) as engine, gateway(engine.port, Limits(idle_s=0.5)) as between:
+        assert (await (await between.connect()).ask()).body == b"1\r\nx\r\n" * 12 + b"0\r\n\r\n"
         assert (await between.carried()).complete
 
 

@@ -15,10 +15,10 @@ from tests.integration.relay.wire import (
     Peer,
     a_request,
     answering,
-    eventually,
     gateway,
     instance,
 )
+from tests.waiting import until
 from vllm_gateway.relay import Carried, Client, ClientStream, Limits, NoStream
 from vllm_gateway.relay.framing import Chunked
 
@@ -207,7 +207,7 @@ async def test_a_client_that_leaves_a_followed_stream_frees_the_instance() -> No
         await client.reader.readuntil(b"DATA: A")
         client.writer.close()
         assert (await between.carried()).broken == "client_gone"
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_a_slow_client_of_a_followed_stream_holds_the_instance_back_and_gets_everything() -> None:
@@ -224,7 +224,7 @@ async def test_a_slow_client_of_a_followed_stream_holds_the_instance_back_and_ge
         client = await between.connect(receive_buffer=64 * 1024)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(a_request())
-        await eventually(lambda: any(connection.writing_paused for connection in between.server.connections))
+        await until(lambda: any(connection.writing_paused for connection in between.server.connections))
         await asyncio.sleep(0.2)
         client.writer.transport.resume_reading()  # type: ignore[attr-defined]
         await client.reader.readuntil(b"\r\n\r\n")
@@ -250,7 +250,7 @@ async def test_a_client_that_stopped_reading_a_followed_stream_is_given_up() -> 
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(a_request())
         assert (await between.carried()).broken == "client_stalled"
-        await eventually(lambda: engine.open == 0)
+        await until(lambda: engine.open == 0)
 
 
 async def test_the_wait_for_the_first_event_has_the_limit_of_the_first_byte() -> None:

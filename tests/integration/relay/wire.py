@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.waiting import until
 from vllm_gateway.relay import (
     AiohttpClient,
     Carried,
@@ -27,12 +28,6 @@ from vllm_gateway.relay.types import Headers
 
 LIMIT_S = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-async def eventually(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @dataclass(slots=True)
@@ -230,7 +225,7 @@ class Gateway:
         return peer
 
     async def outcome(self, index: int = -1) -> Carried | str:
-        await eventually(lambda: len(self.outcomes) > max(index, 0))
+        await until(lambda: len(self.outcomes) > max(index, 0))
         return self.outcomes[index]
 
     async def carried(self, index: int = -1) -> Carried:

@@ -6,20 +6,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from tests.waiting import until
+
 LIMIT_S = 10.0
-
-
-async def until(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    """Waits for a condition; fails the test when it does not come true in time."""
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class EngineProcess:

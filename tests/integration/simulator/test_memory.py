@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from tests.integration.simulator.launcher import Launcher, until
+from tests.integration.simulator.launcher import Launcher
+from tests.waiting import until
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 SMALL = {"weights_mib": 1000, "activation_mib": 100, "cuda_graph_mib": 24, "kv_mib_per_1k_tokens": 32}

@@ -4,8 +4,9 @@
 import asyncio
 import signal
 
-from tests.integration.simulator.launcher import Launcher, until
+from tests.integration.simulator.launcher import Launcher
 from tests.integration.simulator.test_faults import read_events
+from tests.waiting import until
 from vllm_gateway.simulator.engine import DEAD_MESSAGE
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 

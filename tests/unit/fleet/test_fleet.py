@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loops that the gateway lives by go on whatever befalls one of their rounds."""
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from aiohttp import web
 
 from tests.unit.fleet.broken_runtime import BrokenRuntime
 from tests.unit.fleet.simulation import SimulatedActivity
+from tests.waiting import until
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuReading
 from vllm_gateway.fleet import endpoints as endpoints_module
@@ -78,12 +78,6 @@ class House:
     async def ticks_go_on(self) -> None:
         before = self.ticks
         await until(lambda: self.ticks >= before + 5)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

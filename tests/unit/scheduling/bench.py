@@ -3,11 +3,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from tests.waiting import until
 from vllm_gateway.routing import Refusal, Route, RoutingTable
 from vllm_gateway.scheduling import (
     InstanceView,
@@ -125,12 +126,6 @@ class Bench:
 
     def nothing_is_left(self) -> bool:
         return not self.queue.waiting and not any(view.in_flight for view in self.queue.views)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def refusal_of(task: "asyncio.Task[InstanceView]") -> Refusal:

@@ -5,7 +5,8 @@ import asyncio
 
 import pytest
 
-from tests.unit.scheduling.bench import Bench, request, until
+from tests.unit.scheduling.bench import Bench, request
+from tests.waiting import until
 from vllm_gateway.scheduling import (
     Outcome,
     QueueSettings,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.scheduling.bench import Bench, First, refusal_of, request, until
+from tests.unit.scheduling.bench import Bench, First, refusal_of, request
+from tests.waiting import until
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import (
     Outcome,

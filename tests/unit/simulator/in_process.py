@@ -2,7 +2,7 @@
 """A simulated engine inside the test's own process: the real server, engine and routes, without loading."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -51,10 +51,3 @@ async def engine_in_process(
     finally:
         steps.cancel()
         server.close()
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
-    """Waits for a condition; fails the test when it does not come true in time."""
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.005)

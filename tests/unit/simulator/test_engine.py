@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.simulator.in_process import InProcessEngine, engine_in_process, until
+from tests.unit.simulator.in_process import InProcessEngine, engine_in_process
+from tests.waiting import until
 from vllm_gateway.simulator.tokenizer import Continuation, decode, encode
 
 
