@@ -16,6 +16,8 @@ from vllm_gateway.cli_simulate_arguments import add_arguments as add_simulate_ar
 if TYPE_CHECKING:
     from vllm_gateway.cli_asking import Address
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 EXIT_BAD_CONFIG = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 _CONFIG = "YAML; without it the environment says what to serve"
@@ -34,24 +36,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vllm-gateway", description="One OpenAI-compatible address in front of vLLM.")
     parser.add_argument("--version", action="version", version=f"vllm-gateway {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the gateway")
+    serve = _command(commands, "serve", "run the gateway")
     serve.add_argument("--config", type=Path, metavar="FILE", help=_CONFIG)
     serve.add_argument("--host", help="address to listen on, before `server.host`")
     serve.add_argument("--port", type=int, help="before `server.port`; 0: any free one")
     serve.add_argument("--take-over", action="store_true", help="from the gateway that runs there, losing no request")
-    check = commands.add_parser("check", help="read the configuration, say what would run and every problem in it")
+    check = _command(commands, "check", "read the configuration, say what would run and every problem in it")
     check.add_argument("--config", type=Path, metavar="FILE", help=_CONFIG)
-    status = commands.add_parser("status", help="GPUs, models and instances of a running gateway")
+    status = _command(commands, "status", "GPUs, models and instances of a running gateway")
     status.add_argument("--json", action="store_true", help="as the gateway answers it")
-    retry = commands.add_parser("retry", help="try a model that failed to start again now")
+    retry = _command(commands, "retry", "try a model that failed to start again now")
     retry.add_argument("model", metavar="MODEL")
     for asking in (status, retry):
         here = os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000")
         asking.add_argument("--url", default=here, help="default: VLLM_GATEWAY_URL, else http://127.0.0.1:8000")
         asking.add_argument("--api-key", metavar="KEY", help="if it asks for one; default: VLLM_GATEWAY_API_KEY")
-    simulate = commands.add_parser("simulate", help="compare strategies on recorded traffic, without engines")
+    simulate = _command(commands, "simulate", "compare strategies on recorded traffic, without engines")
     add_simulate_arguments(simulate)
     return parser
+
+
+def _command(commands: "_Commands", name: str, what: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
 
 def _check(arguments: argparse.Namespace) -> int:

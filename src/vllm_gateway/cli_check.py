@@ -30,7 +30,6 @@ def _describe(settings: Settings) -> list[str]:
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     access = f"{len(server.api_keys)} API keys" if server.api_keys else "no API key: open to all who can reach it"
-    engine = settings.docker.image if settings.runtime == "docker" else " ".join(settings.process.command)
     rows = [("MODEL", "INSTANCES", "SERVED FROM", "STRATEGY")]
     for name, model in settings.models.items():
         source = model.repository or ", ".join(model.endpoints)
@@ -38,14 +37,20 @@ def _describe(settings: Settings) -> list[str]:
         rows.append((name, instances, source, settings.strategy_name(name)))
     return [
         f"address  http://{host}:{server.port} ({access})",
-        f"runtime  {settings.runtime} ({engine})",
-        f"gpus     {_describe_gpus(settings)}",
+        *_describe_machine(settings),
         "",
         columns(*rows),
     ]
 
 
-def _describe_gpus(settings: Settings) -> str:
+def _describe_machine(settings: Settings) -> list[str]:
+    """Where the gateway's own engines run; nothing if it has none."""
+    if all(model.endpoints for model in settings.models.values()):
+        return []
+    engine = settings.docker.image if settings.runtime == "docker" else " ".join(settings.process.command)
     gpus = settings.gpus
     devices = ", ".join(f"{device.name} {device.memory_mib} MiB" for device in gpus.devices)
-    return f"{gpus.source} ({devices})" if devices else gpus.source
+    return [
+        f"runtime  {settings.runtime} ({engine})",
+        f"gpus     {gpus.source} ({devices})" if devices else f"gpus     {gpus.source}",
+    ]

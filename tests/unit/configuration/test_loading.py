@@ -201,6 +201,15 @@ def test_check_shows_what_would_run() -> None:
     assert any(line.split() == ["qwen2.5", "7", "Qwen/Qwen2.5-7B-Instruct", "round_robin"] for line in text.split("\n"))
 
 
+def test_check_names_no_runtime_where_none_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text("models: {a: {endpoints: ['http://h:1', 'http://h:2']}}\n")
+    out = io.StringIO()
+    assert check(file, {}, out) == 0
+    assert "http://h:1, http://h:2" in out.getvalue()
+    assert "runtime" not in out.getvalue()
+
+
 def test_check_shows_every_problem() -> None:
     out = io.StringIO()
     assert check(None, {"PARALLEL_MODELS_JSON": '{"a": 0}', "LOG_LEVEL": "loud"}, out) == 2
