@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_gateway.configuration import ENVIRONMENT
 from vllm_gateway.fleet.runtimes import Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.settings import Process
@@ -63,6 +64,15 @@ async def gone(pid: int) -> bool:
         return bool((await asyncio.to_thread(select.select, [process], [], [], 10))[0])
     finally:
         os.close(process)
+
+
+async def test_the_engine_gets_no_variables_of_the_gateway(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in ENVIRONMENT if name.startswith("VLLM_")]:
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    runtime = await make("import os; print(*(name for name in os.environ if name.startswith('VLLM_')))")
+    running = await runtime.start(launch())
+    assert (await runtime.wait(running.handle)).log_tail == ("VLLM_LOGGING_LEVEL",)
 
 
 async def test_the_engine_gets_its_address_gpus_and_environment(make: Make) -> None:

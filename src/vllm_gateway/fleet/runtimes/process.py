@@ -9,6 +9,7 @@ never an instance of an earlier gateway to adopt.
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ from vllm_gateway.settings import Process, Settings
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0
 _LAST_OUTPUT_S = 1.0
+_NOT_FOR_ENGINES = re.compile("VLLM_GATEWAY_.*|VLLM_IMAGE|VLLM_CONTAINER_PREFIX|VLLM_INACTIVITY_TIMEOUT")
+"""The gateway's own: API keys are no business of engines, and vLLM warns of VLLM_ names that it does not know."""
 
 # Runs in the child, then becomes the engine: asks the kernel for SIGKILL when the gateway dies (prctl 1 is
 # PR_SET_PDEATHSIG), and gives up if it died before that. A `preexec_fn` would do this in a fork of a process with
@@ -177,7 +180,8 @@ class ProcessRuntime:
             self._guard.stdin.write(f"{sign}{group}\n".encode())
 
     def _environment(self, launch: Launch) -> dict[str, str]:
-        environment = {**os.environ, **launch.environment, "SIM_NAME": launch.name}
+        inherited = {name: value for name, value in os.environ.items() if not _NOT_FOR_ENGINES.fullmatch(name)}
+        environment = {**inherited, **launch.environment, "SIM_NAME": launch.name}
         if launch.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(launch.gpu_ids)
         if self._simulated_gpu_dir is not None:
