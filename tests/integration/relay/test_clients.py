@@ -2,6 +2,7 @@
 """Clients that leave free the instance at once; clients that read slowly cost little and harm nobody."""
 
 import asyncio
+import contextlib
 import hashlib
 
 import pytest
@@ -120,6 +121,27 @@ async def test_a_slow_client_costs_bounded_memory_and_gets_everything() -> None:
         assert not reply.cut
         assert hashlib.sha256(reply.body).digest() == hashlib.sha256(BLOCK * BLOCKS).digest()
         assert (await between.carried()).complete
+
+
+async def test_two_hundred_slow_clients_cost_bounded_memory_each() -> None:
+    async def endless(peer: Peer) -> None:
+        await peer.message()
+        with contextlib.suppress(ConnectionError):
+            await peer.send(CHUNKED)
+            while True:
+                await peer.send(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+
+    count = 200
+    async with instance(endless) as engine, gateway(engine.port) as between:
+        clients = [await between.connect(receive_buffer=16 * 1024) for _ in range(count)]
+        for client in clients:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await client.send(a_request())
+        await eventually(lambda: sum(one.writing_paused for one in between.server.connections) == count)
+        assert held_for_client(between) <= count * (64 * 1024 + 256 * 1024 + 1024)
+        for client in clients:
+            client.reset()
+        await eventually(lambda: engine.open == 0 and not between.server.connections)
 
 
 async def test_a_client_that_stopped_reading_is_given_up() -> None:
