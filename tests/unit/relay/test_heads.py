@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads go through byte for byte, and whatever two parsers could read in two ways does not go through."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -226,3 +228,49 @@ class TestReplyHead:
     def test_any_ordinary_head_goes_through_unchanged(self, fields: list[tuple[bytes, bytes]]) -> None:
         head = head_of(*(name + b": " + value for name, value in fields))
         assert passed(head) == head
+
+    @settings(deadline=None)
+    @given(
+        st.lists(
+            st.sampled_from(
+                [
+                    b"Content-Length: 5",
+                    b"content-length: 123456",
+                    b"content-length:  7 ",
+                    b"CONTENT-LENGTH: 5",
+                    b"Content-Length: x",
+                    b"X-Content-Length: 9",
+                    b"X: Content-Length: 5",
+                    b"Transfer-Encoding: chunked",
+                    b"Connection: close, X-A",
+                    b"X-A: b",
+                    b"X-Request-Id: theirs",
+                    b"broken",
+                ]
+            ),
+            max_size=5,
+        ),
+        st.sampled_from([frozenset(), frozenset({b"x-request-id"}), frozenset({b"content-length"})]),
+    )
+    def test_a_head_that_is_known_but_for_its_length_reads_as_any_other(
+        self, lines: list[bytes], names: frozenset[bytes]
+    ) -> None:
+        """A head over the limit is never kept, and always read as a whole."""
+        padding = b"Padding: " + b"x" * 2048
+        known, whole = read(head_of(*lines), names), read(head_of(*lines, padding), names)
+        assert known == (whole and {**whole, "lines": whole["lines"].replace(padding + b"\r\n", b"")})
+
+
+def read(head: bytes, names: frozenset[bytes]) -> dict[str, Any] | None:
+    try:
+        found = parse_reply_head(head)
+    except BadHead:
+        return None
+    framing = type(found.framing("POST")).__name__
+    return {
+        "status": found.status,
+        "length": found.length,
+        "framing": framing,
+        "keep_alive": found.keep_alive,
+        "lines": found.without(names),
+    }
