@@ -101,10 +101,6 @@ class NvmlProbe:
                 self._stop()  # a reloaded driver is found by a new start only
             return readings
 
-    def close(self) -> None:
-        with self._lock:
-            self._stop()
-
     def _start(self) -> None:
         if self._started:
             return
