@@ -211,6 +211,7 @@ async def sleep(context: Context, request: Request, reply: Reply) -> None:
     level = int(request.query.get("level", "1"))
     if not context.arguments.enable_sleep_mode:
         raise internal_error("Sleep mode is not enabled. Please enable it by --enable-sleep-mode.")
+    await _fail_to_move(context, "sleep_500")
     if not context.engine.sleep_level:
         context.engine.sleep(level)
         await asyncio.sleep(context.settings.wake_s)
@@ -224,6 +225,7 @@ async def sleep(context: Context, request: Request, reply: Reply) -> None:
 
 
 async def wake_up(context: Context, request: Request, reply: Reply) -> None:
+    await _fail_to_move(context, "wake_500")
     if context.engine.sleep_level:
         if context.memory is not None:
             _retake(context)
@@ -231,6 +233,13 @@ async def wake_up(context: Context, request: Request, reply: Reply) -> None:
         context.engine.wake()
         log.info(f"It took {context.settings.wake_s:.6f} seconds to wake up tags {{'weights', 'kv_cache'}}.")
     send_json(reply, {"status": "awake", "tags": None})
+
+
+async def _fail_to_move(context: Context, fault: str) -> None:
+    if context.faults.use("sleep_hangs"):
+        await asyncio.get_running_loop().create_future()
+    if context.faults.use(fault):
+        raise internal_error("CUDA error: unspecified launch failure (simulated)")
 
 
 def _retake(context: Context) -> None:
