@@ -34,6 +34,12 @@ def estimate_mib(repository: str, cache_dir: Path | None, tensor_parallel_size: 
     return estimate
 
 
+def parameters_mib(repository: str, cache_dir: Path | None) -> int | None:
+    """All of the model's weights, by their files or its name; None: nothing tells."""
+    size = _bytes_of_files(repository, cache_dir) or _bytes_by_name(repository)
+    return None if size is None else math.ceil(size / (1 << 20))
+
+
 def _bytes_of_files(repository: str, cache_dir: Path | None) -> int | None:
     try:
         directory = _directory(repository, cache_dir)

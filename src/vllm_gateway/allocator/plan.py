@@ -5,11 +5,14 @@ Free room is taken before anybody is evicted. An eviction takes the residents th
 the busy, as few as suffice, the least recently used. A resident in use keeps its place for a quantum
 (`Policy.min_resident_s`), so that two models which do not fit together are not swapped at every request. Either the
 whole plan fits or nobody is evicted.
+
+Of those who make way, whoever may sleep does. If what sleepers keep is still too much, they are stopped, the least
+recently used first; and only if that is not enough, those who could sleep.
 """
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 from vllm_gateway.allocator.types import Gpu, Need, NoRoom, Placement, Policy, Resident
@@ -31,20 +34,15 @@ def plan(
     assert need.mib > 0, need
     assert need.gpu_count > 0, need
     gpus = sorted(gpus, key=lambda gpu: gpu.index)
-    books = _Books(need, [gpu for gpu in gpus if gpu.problem is None], residents, policy, now)
+    usable = [gpu for gpu in gpus if gpu.problem is None and (not need.gpu_ids or gpu.gpu_id in need.gpu_ids)]
+    books = _Books(need, usable, residents, policy, now)
     refusal = _never(books, gpus)
     if refusal is not None:
         return refusal
     chosen = _choose(books, evicted=())
     if chosen is not None:
         return Placement(chosen)
-    candidates = _candidates(books)
-    evicted = _cheapest_eviction(books, candidates)
-    if evicted is None:
-        return NoRoom(never=False, reason=_reason_for_now(books, bool(candidates)))
-    chosen = _choose(books, evicted)
-    assert chosen is not None, "an eviction was planned that does not make room"
-    return Placement(chosen, tuple(resident.instance_id for resident in sorted(evicted, key=books.eviction_order)))
+    return _make_room(books) or NoRoom(never=False, reason=_reason_for_now(books, bool(_candidates(books))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,16 @@ class _Books:
             if gpu.gpu_id in resident.gpu_ids and not resident.leaving and not gone(resident)
         )
 
+    def without(self, gone: Collection[Resident]) -> "_Books":
+        names = {one.instance_id for one in gone}
+        return replace(self, residents=[one for one in self.residents if one.instance_id not in names])
+
+    def after(self, stopped: Collection[Resident], asleep: Collection[Resident]) -> "_Books":
+        names = {one.instance_id for one in asleep}
+        kept = self.without(stopped).residents
+        slept = [replace(one, mib=_asleep_mib(one)) if one.instance_id in names else one for one in kept]
+        return replace(self, residents=slept)
+
     def free(self, gpu: Gpu) -> int:
         return self.room(gpu, lambda _: False)
 
@@ -77,6 +85,8 @@ class _Books:
         The quantum holds however long others have waited: a model that takes longer to load than they may wait would
         otherwise be evicted as soon as it is ready, and nobody would be served.
         """
+        if resident.asleep:
+            return False
         if resident.waited_for and resident.last_used <= resident.ready_since:
             return True  # just ready: those who waited for it come first, even without a quantum
         in_use = resident.busy or resident.waited_for or self.now - resident.last_used < self.policy.idle_s
@@ -99,6 +109,59 @@ class _Books:
         recent_first = sorted((member.last_used for member in members), reverse=True)
         ids = sorted(member.instance_id for member in members)
         return (busy, len(members) - busy), tuple(recent_first), tuple(ids)
+
+
+def _make_room(books: _Books) -> Placement | None:
+    """Who sleeps and who is stopped; None if nothing that may be done suffices."""
+    sleepers = _sleepers(books)
+    light = _beside_their_sleep(books)
+    for stopped in range(len(sleepers) + 1):
+        gone = sleepers[:stopped]
+        if (evicted := _evictions(light.without(gone))) is not None:
+            return _placement(books, gone, evicted)
+    evicted = _evictions(books.without(sleepers))
+    return None if evicted is None else _placement(books, sleepers, evicted)
+
+
+def _evictions(books: _Books) -> Sequence[Resident] | None:
+    """None of those who are awake, or the cheapest set of them; None if all do not suffice."""
+    return () if _choose(books, ()) is not None else _cheapest_eviction(books, _candidates(books))
+
+
+def _beside_their_sleep(books: _Books) -> _Books:
+    """With what the evictable would keep asleep as a resident of its own, which nobody evicts."""
+    residents: list[Resident] = []
+    for one in books.residents:
+        kept_mib = one.asleep_mib if one.evictable and not one.leaving else None
+        if kept_mib is None:
+            residents.append(one)
+        else:
+            residents.append(replace(one, mib=one.mib - kept_mib))
+            residents.append(Resident(f"{one.instance_id} asleep", "", one.gpu_ids, kept_mib, evictable=False))
+    return replace(books, residents=residents)
+
+
+def _placement(books: _Books, sleepers: Sequence[Resident], evicted: Sequence[Resident]) -> Placement:
+    """Once `sleepers` and `evicted` make the room: of those to be stopped, as many as can stay asleep do.
+
+    The most recently used are spared first.
+    """
+    names = {one.instance_id for one in evicted}
+    awake = sorted((one for one in books.residents if one.instance_id in names), key=books.eviction_order)
+    stopped = [*sleepers, *awake]
+    asleep: list[Resident] = []
+    for one in reversed(stopped.copy()):
+        may_rest = one.asleep or one.asleep_mib is not None
+        if may_rest and _choose(books.after([other for other in stopped if other is not one], [*asleep, one]), ()):
+            stopped.remove(one)
+            asleep.insert(0, one)
+    chosen = _choose(books.after(stopped, asleep), ())
+    assert chosen is not None, "an eviction was planned that does not make room"
+    return Placement(
+        chosen,
+        tuple(one.instance_id for one in stopped),
+        tuple(one.instance_id for one in asleep if not one.asleep),
+    )
 
 
 def _never(books: _Books, all_gpus: Sequence[Gpu]) -> NoRoom | None:
@@ -142,8 +205,25 @@ def _choose(books: _Books, evicted: Collection[Resident]) -> tuple[str, ...] | N
     return tuple(gpu.gpu_id for gpu in sorted(fitting[: books.need.gpu_count], key=lambda gpu: gpu.index))
 
 
+def _asleep_mib(one: Resident) -> int:
+    return one.mib if one.asleep or one.asleep_mib is None else one.asleep_mib
+
+
+def _sleepers(books: _Books) -> list[Resident]:
+    """Who sleeps and may be stopped for this need, in the order in which they go: last those who are waited for."""
+    if not books.need.may_evict:
+        return []
+    usable = {gpu.gpu_id for gpu in books.gpus}
+    those = [
+        one
+        for one in books.residents
+        if one.asleep and one.evictable and not one.leaving and not one.pinned and not usable.isdisjoint(one.gpu_ids)
+    ]
+    return sorted(those, key=lambda one: (one.waited_for, one.last_used, one.instance_id))
+
+
 def _candidates(books: _Books) -> list[Resident]:
-    """Who may be evicted for this need at all, in the order in which they go."""
+    """Who is awake and may be evicted for this need at all, in the order in which they go."""
     if not books.need.may_evict:
         return []
     usable = {gpu.gpu_id for gpu in books.gpus}
@@ -152,6 +232,7 @@ def _candidates(books: _Books) -> list[Resident]:
             resident
             for resident in books.residents
             if resident.evictable
+            and not resident.asleep
             and not resident.leaving
             and not resident.pinned
             and resident.model != books.need.model

@@ -28,7 +28,9 @@ class Resident:
     busy: bool = False
     waited_for: bool = False  # requests of its model wait for a place
     pinned: bool = False
-    evictable: bool = True  # ready, not starting
+    evictable: bool = True  # ready or asleep, not on its way to it
+    asleep: bool = False
+    asleep_mib: int | None = None  # what it would keep asleep; None: evicted, it is stopped
     leaving: bool = False
     ready_since: float = 0.0
     last_used: float = 0.0
@@ -36,7 +38,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one new instance asks for: `mib` on each of `gpu_count` GPUs."""
+    """What one new instance, or one that wakes, asks for: `mib` on each of `gpu_count` GPUs."""
 
     model: str
     mib: int
@@ -44,6 +46,7 @@ class Need:
     may_evict: bool = True  # the model's first instance; extra ones take free room only
     may_drain_busy: bool = True  # False in a discovery run
     waited_s: float = 0.0  # how long requests have waited for it
+    gpu_ids: tuple[str, ...] = ()  # no others: there it sleeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,14 @@ class Policy:
     min_resident_s: float = 60.0  # a resident in use keeps its place so long
     max_swap_wait_s: float = 120.0  # and beyond that while its queue is served, until another has waited so long
     idle_s: float = 2.0  # a resident unused for so long is not in use
+    host_mib: int = 0  # of the machine's memory, for what sleeps
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     gpu_ids: tuple[str, ...]
-    evict: tuple[str, ...] = ()  # instance ids, in order
+    evict: tuple[str, ...] = ()  # instance ids, in order: those that are stopped
+    sleep: tuple[str, ...] = ()  # and those that are put to sleep
 
 
 @dataclass(frozen=True, slots=True)

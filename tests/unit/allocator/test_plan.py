@@ -48,9 +48,19 @@ def fits(need: Need, gpus: list[Gpu], residents: list[Resident], gone: set[str])
     return sum(room >= need.mib for room in rooms(gpus, residents, gone).values()) >= need.gpu_count
 
 
+def after(residents: list[Resident], answer: Placement) -> list[Resident]:
+    """Those who stay, and what those who sleep then still keep."""
+    kept = [r for r in residents if r.instance_id not in answer.evict]
+    return [replace(r, mib=r.asleep_mib or 0) if r.instance_id in answer.sleep else r for r in kept]
+
+
 def may_go(need: Need, one: Resident) -> bool:
-    allowed = one.evictable and not one.leaving and not one.pinned and one.model != need.model
+    allowed = one.evictable and not one.asleep and not one.leaving and not one.pinned and one.model != need.model
     return need.may_evict and allowed and (need.may_drain_busy or not one.busy) and not keeps_its_place(need, one)
+
+
+def may_be_stopped_asleep(need: Need, one: Resident) -> bool:
+    return need.may_evict and one.asleep and one.evictable and not one.leaving and not one.pinned
 
 
 def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
@@ -98,7 +108,26 @@ def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
     return gpus, residents, need
 
 
+def sleepy_fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
+    """The same, in which some sleep and some may; and the need may be that of a sleeper that wakes where it is."""
+    gpus, residents, need = fleet_of(seed)
+    dice = Random(seed)
+    sleepy: list[Resident] = []
+    for one in residents:
+        if one.leaving or dice.random() < 0.2:
+            sleepy.append(one)
+        elif dice.random() < 0.5:
+            sleepy.append(replace(one, mib=one.mib // 8, asleep=True, busy=False))
+        else:
+            sleepy.append(replace(one, asleep_mib=one.mib // dice.choice([2, 8])))
+    if dice.random() < 0.5:
+        chosen = dice.sample(gpus, min(need.gpu_count, len(gpus)))
+        need = replace(need, gpu_ids=tuple(g.gpu_id for g in chosen), gpu_count=len(chosen))
+    return gpus, sleepy, need
+
+
 cases = st.integers(0, 1 << 32).map(fleet_of)
+sleepy_cases = st.integers(0, 1 << 32).map(sleepy_fleet_of)
 
 
 @settings(max_examples=500, deadline=None)
@@ -176,6 +205,71 @@ def test_in_a_large_fleet_nobody_is_evicted_who_could_stay(many: list[tuple[bool
     assert isinstance(answer, Placement)
     assert fits(need, gpus, residents, set(answer.evict))
     assert not any(fits(need, gpus, residents, set(answer.evict) - {one}) for one in answer.evict)
+
+
+def can_hold(case: Case, answer: Placement) -> bool:
+    gpus, residents, need = case
+    there = [g for g in gpus if not need.gpu_ids or g.gpu_id in need.gpu_ids]
+    return fits(need, there, after(residents, answer), set())
+
+
+@settings(max_examples=1000, deadline=None)
+@given(sleepy_cases)
+def test_a_placement_beside_sleepers_fits_and_takes_only_those_who_may_go(case: Case) -> None:
+    gpus, residents, need = case
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    if isinstance(answer, Placement):
+        left = rooms(gpus, after(residents, answer), set())
+        assert len(set(answer.gpu_ids)) == need.gpu_count
+        assert all(left[gpu_id] >= need.mib for gpu_id in answer.gpu_ids)
+        assert not need.gpu_ids or set(answer.gpu_ids) == set(need.gpu_ids)
+        by_id = {r.instance_id: r for r in residents}
+        assert not set(answer.evict) & set(answer.sleep)
+        assert all(may_go(need, by_id[n]) or may_be_stopped_asleep(need, by_id[n]) for n in answer.evict)
+        assert all(may_go(need, by_id[n]) and by_id[n].asleep_mib is not None for n in answer.sleep)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(sleepy_cases)
+def test_nobody_is_stopped_who_could_sleep(case: Case) -> None:
+    gpus, residents, need = case
+    answer = plan(need, gpus, residents, POLICY, NOW)
+    if isinstance(answer, NoRoom):
+        everybody = [r.instance_id for r in residents if may_go(need, r) or may_be_stopped_asleep(need, r)]
+        assert not can_hold(case, Placement((), tuple(everybody)))
+        return
+    going = [r for r in residents if may_go(need, r)]
+    could_sleep = tuple(r.instance_id for r in going if r.asleep_mib is not None)
+    could_not = tuple(r.instance_id for r in going if r.asleep_mib is None)
+    for one in residents:
+        if one.instance_id in answer.evict and (one.asleep or one.asleep_mib is not None):
+            assert not can_hold(case, Placement((), could_not, could_sleep)), "no sleeper had to be stopped"
+            others = tuple(n for n in answer.evict if n != one.instance_id)
+            asleep = answer.sleep if one.asleep else (*answer.sleep, one.instance_id)
+            assert not can_hold(case, Placement((), others, asleep)), f"{one.instance_id} could sleep"
+
+
+def test_who_may_sleep_sleeps_then_sleepers_go_and_then_those_who_serve() -> None:
+    old = resident("old", 1000, asleep=True, last_used=1)
+    newer = resident("newer", 1000, asleep=True, last_used=2)
+    serving = resident("serving", 20000, asleep_mib=1000, last_used=3)
+    everybody = [old, newer, serving]  # of 24064 MiB
+    for mib, stopped, asleep in (
+        (2064, (), ()),
+        (21064, (), ("serving",)),
+        (22064, ("old",), ("serving",)),
+        (23064, ("old", "newer"), ("serving",)),
+        (24064, ("old", "newer", "serving"), ()),
+    ):
+        assert plan(Need("m", mib), [gpu()], everybody, POLICY, NOW) == Placement(("g0",), stopped, asleep)
+    awaited = replace(old, waited_for=True)
+    answer = plan(Need("m", 22064), [gpu()], [awaited, newer, serving], POLICY, NOW)
+    assert answer == Placement(("g0",), ("newer",), ("serving",)), "requests wait for the other"
+
+
+def test_an_extra_instance_stops_no_sleeper() -> None:
+    asleep = resident("asleep", 5000, asleep=True)
+    assert isinstance(plan(Need("m", 20000, may_evict=False), [gpu()], [asleep], POLICY, NOW), NoRoom)
 
 
 def test_instances_of_a_model_are_spread_over_the_gpus() -> None:
