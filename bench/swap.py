@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two models that do not fit together, both asked for all the time: requests served with and without a quantum.
 
-    python -m bench.swap [--seconds 60] [--quantum 10] [--load 2] [--request 0.3]
+    python -m bench.swap [--seconds 60] [--quantum 10] [--load 2] [--request 0.3] [--wake 0.2]
+
+Each also with sleep in place of stops and starts; and what a single request waits for a swap, without and with sleep.
 
 Needs no GPU: the process runtime with the simulated engine, one simulated GPU that has room for one of the models.
 Each model has its clients, each of which sends its next request as soon as it has the answer to the last.
@@ -11,23 +13,37 @@ import argparse
 import asyncio
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 
 from tests.gateway import GatewayProcess, running_gateway
 
 CLIENTS = 8  # of each model
 
 
-def config(min_resident_s: float, load_s: float, request_s: float) -> Mapping[str, object]:
-    environment = {"SIM_LOAD_S": str(load_s), "SIM_TTFT_S": str(request_s), "SIM_WEIGHTS_MIB": "2000"}
-    model = {"repository": "test/model", "footprint_mib": 6000, "environment": environment}
+@dataclass(frozen=True, slots=True)
+class Engines:
+    load_s: float
+    request_s: float
+    wake_s: float
+
+
+def config(min_resident_s: float, engines: Engines, sleep: str) -> Mapping[str, object]:
+    environment = {
+        "SIM_LOAD_S": str(engines.load_s),
+        "SIM_TTFT_S": str(engines.request_s),
+        "SIM_WAKE_S": str(engines.wake_s),
+        "SIM_WEIGHTS_MIB": "2000",
+    }
+    model = {"repository": "test/model", "footprint_mib": 6000, "environment": environment, "sleep": sleep}
     gpus = {"source": "simulated", "devices": [{"name": "Simulated GPU", "memory_mib": 10_000}], "margin_mib": 0}
     return {
         "runtime": "process",
         "process": {"command": ["simulated"]},
         "gpus": {**gpus, "min_resident_s": min_resident_s},
         "models": {"a": model, "b": model},
+        "host_memory_mib": 32_000,
         "log": {"level": "info"},
     }
 
@@ -49,10 +65,25 @@ async def run(name: str, settings: Mapping[str, object], length_s: float) -> Non
             swaps = len(gateway.events("eviction"))
     cuts = quantiles(seconds, n=100)
     print(
-        f"{name:<12} {len(seconds) * 60 / length_s:>8.0f} requests/min   {swaps:>3} swaps   "
+        f"{name:<18} {len(seconds) * 60 / length_s:>8.0f} requests/min   {swaps:>3} swaps   "
         f"p50 {cuts[49]:>5.2f} s   p99 {cuts[98]:>5.2f} s   longest {max(seconds):>5.2f} s",
         flush=True,
     )
+
+
+async def single(name: str, settings: Mapping[str, object], count: int = 10) -> None:
+    """One request at a time, each for the model that is not there."""
+    loop = asyncio.get_running_loop()
+    with tempfile.TemporaryDirectory() as folder:
+        async with running_gateway(Path(folder), settings) as gateway:
+            seconds = []
+            for model in "ab" * (count // 2 + 1):
+                began = loop.time()
+                status, _, _ = await gateway.chat(model, max_tokens=1)
+                assert status == 200, status
+                seconds.append(loop.time() - began)
+    swaps = seconds[2:]  # the first two are starts in every case
+    print(f"{name:<18} a request that needs a swap: {median(swaps):.2f} s, longest {max(swaps):.2f} s", flush=True)
 
 
 def main() -> None:
@@ -61,9 +92,13 @@ def main() -> None:
     parser.add_argument("--quantum", type=float, default=10)
     parser.add_argument("--load", type=float, default=2, help="seconds that a model takes to load")
     parser.add_argument("--request", type=float, default=0.3, help="seconds that an engine takes for a request")
+    parser.add_argument("--wake", type=float, default=0.2, help="seconds that an engine takes to sleep, and to wake")
     given = parser.parse_args()
-    for name, min_resident_s in (("plain LRU", 0), (f"{given.quantum:g} s", given.quantum)):
-        asyncio.run(run(name, config(min_resident_s, given.load, given.request), given.seconds))
+    engines = Engines(given.load, given.request, given.wake)
+    for sleep, word in (("off", ""), ("level_1", ", sleep")):
+        asyncio.run(single(f"plain LRU{word}", config(0, engines, sleep)))
+        for name, min_resident_s in (("plain LRU", 0), (f"{given.quantum:g} s", given.quantum)):
+            asyncio.run(run(f"{name}{word}", config(min_resident_s, engines, sleep), given.seconds))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
-from vllm_gateway.api.status import DecisionsPage, GpuStatus, Health, InstanceStatus, ModelStatus, Status
+from vllm_gateway.api.status import DecisionsPage, GpuStatus, Health, HostMemory, InstanceStatus, ModelStatus, Status
 from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import Instance, State
@@ -229,7 +229,7 @@ class Gateway:
         registry = self.fleet.registry
         instances = {}
         for one in sorted(registry, key=lambda one: (one.model, one.number)):
-            used = self.queues.last_used(one.instance_id)
+            used = self.queues.last_used(one.instance_id) or one.used_at or None
             view = self.queues.view(one.instance_id)
             instances[one.name] = InstanceStatus(
                 name=one.name,
@@ -240,7 +240,8 @@ class Gateway:
                 since_s=round(now - one.since, 1),
                 address=f"{one.running.host}:{one.running.port}" if one.running else None,
                 gpus=list(one.gpu_ids),
-                reserved_mib=one.reserved_mib,
+                reserved_mib=one.booked_mib,
+                host_mib=one.host_mib,
                 in_flight=view.in_flight if view else 0,
                 max_in_flight=one.max_in_flight,
                 total=view.total if view else 0,
@@ -256,7 +257,7 @@ class Gateway:
                 gpu.index,
                 gpu.name,
                 gpu.total_mib,
-                sum(one.reserved_mib for one in registry if gpu.gpu_id in one.gpu_ids),
+                sum(one.booked_mib for one in registry if gpu.gpu_id in one.gpu_ids),
                 gpu.used_mib,
                 gpu.foreign_mib,
                 gpu.problem,
@@ -277,6 +278,7 @@ class Gateway:
             active_containers_by_name=instances,
             known_footprints_mib=dict(self.fleet.footprints.all()),
             gpus=gpus,
+            host_memory=HostMemory(self.fleet.supervisor.policy.host_mib, sum(one.host_mib for one in registry)),
             models=models,
         )
 
@@ -285,8 +287,9 @@ class Gateway:
         pause_s = state.retry_at - asyncio.get_running_loop().time()
         of_model = self.fleet.registry.by_model(name)
         ready = sum(one.state is State.READY for one in of_model)
-        starting = sum(one.state is State.STARTING for one in of_model)
-        word = "ready" if ready else "starting" if starting else "stopped"
+        starting = sum(one.state in (State.STARTING, State.WAKING) for one in of_model)
+        sleeping = sum(one.resting for one in of_model)
+        word = "ready" if ready else "starting" if starting else "sleeping" if sleeping else "stopped"
         queue = self.queues.of(name)
         model = self.settings.models[name]
         return ModelStatus(
@@ -294,6 +297,7 @@ class Gateway:
             wanted=state.spec.instances,
             running=ready,
             starting=starting,
+            sleeping=sleeping,
             queued=queue.waiting,
             served=queue.served,
             retries_denied=queue.retries_denied,

@@ -22,13 +22,18 @@ def table(page: Mapping[str, Any]) -> str:
         for one in page["active_containers_by_name"].values()
     ]
     parts = [
-        f"vllm-gateway {page['version']}, up {page['uptime_s']:.0f} s, runtime {page['runtime']}",
+        f"vllm-gateway {page['version']}, up {page['uptime_s']:.0f} s, runtime {page['runtime']}{_asleep(page)}",
         "\n".join(f"PROBLEM  {problem}" for problem in page["problems"]),
         columns(["GPU", "NAME", "TOTAL MiB", "RESERVED", "USED", "PROBLEM"], *gpus),
         columns(["MODEL", "STATE", "RUNNING", "QUEUED", "SERVED", "STRATEGY", "NOTE"], *models),
         columns(["INSTANCE", "STATE", "GPUS", "IN FLIGHT", "TOTAL", "LAST USED"], *instances),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _asleep(page: Mapping[str, Any]) -> str:
+    host = page["host_memory"]
+    return f", {host['held_mib']} of {host['limit_mib']} MiB host memory for sleep" if host["held_mib"] else ""
 
 
 def _note(model: Mapping[str, Any]) -> str:

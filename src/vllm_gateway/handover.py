@@ -165,6 +165,7 @@ class Predecessor:
         self._lines = lines
         self.sockets = sockets
         self.work = Work()
+        self.gone = False
 
     @classmethod
     async def ask(cls, path: Path) -> "Predecessor | None":
@@ -211,6 +212,7 @@ class Predecessor:
             pass  # whatever it was, there is nothing more to be heard
         finally:
             self.work = Work()
+            self.gone = True
             self._connection.close()
 
 
@@ -221,6 +223,10 @@ class WithPredecessor:
         self._own = own
         self._predecessor = predecessor
         self._registry = registry
+
+    @property
+    def alone(self) -> bool:
+        return self._predecessor.gone
 
     def waiting(self, model: str) -> int:
         return self._own.waiting(model) + self._predecessor.work.waiting.get(model, 0)

@@ -78,6 +78,10 @@ class Demand(Protocol):
 class Activity(Protocol):
     """What the fleet reads from the request side when it decides."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other gateway sends requests to the same instances."""
+
     def waiting(self, model: str) -> int: ...
 
     def in_flight(self, instance_id: str) -> int: ...

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -69,6 +70,8 @@ ModelName = Annotated[str, AfterValidator(_printable)]
 TextOrNumber = Annotated[
     str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})
 ]
+# YAML reads a bare `off` as false.
+_BareOff = BeforeValidator(lambda value: "off" if value is False else value)
 PriorityName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
 
@@ -185,8 +188,9 @@ class Timeouts(_Strict):
     client_s: Seconds = Field(120, description="Until a client takes the next byte of its reply; 0: no limit.")
 
 
-Resume = Literal["exact", "best_effort", "off"]
+Resume = Annotated[Literal["exact", "best_effort", "off"], _BareOff]
 ColdStart = Literal["wait", "keepalive"]
+Sleep = Annotated[Literal["off", "level_1"], _BareOff]
 
 
 class Model(_Strict):
@@ -214,6 +218,9 @@ class Model(_Strict):
     first_byte_timeout_s: Seconds | None = Field(None, description="Overrides `timeouts.first_byte_s`.")
     resume: Resume | None = None
     cold_start: ColdStart | None = None
+    sleep: Sleep = Field(
+        "off", description="level_1: evicted, an instance sleeps (its parameters in the machine's memory)."
+    )
 
     @model_validator(mode="after")
     def _repository_or_endpoints(self) -> "Model":
@@ -221,6 +228,8 @@ class Model(_Strict):
             raise ValueError(
                 "give either `repository` (the gateway starts engines) or `endpoints` (somebody else does)"
             )
+        if self.endpoints and self.sleep != "off":
+            raise ValueError("`sleep` is for engines that the gateway starts, and these are somebody else's")
         return self
 
 
@@ -252,6 +261,9 @@ class Settings(_Strict):
     resume: Resume = Field("exact", description="Whether a stream whose instance fails goes on with another one.")
     cold_start: ColdStart = Field("wait", description="keepalive: a stream that waits for an instance gets comments.")
     idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
+    host_memory_mib: Mib | None = Field(
+        None, description="What sleeping instances may hold of the machine's memory; none: half of it."
+    )
     start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
     reload: Literal["signal", "watch"] = Field("signal", description="SIGHUP, or also a change of the file.")

@@ -12,7 +12,7 @@ from vllm_gateway.api.status import Status
 from vllm_gateway.telemetry.metrics import RequestMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_STATES = ("starting", "ready", "sleeping", "draining", "stopping", "failed")
+_STATES = ("starting", "ready", "falling_asleep", "sleeping", "waking", "draining", "stopping", "failed")
 
 
 class _FleetCollector(Collector):
@@ -26,6 +26,12 @@ class _FleetCollector(Collector):
             for kind in ("total", "reserved", "used", "foreign"):
                 gpu.add_metric([one.id, kind], getattr(one, f"{kind}_mib"))
         yield gpu
+        host = GaugeMetricFamily(
+            "vllm_gateway_host_memory_mib", "The machine's memory for what sleeps, or has slept.", labels=["kind"]
+        )
+        host.add_metric(["limit"], status.host_memory.limit_mib)
+        host.add_metric(["held"], status.host_memory.held_mib)
+        yield host
         wanted = GaugeMetricFamily("vllm_gateway_instances_wanted", "As configured.", labels=["model"])
         waiting = GaugeMetricFamily("vllm_gateway_requests_waiting", "In the model's queue.", labels=["model"])
         instances = GaugeMetricFamily("vllm_gateway_instances", "Instances by state.", labels=["model", "state"])

@@ -24,11 +24,20 @@ class GpuStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The machine's memory in MiB: what those that sleep, or have slept, hold of it, and what they may."""
+
+    limit_mib: int
+    held_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceStatus:
     """`last_used_s_ago`: seconds since its last request began or ended; null if it had none.
 
     `failures`: its requests that had no whole reply, or a 5xx. `health`: of a suspect, the health check is awaited; one
-    that is ejected has failed too many requests.
+    that is ejected has failed too many requests. `reserved_mib` is less while it sleeps; `host_mib`: its part of
+    `HostMemory.held_mib`.
     """
 
     name: str
@@ -40,6 +49,7 @@ class InstanceStatus:
     address: str | None
     gpus: list[str]
     reserved_mib: int
+    host_mib: int
     in_flight: int
     max_in_flight: int
     total: int
@@ -62,6 +72,7 @@ class ModelStatus:
     wanted: int
     running: int
     starting: int
+    sleeping: int
     queued: int
     served: int
     retries_denied: int
@@ -89,6 +100,7 @@ class Status:
     active_containers_by_name: dict[str, InstanceStatus]
     known_footprints_mib: dict[str, int]
     gpus: list[GpuStatus]
+    host_memory: HostMemory
     models: dict[str, ModelStatus]
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from vllm_gateway.allocator.ledger import fits_beside
 from vllm_gateway.allocator.types import Gpu, Policy, Resident
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet import sleep
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import ModelState
 from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.fleet.start_times import StartTimes
 from vllm_gateway.routing import Activity, Refusal
 from vllm_gateway.telemetry import events as log_events
 
@@ -29,67 +31,101 @@ class Board:
     # seeing
 
     def live(self, model: str) -> list[Instance]:
+        """Those that stay, sleepers among them."""
         return [one for one in self.registry.by_model(model) if not one.leaving]
+
+    def awake(self, model: str) -> list[Instance]:
+        """Those that serve, or are on their way to."""
+        return [one for one in self.live(model) if not one.resting]
 
     def last_used(self, one: Instance) -> float:
         used = self.activity.last_used(one.instance_id)
-        return one.ready_at if used is None else max(used, one.ready_at)
+        return max(one.used_at if used is None else used, one.ready_at)
 
     def resident(self, one: Instance) -> Resident:
+        state = self.models[one.model]
         return Resident(
             one.instance_id,
             one.model,
             one.gpu_ids,
-            one.reserved_mib,
+            one.promised_mib,
             busy=self.activity.in_flight(one.instance_id) > 0,
             waited_for=self.activity.waiting(one.model) > 0,
-            pinned=self.models[one.model].spec.pinned,
-            evictable=one.state is State.READY,
+            pinned=state.spec.pinned,
+            evictable=one.state in (State.READY, State.SLEEPING),
             leaving=one.leaving,
+            asleep=one.state is State.SLEEPING,
+            asleep_mib=sleep.asleep_mib(one, state) if self._may_sleep(one, state) else None,
             ready_since=one.ready_at,
             last_used=self.last_used(one),
         )
+
+    def _may_sleep(self, one: Instance, state: ModelState) -> bool:
+        """Not while another gateway may send requests to it: they would hang."""
+        return self.activity.alone and sleep.may_sleep(one, state, self.policy)
 
     def residents(self) -> list[Resident]:
         return [self.resident(one) for one in self.registry if one.gpu_ids]
 
     def is_promised_room(self, one: Instance) -> bool:
         """Whether it fits its GPUs beside everything else that is promised there."""
-        return self._fits(one, [other for other in self.registry if not other.leaving])
+        return self._fits(one, lambda other: other.promised_mib)
 
     def is_room_free(self, one: Instance) -> bool:
-        """Whether it fits its GPUs beside everything that was launched there and is not yet gone."""
-        return self._fits(one, [other for other in self.registry if other.launched])
+        """Whether it fits its GPUs beside everything that is held there until it is gone or asleep."""
+        return self._fits(one, lambda other: other.held_mib)
 
-    def changing(self, gpu_id: str, *, but: Instance, starts_only: bool = False) -> bool:
-        """One that is stuck keeps its room, but nobody waits for it."""
+    def changing(self, gpu_id: str, *, but: Instance, engines_only: bool = False) -> bool:
+        """Whether another instance's memory there is on the move; `engines_only`: not by stops.
+
+        One that is stuck keeps its room, but nobody waits for it.
+        """
 
         def changes(one: Instance) -> bool:
             ends = one.state in (State.STOPPING, State.FAILED) and not one.stuck
-            return one.state is State.STARTING or (ends and not starts_only)
+            return one.state is State.STARTING or one.moving or (ends and not engines_only)
 
         return any(one is not but and gpu_id in one.gpu_ids and one.launched and changes(one) for one in self.registry)
 
-    def _fits(self, one: Instance, others: Sequence[Instance]) -> bool:
-        beside = [self.resident(other) for other in others if other is not one]
-        return fits_beside(beside, one.gpu_ids, one.reserved_mib, self.gpus, self.policy.margin_mib)
+    def is_quiet(self, one: Instance) -> bool:
+        """Whether nothing changes on its GPUs but itself."""
+        return not any(self.changing(gpu_id, but=one) for gpu_id in one.gpu_ids)
+
+    def _fits(self, one: Instance, mib: Callable[[Instance], int]) -> bool:
+        """Asleep it needs no more than it has; else all that is reserved for it."""
+        beside = [
+            Resident(other.instance_id, other.model, other.gpu_ids, mib(other))
+            for other in self.registry
+            if other is not one
+        ]
+        own_mib = one.asleep_mib if one.asleep and one.leaving else one.reserved_mib
+        return fits_beside(beside, one.gpu_ids, own_mib, self.gpus, self.policy.margin_mib)
 
     def expected_start_s(self, model: str, now: float) -> float:
-        """Until an instance of `model` is ready: as long as its last starts took, less what has passed of this one."""
+        """Until an instance of `model` is ready: as long as its last starts (or wakes) took, less what has passed."""
         state = self.models.get(model)
         if state is None:
             return 0.0
-        began = self._start_began(model)
-        return max(state.retry_at - now, 0.0) + state.starts.remaining_s(0.0 if began is None else now - began)
+        times, began = self._next(state)
+        pause_s = max(state.retry_at - now, 0.0) if times is state.starts else 0.0
+        return pause_s + times.remaining_s(0.0 if began is None else now - began)
 
     def start_share(self, model: str, now: float) -> float | None:
-        """How much of the start of `model` is done, by the starts there were; None if nothing tells."""
+        """How much of the start (or wake) of `model` is done, by those there were; None if nothing tells."""
         state = self.models.get(model)
-        began = self._start_began(model)
-        return None if state is None or began is None else state.starts.share(now - began)
+        if state is None:
+            return None
+        times, began = self._next(state)
+        return None if began is None else times.share(now - began)
 
-    def _start_began(self, model: str) -> float | None:
-        return min((one.launched_at for one in self.live(model) if one.launched), default=None)
+    def _next(self, state: ModelState) -> tuple[StartTimes, float | None]:
+        """What will make it ready: a wake where it sleeps, else a start; and since when that goes on."""
+        live = self.live(state.spec.name)
+        coming = [one for one in live if one.launched and not one.resting and not one.waits_for_room]
+        began = min((one.launched_at for one in coming), default=None)
+        starts = any(one.state is State.STARTING for one in live)
+        wakes = any(one.resting or one.state is State.WAKING for one in live)
+        return (state.wakes if wakes and not starts else state.starts), began
 
     # stepping
 
@@ -101,15 +137,32 @@ class Board:
         self.registry.move(one, State.DRAINING, why, now)
         self.say(log_events.INSTANCE_DRAINING, instance=one.name, model=one.model, reason=why)
 
+    def put_to_bed(self, one: Instance, why: str, now: float) -> None:
+        """No new requests; once those in flight are done, it falls asleep."""
+        one.asleep_mib = sleep.asleep_mib(one, self.models[one.model])
+        one.used_at = now if self.activity.in_flight(one.instance_id) else self.last_used(one)
+        self.registry.move(one, State.FALLING_ASLEEP, why, now)
+        self.say(log_events.INSTANCE_DRAINING, instance=one.name, model=one.model, reason=why)
+
     def cancel(self, one: Instance, now: float) -> None:
-        """Gives up a start that holds only its reservation; those that were to leave for it stay, if they still can."""
-        self.registry.remove(one)
+        """Gives up a start or wake that holds only its reservation; those that were to make room stay, if they can."""
+        if one.state is State.WAKING:
+            self.registry.move(one, State.SLEEPING, "its room is needed no more, or not there any more", now)
+        else:
+            self.registry.remove(one)
         for other in filter(None, map(self.registry.get, one.evicts)):
-            state = self.models[other.model]
-            missed = len(self.live(other.model)) < state.spec.instances and not state.removed
-            if other.state is State.DRAINING and missed and self.is_promised_room(other):
-                self.registry.move(other, State.READY, "reprieved: nobody waits for its room any more", now)
-                state.active = True
+            self._reprieve(other, now)
+        one.evicts = ()
+
+    def _reprieve(self, one: Instance, now: float) -> None:
+        state = self.models[one.model]
+        in_time = one.state is State.DRAINING or (one.state is State.FALLING_ASLEEP and not one.moving)
+        beside = self.live(one.model) if one.asleep else self.awake(one.model)
+        missed = len(beside) < state.spec.instances and not state.removed
+        if in_time and missed and not one.suspect and self.is_promised_room(one):
+            why = "reprieved: nobody waits for its room any more"
+            self.registry.move(one, State.SLEEPING if one.asleep else State.READY, why, now)
+            state.active = state.active or not one.asleep
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         """Ends the requests that wait for it."""

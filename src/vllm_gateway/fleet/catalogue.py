@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the settings and the measured footprints say of each model: its spec, its footprint, its launch."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_gateway.allocator.estimate import estimate_mib
+from vllm_gateway.allocator.estimate import estimate_mib, parameters_mib
 from vllm_gateway.allocator.footprints import FootprintStore, footprint_key
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet.engines import vllm
@@ -14,6 +15,11 @@ from vllm_gateway.fleet.runtimes import Launch
 from vllm_gateway.settings import Settings
 
 
+def host_memory_mib() -> int:
+    """What this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 class Catalogue:
     def __init__(self, settings: Settings, footprints: FootprintStore) -> None:
         self.settings = settings
@@ -21,7 +27,13 @@ class Catalogue:
 
     def policy(self) -> Policy:
         gpus = self.settings.gpus
-        return Policy(gpus.margin_mib, gpus.min_resident_s, gpus.max_swap_wait_s)
+        host_mib = self.settings.host_memory_mib
+        return Policy(
+            gpus.margin_mib,
+            gpus.min_resident_s,
+            gpus.max_swap_wait_s,
+            host_mib=host_memory_mib() // 2 if host_mib is None else host_mib,
+        )
 
     def specs(self) -> dict[str, ModelSpec]:
         settings = self.settings
@@ -37,6 +49,8 @@ class Catalogue:
                 uses_gpu_memory=not model.endpoints,
                 footprint_declared=model.footprint_mib is not None,
                 weights=model.weights,
+                sleeps=model.sleep != "off",
+                parameters_mib=None if model.sleep == "off" else parameters_mib(str(model.repository), self._cache),
             )
             for name, model in settings.models.items()
         }
@@ -48,12 +62,15 @@ class Catalogue:
         if known := self.footprints.get(self.footprint_key(name, gpus)):
             return Footprint(known, known=True)
         smallest = min((gpu.total_mib for gpu in gpus), default=0)
-        folder = self.settings.docker.cache_dir
-        cache = Path(folder) if folder else None
         return Footprint(
-            estimate_mib(str(model.repository), cache, model.tensor_parallel_size, smallest),
+            estimate_mib(str(model.repository), self._cache, model.tensor_parallel_size, smallest),
             known=False,
         )
+
+    @property
+    def _cache(self) -> Path | None:
+        folder = self.settings.docker.cache_dir
+        return Path(folder) if folder else None
 
     def footprint_key(self, name: str, gpus: Sequence[Gpu]) -> str:
         model = self.settings.models[name]

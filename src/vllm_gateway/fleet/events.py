@@ -48,6 +48,29 @@ class BecameReady:
 
 
 @dataclass(frozen=True, slots=True)
+class FellAsleep:
+    """Its engine sleeps. `measured_mib`: what it still holds on its fullest GPU, if that could be seen."""
+
+    instance_id: str
+    measured_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WokeUp:
+    """Its engine is awake again."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotMoved:
+    """It neither fell asleep nor woke up as it was told, or nobody knows whether it did."""
+
+    instance_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """It ended, or could not be started. `log_tail`: the engine's last lines."""
 
@@ -126,6 +149,9 @@ Event = (
     | Drained
     | Launched
     | BecameReady
+    | FellAsleep
+    | WokeUp
+    | NotMoved
     | Died
     | Gone
     | Stuck
@@ -146,6 +172,16 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
     instance_id: str
 
 
@@ -182,4 +218,4 @@ class CorrectFootprint:
     was_mib: int
 
 
-Effect = Start | Stop | Remove | CheckHealth | Refuse | KeepFootprint | CorrectFootprint
+Effect = Start | Stop | Sleep | Wake | Remove | CheckHealth | Refuse | KeepFootprint | CorrectFootprint

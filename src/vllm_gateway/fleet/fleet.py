@@ -14,7 +14,7 @@ from vllm_gateway.fleet.adoption import adopt, follow, remove_strangers
 from vllm_gateway.fleet.catalogue import Catalogue
 from vllm_gateway.fleet.endpoints import Endpoints
 from vllm_gateway.fleet.health import Health
-from vllm_gateway.fleet.instance import Instance
+from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
 from vllm_gateway.fleet.models import ModelSpec
@@ -167,6 +167,8 @@ class Fleet:
             for one in await follow(self._runtime, self.registry, self._catalogue.specs(), self._now()):
                 assert one.running is not None
                 self._lives.watch(one, one.running)
+        for one in [one for one in self.registry if one.state is State.SLEEPING]:
+            await self._lives.look_for_the_woken(one)
 
     async def close(self, *, stop: bool = False) -> None:
         """Ends every task. Containers stay for the next gateway, unless they are to `stop`; child processes end."""
@@ -240,6 +242,10 @@ class Fleet:
                 self._lives.start(self._instance(instance_id), self._launch_of)
             case e.Stop(instance_id):
                 self._lives.stop(self._instance(instance_id), self._catalogue.settings.stop_grace_s)
+            case e.Sleep(instance_id):
+                self._lives.sleep(self._instance(instance_id))
+            case e.Wake(instance_id):
+                self._lives.wake(self._instance(instance_id))
             case e.Remove(instance_id):
                 self._lives.remove(self._instance(instance_id))
             case e.CheckHealth(instance_id):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks engines for their health."""
+"""Asks engines for their health. Its HTTP client serves other calls that control an engine, too."""
 
 import aiohttp
 
@@ -11,14 +11,14 @@ _LIMIT_S = 2.0
 
 class Health:
     async def open(self) -> None:
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LIMIT_S))
+        self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LIMIT_S))
 
     async def close(self) -> None:
-        await self._http.close()
+        await self.http.close()
 
     async def passes(self, running: Running) -> bool:
         try:
-            async with self._http.get(f"http://{running.host}:{running.port}/health") as reply:
+            async with self.http.get(f"http://{running.host}:{running.port}/health") as reply:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False

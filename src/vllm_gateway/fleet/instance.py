@@ -11,22 +11,28 @@ from vllm_gateway.fleet.runtimes import Running
 class State(Enum):
     STARTING = "starting"
     READY = "ready"
+    FALLING_ASLEEP = "falling_asleep"
     SLEEPING = "sleeping"
+    WAKING = "waking"
     DRAINING = "draining"
     STOPPING = "stopping"
     FAILED = "failed"
 
 
-# `draining -> ready` is a reprieve: the request that wanted the room has left before anything was stopped.
+# From `draining` and `falling_asleep` back to where it was is a reprieve, from `waking` to `sleeping` a wake given up:
+# the request that wanted the room has left before anything was done. `starting -> sleeping`: an earlier gateway's.
 _NEXT = {
-    State.STARTING: {State.READY, State.STOPPING, State.FAILED},
-    State.READY: {State.SLEEPING, State.DRAINING, State.FAILED},
-    State.SLEEPING: {State.READY, State.DRAINING, State.FAILED},
-    State.DRAINING: {State.READY, State.STOPPING, State.FAILED},
+    State.STARTING: {State.READY, State.SLEEPING, State.STOPPING, State.FAILED},
+    State.READY: {State.FALLING_ASLEEP, State.DRAINING, State.FAILED},
+    State.FALLING_ASLEEP: {State.SLEEPING, State.READY, State.DRAINING, State.FAILED},
+    State.SLEEPING: {State.WAKING, State.DRAINING, State.FAILED},
+    State.WAKING: {State.READY, State.SLEEPING, State.DRAINING, State.FAILED},
+    State.DRAINING: {State.READY, State.SLEEPING, State.STOPPING, State.FAILED},
     State.STOPPING: {State.FAILED},
     State.FAILED: set(),
 }
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.FAILED})
+RESTING = frozenset({State.FALLING_ASLEEP, State.SLEEPING})
 
 
 class IllegalTransition(Exception):
@@ -53,8 +59,13 @@ class Instance:
     since: float = 0.0
     why: str = "wanted"
     launched: bool = False  # the runtime was told to start it; before that it only holds its reservation
-    launched_at: float = 0.0
+    launched_at: float = 0.0  # or, if that was later, told to wake
     ready_at: float = 0.0
+    used_at: float = 0.0  # last, when it was put to bed
+    moving: bool = False  # its engine was told to fall asleep or to wake, and has yet to answer
+    asleep: bool = False  # its engine sleeps: it holds `asleep_mib` on each of its GPUs
+    asleep_mib: int = 0
+    host_mib: int = 0  # of the machine's memory, from its first sleep until it ends
     suspect: bool = False  # not routed until a health check has passed
     stuck: str | None = None  # why the runtime could not end it yet
     running: Running | None = None
@@ -64,13 +75,41 @@ class Instance:
     def leaving(self) -> bool:
         return self.state in LEAVING
 
+    @property
+    def resting(self) -> bool:
+        return self.state in RESTING
+
+    @property
+    def waits_for_room(self) -> bool:
+        """It holds a reservation, and nothing has been done for it yet."""
+        return (self.state is State.STARTING and not self.launched) or (self.state is State.WAKING and not self.moving)
+
+    @property
+    def promised_mib(self) -> int:
+        """On each of its GPUs, once everything that is under way is done."""
+        if self.leaving:
+            return 0
+        return self.asleep_mib if self.resting else self.reserved_mib
+
+    @property
+    def held_mib(self) -> int:
+        """On each of its GPUs at most, now."""
+        if not self.launched:
+            return 0
+        return self.asleep_mib if self.asleep else self.reserved_mib
+
+    @property
+    def booked_mib(self) -> int:
+        """On each of its GPUs: what nobody else may have."""
+        return max(self.promised_mib, self.held_mib)
+
     def move(self, to: State, why: str, now: float) -> None:
         """Raises IllegalTransition."""
         if to not in _NEXT[self.state]:
             raise IllegalTransition(f"{self.name}: {self.state.value} -> {to.value} ({why})")
-        self.state, self.why, self.since = to, why, now
-        if to is State.READY:
-            self.ready_at = self.ready_at or now
+        if to is State.READY and (self.state is State.WAKING or not self.ready_at):
+            self.ready_at = now
+        self.state, self.why, self.since, self.moving = to, why, now, False
 
 
 def safe_name(model: str) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.engines import vllm_sleep
 from vllm_gateway.fleet.health import POLL_S, Health
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory, Used
@@ -37,7 +38,7 @@ class Lives:
         self._hear = hear
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._used_before: dict[str, Used] = {}
-        self._moving: set[str] = set()  # instances that the runtime is starting or stopping right now
+        self._moving: set[str] = set()  # instances that are started, stopped, put to sleep or woken right now
         self._rest = asyncio.Event()
 
     def start(self, one: Instance, launch_of: Callable[[Instance], Launch]) -> None:
@@ -49,6 +50,12 @@ class Lives:
 
     def stop(self, one: Instance, grace_s: float) -> None:
         self._tasks.spawn(self._surely_ended(one, partial(self._stop, one, grace_s)))
+
+    def sleep(self, one: Instance) -> None:
+        self._tasks.spawn(self._surely_heard(one, self._sleep(one)))
+
+    def wake(self, one: Instance) -> None:
+        self._tasks.spawn(self._surely_heard(one, self._wake(one)))
 
     def remove(self, one: Instance) -> None:
         self._tasks.spawn(self._surely_ended(one, partial(self._remove, one)))
@@ -73,7 +80,7 @@ class Lives:
             raise
 
     async def at_rest(self) -> None:
-        """Returns when the runtime neither starts nor stops anything."""
+        """Returns when nothing is being started, stopped, put to sleep or woken."""
         while self._moving:
             self._rest.clear()
             await self._rest.wait()
@@ -117,16 +124,51 @@ class Lives:
         """Polls its health until it is ready, and notices its death at any time."""
         death = asyncio.create_task(self._runtime.wait(running.handle))
         try:
-            while not death.done() and not await self._health.passes(running):
+            while not death.done() and not await self._is_up(one, running):
                 await asyncio.wait([death], timeout=POLL_S)
-            if not death.done():
-                measured = await self._measured(one)
-                self._hear(e.BecameReady(one.instance_id, measured))
             ended = await death
         finally:
             death.cancel()
         reason = "out of memory" if ended.out_of_memory else f"the engine ended with exit status {ended.code}"
         self._hear(e.Died(one.instance_id, reason, ended.log_tail, ended.code))
+
+    async def _is_up(self, one: Instance, running: Running) -> bool:
+        """Tells it. One that an earlier gateway had put to sleep is healthy, and would let requests hang."""
+        if not await self._health.passes(running):
+            return False
+        asleep = await vllm_sleep.is_sleeping(self._health.http, running) if one.adopted else False
+        if asleep:
+            self._hear(e.FellAsleep(one.instance_id, await self._memory.kept_asleep(one, {})))
+        elif asleep is not None:
+            self._hear(e.BecameReady(one.instance_id, await self._measured(one)))
+        return asleep is not None
+
+    async def _sleep(self, one: Instance) -> None:
+        assert one.running is not None
+        try:
+            with self._move(one):
+                before = await self._memory.used()
+                await vllm_sleep.fall_asleep(self._health.http, one.running)
+                kept_mib = await self._memory.kept_asleep(one, before)
+        except vllm_sleep.NotMovedError as error:
+            self._hear(e.NotMoved(one.instance_id, str(error)))
+        else:
+            self._hear(e.FellAsleep(one.instance_id, kept_mib))
+
+    async def _wake(self, one: Instance) -> None:
+        assert one.running is not None
+        try:
+            with self._move(one):
+                await vllm_sleep.wake_up(self._health.http, one.running)
+        except vllm_sleep.NotMovedError as error:
+            self._hear(e.NotMoved(one.instance_id, str(error)))
+        else:
+            self._hear(e.WokeUp(one.instance_id))
+
+    async def look_for_the_woken(self, one: Instance) -> None:
+        """Tells of a sleeper that another gateway has woken."""
+        if one.running and await vllm_sleep.is_sleeping(self._health.http, one.running) is False:
+            self._hear(e.WokeUp(one.instance_id))
 
     async def _measured(self, one: Instance) -> int | None:
         return await self._memory.measure(one, self._used_before.get(one.instance_id, {})) if one.discovery else None

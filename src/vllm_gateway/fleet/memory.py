@@ -17,6 +17,7 @@ from vllm_gateway.telemetry import events
 MEMORY_BACK_S = 30.0  # how long a stopped engine's memory may take to come back
 READ_LIMIT_S = 10.0
 _POLL_S = 0.1
+_SETTLED_S = 2.0  # how long the figure of one that fell asleep may take to become right
 _MOST = 0.8  # without a list of processes: this part of a reservation must have come back
 
 Used = Mapping[str, int]  # GPU id -> MiB in use by everyone
@@ -43,19 +44,17 @@ class GpuMemory:
     async def gpus(self, instances: Iterable[Instance], before: Sequence[Gpu]) -> list[Gpu]:
         """The GPUs, with what others than `instances` hold there. `before`: the result of the last call."""
         instances = list(instances)
+        restless = _restless(instances)
         readings = await self._read()
         found = await asyncio.gather(*map(self.pids, instances))
         self._last_pids = {one.instance_id: pids for one, pids in zip(instances, found, strict=True)}
         pids = frozenset[int]().union(*found)
-        reserved: dict[str, int] = {}
-        restless: set[str] = set()
+        held: dict[str, int] = {}
         for one in instances:
-            for gpu_id in one.gpu_ids if one.launched else ():
-                reserved[gpu_id] = reserved.get(gpu_id, 0) + one.reserved_mib
-                if one.state not in (State.READY, State.DRAINING):
-                    restless.add(gpu_id)
-        quiet = {reading.gpu_id for reading in readings} - restless
-        return as_gpus(readings, reserved, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
+            for gpu_id in one.gpu_ids:
+                held[gpu_id] = held.get(gpu_id, 0) + one.held_mib
+        quiet = {reading.gpu_id for reading in readings} - restless - _restless(instances)
+        return as_gpus(readings, held, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
 
     async def pids(self, one: Instance) -> frozenset[int]:
         """Those that were seen last, if the runtime does not tell."""
@@ -76,6 +75,18 @@ class GpuMemory:
                 taken.append(by_process or reading.used_mib - before.get(reading.gpu_id, reading.used_mib))
         measured = max(taken, default=0)
         return measured if measured > 0 else None
+
+    async def kept_asleep(self, one: Instance, before: Used) -> int | None:
+        """MiB that it still holds on its fullest GPU, as soon as that can be right. `before`: it fell asleep."""
+        pids, last = await self.pids(one), None
+        ends = asyncio.get_running_loop().time() + _SETTLED_S
+        while True:
+            seen = _kept(await self._read(), one, pids, before)
+            still = seen == last and (seen is None or seen <= one.reserved_mib / 2)
+            if still or (seen or 0) <= one.asleep_mib or asyncio.get_running_loop().time() > ends:
+                return seen
+            last = seen
+            await asyncio.sleep(_POLL_S)
 
     async def back(self, one: Instance, pids: frozenset[int], before: Used) -> None:
         """Waits until a stopped instance's memory shows as free. `pids` and `before` are from before the stop."""
@@ -128,11 +139,30 @@ class GpuMemory:
                 self._emit(events.GPU_PROBLEM, gpu=one.gpu_id, problem=one.problem)
 
 
+def _restless(instances: Iterable[Instance]) -> set[str]:
+    """The GPUs where somebody's memory is on the move."""
+    restless = (State.STARTING, State.STOPPING, State.FAILED)
+    those = [one for one in instances if one.moving or (one.launched and one.state in restless)]
+    return {gpu_id for one in those for gpu_id in one.gpu_ids}
+
+
+def _kept(readings: Sequence[GpuReading], one: Instance, pids: frozenset[int], before: Used) -> int | None:
+    """By NVML's list of processes, else what was reserved less what has come back; None if nothing tells."""
+    kept = []
+    for reading in readings:
+        if reading.gpu_id in one.gpu_ids:
+            by_process = sum(mib for pid, mib in (reading.processes or {}).items() if pid in pids)
+            come_back = before.get(reading.gpu_id, 0) - reading.used_mib
+            if by_process or come_back > 0:
+                kept.append(by_process or max(one.reserved_mib - come_back, 0))
+    return max(kept, default=None)
+
+
 def _is_back(reading: GpuReading, one: Instance, pids: frozenset[int], before: Used) -> bool:
     if reading.processes is not None and pids:
         return not pids.intersection(reading.processes)
     if reading.gpu_id in before:
-        return reading.used_mib <= before[reading.gpu_id] - one.reserved_mib * _MOST
+        return reading.used_mib <= before[reading.gpu_id] - one.held_mib * _MOST
     return True
 
 

@@ -10,6 +10,7 @@ from vllm_gateway.fleet.start_times import StartTimes
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 300.0
 LONGEST_WAIT_S = 10.0  # for the end of a back-off; who would have to wait longer is told so
+UNKNOWN_WAKE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class ModelSpec:
     uses_gpu_memory: bool  # False: no GPUs at all (external engines)
     footprint_declared: bool = False  # by the operator, and not to be corrected
     weights: tuple[float, ...] = ()
+    sleeps: bool = False  # instead of being stopped, where that makes the room
+    parameters_mib: int | None = None  # what its engines copy to the machine's memory; None: unknown
 
     def weight_of(self, number: int) -> float:
         """Instances are numbered from 1."""
@@ -48,6 +51,8 @@ class ModelState:
     used_at: float = 0.0
     removed: bool = False  # no longer in the configuration; kept until its last instance is gone
     starts: StartTimes = field(default_factory=StartTimes)
+    wakes: StartTimes = field(default_factory=lambda: StartTimes(UNKNOWN_WAKE_S))
+    asleep_mib: int | None = None  # what an instance of it held when it slept
 
     def refuses(self, now: float) -> bool:
         """Whether its back-off is none to be waited for: as long as it works at all, a death costs a delay."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from vllm_gateway.allocator.plan import plan
 from vllm_gateway.allocator.types import Need, NoRoom, Placement
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet import rollout
+from vllm_gateway.fleet import rollout, sleepers
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import Footprint, FootprintOf, ModelSpec, ModelState
+from vllm_gateway.fleet.sleep import has_a_place, host_mib
 from vllm_gateway.routing import Refusal
 from vllm_gateway.telemetry import events as log_events
 
@@ -25,25 +26,27 @@ class Reconciler:
         self._give_up_lost_room(now)
         waiting = self._waiting(now)
         for state in waiting:
-            if not board.live(state.spec.name) and self._may_start(state):
+            if not board.awake(state.spec.name) and self._may_start(state):
                 self._start_first(state, now)
-                if not board.live(state.spec.name) and state.waited_s(now) >= board.policy.max_swap_wait_s:
+                if not board.awake(state.spec.name) and state.waited_s(now) >= board.policy.max_swap_wait_s:
                     break  # those who came later would take the room that it waits for
         somebody_waits_for_room = any(
-            self._may_start(s) and not board.live(s.spec.name) and s.retry_at <= now for s in waiting
+            self._may_start(s) and not board.awake(s.spec.name) and s.retry_at <= now for s in waiting
         )
         for state in board.models.values():
             if state.active and self._may_start(state):
                 self._start_missing(state, now, blocked=somebody_waits_for_room)
                 self._replace_outdated(state, now, blocked=somebody_waits_for_room)
+        sleepers.keep_to_host_memory(board, now)
         self._stop_the_drained(now)
+        sleepers.fall_asleep(board, now)
         self._launch(now)
 
     def _give_up_lost_room(self, now: float) -> None:
         """A reservation that others have taken the memory of, or whose GPU has failed, is planned anew."""
         board = self.board
         for one in list(board.registry):
-            if one.state is State.STARTING and not one.launched and not board.is_promised_room(one):
+            if one.waits_for_room and not board.is_promised_room(one):
                 board.cancel(one, now)
 
     def _waiting(self, now: float) -> list[ModelState]:
@@ -65,6 +68,8 @@ class Reconciler:
 
     def _start_first(self, state: ModelState, now: float) -> None:
         name = state.spec.name
+        if any(one.moving for one in self.board.live(name)) or self._wake(state, now, first=True):
+            return  # what falls asleep can be woken soon
         if state.retry_at > now:
             if state.refuses(now):
                 what = "failed to start" if state.start_failed else "keeps failing"
@@ -84,8 +89,10 @@ class Reconciler:
     def _start_missing(self, state: ModelState, now: float, *, blocked: bool) -> None:
         """Extra instances take free room only; the crashed first one of an active model comes back the same way."""
         spec = state.spec
-        state.why_fewer = None if self.board.live(spec.name) else state.why_fewer
-        while (have := len(self.board.live(spec.name))) < spec.instances:
+        state.why_fewer = None if self.board.awake(spec.name) else state.why_fewer
+        while (have := len(self.board.awake(spec.name))) < spec.instances:
+            if not blocked and self._wake(state, now, first=False):
+                continue
             footprint = self._footprint(state)
             if state.retry_at > now:
                 state.why_fewer = f"waits {state.retry_at - now:.0f} s after a failed start: {state.last_error}"
@@ -107,7 +114,7 @@ class Reconciler:
         old = rollout.outdated(board, state)
         if not old or not rollout.may_replace_next(board, state, now):
             return
-        if len(board.live(spec.name)) <= spec.instances:
+        if len(board.awake(spec.name)) <= spec.instances:
             if blocked:
                 return
             footprint = self._footprint(state)
@@ -137,6 +144,30 @@ class Reconciler:
         )
         return plan(need, self.board.gpus, self.board.residents(), policy, now)
 
+    def _wake(self, state: ModelState, now: float, *, first: bool) -> bool:
+        """Wakes the sleeper for which the fewest make way, if there is one that has room where it sleeps."""
+        board, found = self.board, []
+        for one in board.registry.by_model(state.spec.name):
+            if one.state is State.SLEEPING:
+                need = Need(
+                    one.model,
+                    one.reserved_mib,
+                    len(one.gpu_ids),
+                    may_evict=first,
+                    waited_s=state.waited_s(now),
+                    gpu_ids=one.gpu_ids,
+                )
+                others = [board.resident(other) for other in board.registry if other.gpu_ids and other is not one]
+                answer = plan(need, board.gpus, others, board.policy, now)
+                if isinstance(answer, Placement):
+                    found.append((len(answer.evict), len(answer.sleep), one, answer))
+        if not found:
+            return False
+        _, _, one, placement = min(found, key=lambda each: each[:2])
+        board.registry.move(one, State.WAKING, "wanted", now)
+        self._make_way(one, placement, now)
+        return True
+
     def _reserve(self, state: ModelState, footprint: Footprint, placement: Placement, now: float) -> None:
         board, spec = self.board, state.spec
         number = board.registry.free_number(spec.name)
@@ -152,42 +183,60 @@ class Reconciler:
             reserved_mib=footprint.mib,
             discovery=not footprint.known,
             since=now,
-            evicts=placement.evict,
         )
         board.registry.add(one)
-        leaving = [other for other in map(board.registry.get, placement.evict) if other is not None]
         board.say(
             log_events.INSTANCE_PLANNED,
             instance=one.name,
             model=one.model,
             gpus=list(one.gpu_ids),
             footprint_mib=one.reserved_mib,
-            evicts=[other.name for other in leaving],
+            evicts=[other.name for other in map(board.registry.get, (*placement.evict, *placement.sleep)) if other],
         )
-        for other in leaving:
-            board.say(log_events.EVICTION, model=other.model, instance=other.name, for_model=spec.name)
-            board.drain(other, f"makes room for {spec.name}", now)
-            if not board.live(other.model):
+        self._make_way(one, placement, now)
+
+    def _make_way(self, one: Instance, placement: Placement, now: float) -> None:
+        board, why = self.board, f"makes room for {one.model}"
+        one.evicts = (*placement.evict, *placement.sleep)
+        for other in filter(None, map(board.registry.get, one.evicts)):
+            asleep = other.instance_id in placement.sleep
+            board.say(log_events.EVICTION, model=other.model, instance=other.name, for_model=one.model, asleep=asleep)
+            if asleep:
+                board.put_to_bed(other, why, now)
+            else:
+                board.drain(other, why + self._why_not_asleep(other), now)
+            if not board.awake(other.model):
                 board.models[other.model].active = False
+
+    def _why_not_asleep(self, one: Instance) -> str:
+        """Where the operator may want to know."""
+        state = self.board.models[one.model]
+        if not state.spec.sleeps or has_a_place(one, state, self.board.policy):
+            return ""
+        return f"; asleep it would take {host_mib(one, state)} MiB of the machine's memory (host_memory_mib)"
 
     def _stop_the_drained(self, now: float) -> None:
         board = self.board
         for one in list(board.registry):
             if one.state is not State.DRAINING or board.activity.in_flight(one.instance_id):
                 continue
-            if not any(board.changing(gpu_id, but=one, starts_only=True) for gpu_id in one.gpu_ids):
+            if not any(board.changing(gpu_id, but=one, engines_only=True) for gpu_id in one.gpu_ids):
                 board.registry.move(one, State.STOPPING, one.why, now)
                 board.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=one.why)
                 board.effects.append(e.Stop(one.instance_id))
 
     def _launch(self, now: float) -> None:
-        """Starts what is reserved, one memory change at a time on a GPU, and only into room that is really there."""
+        """Starts and wakes what is reserved: one memory change at a time on a GPU, into room that is really there."""
         board = self.board
-        for one in list(board.registry):
-            if one.state is not State.STARTING or one.launched:
+        for one in [one for one in board.registry if one.waits_for_room]:
+            if not board.is_quiet(one) or not board.is_room_free(one):
                 continue
-            quiet = not any(board.changing(gpu_id, but=one) for gpu_id in one.gpu_ids)
-            if quiet and board.is_room_free(one):
-                one.launched, one.launched_at = True, now
+            one.launched_at = now
+            if one.state is State.WAKING:
+                one.moving, one.asleep = True, False
+                board.say(log_events.INSTANCE_WAKING, instance=one.name, model=one.model, gpus=list(one.gpu_ids))
+                board.effects.append(e.Wake(one.instance_id))
+            else:
+                one.launched = True
                 board.say(log_events.INSTANCE_STARTING, instance=one.name, model=one.model, gpus=list(one.gpu_ids))
                 board.effects.append(e.Start(one.instance_id))

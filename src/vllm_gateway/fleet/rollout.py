@@ -18,10 +18,11 @@ def let_go(board: Board, now: float) -> None:
         ours = [one for one in board.live(name) if not one.external]
         for one in [one for one in ours if state.removed or not spec.uses_gpu_memory]:
             _end(board, one, "no longer in the configuration", now)
-        for one in [one for one in board.live(name) if one.state is State.STARTING and is_outdated(one, state)]:
+        idle = [one for one in board.live(name) if one.state is State.STARTING or one.resting]
+        for one in [one for one in idle if is_outdated(one, state)]:
             _end(board, one, "its settings have changed", now)
         live = [one for one in board.live(name) if not one.external]
-        live.sort(key=lambda one: (not is_outdated(one, state), _least_missed(board, one)))
+        live.sort(key=lambda one: (not one.resting, not is_outdated(one, state), _least_missed(board, one)))
         old = len(outdated(board, state))
         replacing = 0 < old < len(live)  # one more, while a new one takes the place of an old one
         for one in live[: max(len(live) - spec.instances - replacing, 0)]:
@@ -30,7 +31,7 @@ def let_go(board: Board, now: float) -> None:
 
 def outdated(board: Board, state: ModelState) -> list[Instance]:
     """Those that still serve with earlier settings, the least missed first."""
-    found = [one for one in board.live(state.spec.name) if is_outdated(one, state)]
+    found = [one for one in board.awake(state.spec.name) if is_outdated(one, state)]
     return sorted(found, key=lambda one: _least_missed(board, one))
 
 
@@ -41,7 +42,8 @@ def is_outdated(one: Instance, state: ModelState) -> bool:
 def may_replace_next(board: Board, state: ModelState, now: float) -> bool:
     """One at a time, and none while the new settings fail to start."""
     those = board.registry.by_model(state.spec.name)
-    return state.retry_at <= now and not any(one.leaving or one.state is State.STARTING for one in those)
+    coming = (State.STARTING, State.WAKING)
+    return state.retry_at <= now and not any(one.leaving or one.state in coming for one in those)
 
 
 def _least_missed(board: Board, one: Instance) -> tuple[bool, bool, float]:
@@ -49,8 +51,10 @@ def _least_missed(board: Board, one: Instance) -> tuple[bool, bool, float]:
 
 
 def _end(board: Board, one: Instance, why: str, now: float) -> None:
-    if one.leaving:
-        return
+    if one.leaving or one.moving:
+        return  # what moves is ended once it has come to rest
+    if one.state is State.WAKING:
+        board.cancel(one, now)
     if one.state is not State.STARTING:
         board.drain(one, why, now)
     elif not one.launched:

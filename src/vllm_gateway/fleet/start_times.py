@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the next start of a model will take, by the last ones."""
+"""How long the next start of a model, or the next wake, will take, by the last ones."""
 
 import statistics
 from collections import deque
@@ -11,9 +11,10 @@ UNKNOWN_S = 60.0
 class StartTimes:
     """The median of the last few: one start that had to fetch an image does not count for long."""
 
-    __slots__ = ("_seconds",)
+    __slots__ = ("_seconds", "_unknown_s")
 
-    def __init__(self) -> None:
+    def __init__(self, unknown_s: float = UNKNOWN_S) -> None:
+        self._unknown_s = unknown_s
         self._seconds: deque[float] = deque(maxlen=KEPT)
 
     def add(self, seconds: float) -> None:
@@ -32,4 +33,4 @@ class StartTimes:
     def remaining_s(self, elapsed_s: float) -> float:
         """One that takes longer than usual may end at any moment: never less than a second."""
         typical_s = self.typical_s
-        return max(1.0, (UNKNOWN_S if typical_s is None else typical_s) - elapsed_s)
+        return max(1.0, (self._unknown_s if typical_s is None else typical_s) - elapsed_s)

@@ -6,9 +6,10 @@ from typing import assert_never
 
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet import sleep
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
-from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.instance import RESTING, Instance, State
 from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, backoff_s, root_cause
 from vllm_gateway.fleet.reconciler import Reconciler
 from vllm_gateway.fleet.registry import ContainerRegistry
@@ -18,6 +19,7 @@ from vllm_gateway.telemetry import events as log_events
 STABLE_S = 10.0  # an instance that was ready for so long has proved its configuration
 SHOWN_LINES = 40  # of what an engine said last
 MOST_CORRECTIONS = 5  # of a footprint in a row
+_ASLEEP = (*RESTING, State.WAKING)
 
 
 class Supervisor:
@@ -43,6 +45,10 @@ class Supervisor:
     @property
     def models(self) -> Mapping[str, ModelState]:
         return self._board.models
+
+    @property
+    def policy(self) -> Policy:
+        return self._board.policy
 
     @property
     def gpus(self) -> Sequence[Gpu]:
@@ -83,6 +89,12 @@ class Supervisor:
                     board.registry.set_running(one, running)
             case e.BecameReady(instance_id, measured_mib):
                 self._ready(instance_id, measured_mib, now)
+            case e.FellAsleep(instance_id, measured_mib):
+                self._asleep(instance_id, measured_mib, now)
+            case e.WokeUp(instance_id):
+                self._woken(instance_id, now)
+            case e.NotMoved(instance_id, reason):
+                self._not_moved(instance_id, reason, now)
             case e.Died(instance_id, reason, log_tail, exit_code):
                 self._died(instance_id, reason, log_tail, exit_code, now)
             case e.Gone(instance_id):
@@ -105,7 +117,7 @@ class Supervisor:
             case e.HandOver(active):
                 self._handed_over = active
                 for one in list(board.registry):
-                    if active and one.state is State.STARTING and not one.launched:
+                    if active and one.waits_for_room:
                         board.cancel(one, now)
             case e.Tick() if self._handed_over:
                 pass
@@ -132,6 +144,7 @@ class Supervisor:
                 state.corrected_mib = 0
             if state.spec.spec_hash != spec.spec_hash:
                 state.failures, state.retry_at, state.last_error = 0, 0.0, None  # what failed may be put right
+                state.asleep_mib = None
             state.spec = spec
             for one in board.registry.by_model(name):
                 board.registry.set_share(one, spec.max_in_flight, spec.weight_of(one.number))
@@ -142,9 +155,9 @@ class Supervisor:
         if any(one.state is State.READY for one in board.registry.by_model(name)):
             return
         for one in board.registry.by_model(name):
-            if one.state is State.STARTING and not one.launched:
+            if one.waits_for_room:
                 board.cancel(one, now)
-        state.active = bool(board.live(name))
+        state.active = bool(board.awake(name))
 
     def _ready(self, instance_id: str, measured_mib: int | None, now: float) -> None:
         board = self._board
@@ -162,13 +175,54 @@ class Supervisor:
         state.used_at = max(state.used_at, now)
         if not (one.external or one.adopted):
             state.starts.add(now - one.launched_at)
-        board.say(
+        self._say_ready(one, now)
+
+    def _say_ready(self, one: Instance, now: float) -> None:
+        self._board.say(
             log_events.INSTANCE_READY,
             instance=one.name,
             model=one.model,
             seconds=round(now - one.launched_at, 3) if one.launched_at else 0.0,
             address=f"{one.running.host}:{one.running.port}" if one.running else "",
         )
+
+    def _asleep(self, instance_id: str, measured_mib: int | None, now: float) -> None:
+        """As it was told, or as an earlier gateway had told it."""
+        board = self._board
+        one = board.registry.get(instance_id)
+        if one is None or one.state not in (State.FALLING_ASLEEP, State.STARTING):
+            return
+        state = board.models[one.model]
+        if measured_mib is not None:
+            state.asleep_mib = measured_mib
+        one.asleep, one.asleep_mib = True, sleep.asleep_mib(one, state)
+        one.host_mib = one.host_mib or sleep.host_mib(one, state)
+        board.registry.move(one, State.SLEEPING, one.why, now)
+        board.say(log_events.INSTANCE_ASLEEP, instance=one.name, model=one.model, asleep_mib=one.asleep_mib)
+
+    def _woken(self, instance_id: str, now: float) -> None:
+        board = self._board
+        one = board.registry.get(instance_id)
+        if one is not None and one.state is State.SLEEPING and self._handed_over:
+            board.registry.move(one, State.WAKING, "another gateway has woken it", now)
+            one.moving, one.asleep, one.launched_at = True, False, now
+        if one is None or not (one.state is State.WAKING and one.moving):
+            return
+        board.registry.move(one, State.READY, "woken", now)
+        state = board.models[one.model]
+        state.active, state.used_at = True, max(state.used_at, now)
+        if not self._handed_over:
+            state.wakes.add(now - one.launched_at)
+        self._say_ready(one, now)
+
+    def _not_moved(self, instance_id: str, reason: str, now: float) -> None:
+        """It is stopped, and started anew when it is wanted: nobody knows what it can do."""
+        board = self._board
+        one = board.registry.get(instance_id)
+        if one is not None and one.moving:
+            board.say(log_events.INSTANCE_NOT_MOVED, instance=one.name, model=one.model, reason=reason)
+            board.registry.set_suspect(one, True)  # no reprieve brings it back
+            board.drain(one, reason, now)
 
     def _died(self, instance_id: str, reason: str, tail: tuple[str, ...], exit_code: int | None, now: float) -> None:
         board = self._board
@@ -187,7 +241,7 @@ class Supervisor:
             log_tail=list(tail[-SHOWN_LINES:]),
         )
         board.effects.append(e.Remove(instance_id))
-        if was is State.DRAINING or one.external:
+        if was is State.DRAINING or was in _ASLEEP or one.external:
             return
         state = board.models[one.model]
         state.log_tail = tail[-SHOWN_LINES:]
@@ -241,18 +295,19 @@ class Supervisor:
         board = self._board
         for state in board.models.values():
             spec = state.spec
-            ready = [one for one in board.registry.by_model(spec.name) if one.state is State.READY and not one.external]
-            if not ready or spec.pinned or not spec.idle_timeout_s or board.activity.waiting(spec.name):
+            live = [one for one in board.live(spec.name) if not one.external]
+            idle = [one for one in live if one.state in (State.READY, State.SLEEPING)]
+            if not idle or spec.pinned or not spec.idle_timeout_s or board.activity.waiting(spec.name):
                 continue
-            if any(board.activity.in_flight(one.instance_id) for one in ready):
+            if any(board.activity.in_flight(one.instance_id) for one in idle):
                 continue
-            if any(one.state is State.STARTING for one in board.live(spec.name)):
+            if len(idle) < len(live):
                 continue  # once ready, it would bring the others back
-            last = max([state.used_at, *(board.last_used(one) for one in ready)])
+            last = max([state.used_at, *(board.last_used(one) for one in idle)])
             if now - last >= spec.idle_timeout_s:
                 state.active = False
                 board.say(log_events.IDLE_STOP, model=spec.name, seconds=round(now - last, 1))
-                for one in ready:
+                for one in idle:
                     board.drain(one, "idle", now)
 
     def _end_slow_starts(self, now: float) -> None:

@@ -78,6 +78,10 @@ class Queues:
         queue = self._queues.get(model)
         return queue is not None and queue.is_ejected(instance_id)
 
+    @property
+    def alone(self) -> bool:
+        return True
+
     def waiting(self, model: str) -> int:
         queue = self._queues.get(model)
         return queue.waiting if queue else 0

@@ -88,7 +88,11 @@ INSTANCE_STARTING = Event(
     ("gpus",),
 )
 INSTANCE_READY = Event(
-    "instance_ready", "info", "An instance takes requests.", ("instance", "model"), ("seconds", "address")
+    "instance_ready",
+    "info",
+    "An instance takes requests: it has started, or is awake again.",
+    ("instance", "model"),
+    ("seconds", "address"),
 )
 INSTANCE_FAILED = Event(
     "instance_failed",
@@ -96,6 +100,22 @@ INSTANCE_FAILED = Event(
     "An instance died or never became ready; `log_tail` holds the engine's last lines.",
     ("instance", "model", "reason"),
     ("exit_code", "log_tail"),
+)
+INSTANCE_FALLING_ASLEEP = Event(
+    "instance_falling_asleep", "info", "An engine is told to sleep.", ("instance", "model"), ("reason",)
+)
+INSTANCE_ASLEEP = Event(
+    "instance_asleep",
+    "info",
+    "An instance sleeps and still holds `asleep_mib` on each of its GPUs.",
+    ("instance", "model", "asleep_mib"),
+)
+INSTANCE_WAKING = Event("instance_waking", "info", "An engine is told to wake up.", ("instance", "model"), ("gpus",))
+INSTANCE_NOT_MOVED = Event(
+    "instance_not_moved",
+    "error",
+    "An engine neither fell asleep nor woke up as it was told; it is stopped.",
+    ("instance", "model", "reason"),
 )
 INSTANCE_DRAINING = Event(
     "instance_draining",
@@ -154,7 +174,13 @@ MODEL_NO_ROOM = Event(
 MODEL_BACKOFF = Event(
     "model_backoff", "warning", "Starts failed; the next waits so long.", ("model", "seconds", "failures")
 )
-EVICTION = Event("eviction", "info", "A model makes room for another.", ("model", "instance", "for_model"))
+EVICTION = Event(
+    "eviction",
+    "info",
+    "A model makes room for another: it is stopped, or put to sleep (`asleep`).",
+    ("model", "instance", "for_model"),
+    ("asleep",),
+)
 IDLE_STOP = Event("idle_stop", "info", "A model was unused for so long and is stopped.", ("model", "seconds"))
 FOOTPRINT_MEASURED = Event(
     "footprint_measured", "info", "A footprint was measured and kept.", ("model", "footprint_mib"), ("key",)

@@ -35,6 +35,19 @@ def test_command_line_before_environment_before_file_before_default(tmp_path: Pa
     assert load_settings(None, {}).log.level == "info"
 
 
+def test_a_bare_off_means_what_it_says(tmp_path: Path) -> None:
+    """YAML reads it as false."""
+    path = tmp_path / "g.yaml"
+    path.write_text("models:\n  a: {repository: x/y, sleep: off, resume: off}\n", "utf-8")
+    model = load_settings(path, {}).models["a"]
+    assert (model.sleep, model.resume) == ("off", "off")
+
+
+def test_engines_of_somebody_else_are_not_put_to_sleep(tmp_path: Path) -> None:
+    (told,) = problems(tmp_path, "models:\n  a: {endpoints: ['http://h:1'], sleep: level_1}\n")
+    assert "`sleep` is for engines that the gateway starts" in told
+
+
 def test_every_variable_reaches_its_setting() -> None:
     settings = load_settings(
         None,

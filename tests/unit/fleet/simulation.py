@@ -21,6 +21,7 @@ class SimulatedActivity:
     waits: dict[str, int] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
+    alone: bool = True
 
     def waiting(self, model: str) -> int:
         return self.waits.get(model, 0)
@@ -55,8 +56,10 @@ class FleetInTheHead:
         footprints: dict[str, int] | None = None,
         unknown: Sequence[str] = (),
         min_resident_s: float = 0.0,
+        host_mib: int = 1000,
     ) -> None:
         self.now = 1000.0
+        self.host_mib = host_mib
         self.activity = SimulatedActivity()
         self.registry = ContainerRegistry("vllm_server")
         self.unknown = set(unknown)
@@ -68,7 +71,7 @@ class FleetInTheHead:
             registry=self.registry,
             activity=self.activity,
             footprint_of=self._footprint_of,
-            policy=Policy(margin_mib=0, min_resident_s=min_resident_s),
+            policy=Policy(margin_mib=0, min_resident_s=min_resident_s, host_mib=host_mib),
             start_timeout_s=600,
             journal=lambda *_, **__: None,
         )
@@ -98,7 +101,7 @@ class FleetInTheHead:
         return self.hear(e.Unwanted(model))
 
     def reconfigure(self, *specs: ModelSpec, min_resident_s: float = 0.0) -> list[e.Effect]:
-        policy = Policy(margin_mib=0, min_resident_s=min_resident_s)
+        policy = Policy(margin_mib=0, min_resident_s=min_resident_s, host_mib=self.host_mib)
         return self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600))
 
     def ready(self, one: Instance, measured_mib: int | None = None) -> list[e.Effect]:
@@ -108,6 +111,17 @@ class FleetInTheHead:
         self.activity.used[one.instance_id] = self.now
         return self.hear(e.BecameReady(one.instance_id, measured_mib))
 
+    def woken(self, one: Instance) -> list[e.Effect]:
+        """Its engine is awake, and the requests of its model are served."""
+        self.activity.waits[one.model] = 0
+        self.activity.used[one.instance_id] = self.now
+        return self.hear(e.WokeUp(one.instance_id))
+
+    def asleep(self, one: Instance, measured_mib: int | None = None) -> list[e.Effect]:
+        """Its engine sleeps, and the request side has forgotten it."""
+        self.activity.used.pop(one.instance_id, None)
+        return self.hear(e.FellAsleep(one.instance_id, measured_mib))
+
     def run(self, model: str) -> Instance:
         """Asks for a model, and plays everything until one of its instances is ready."""
         self.want(model)
@@ -115,6 +129,13 @@ class FleetInTheHead:
             for effect in list(self.effects):
                 if isinstance(effect, e.Stop | e.Remove) and self.registry.get(effect.instance_id):
                     self.hear(e.Gone(effect.instance_id))
+            for one in [one for one in self.registry if one.moving]:
+                if one.state is State.FALLING_ASLEEP:
+                    self.asleep(one)
+                else:
+                    self.woken(one)
+            if ready := self.of(model, State.READY):
+                return ready[0]
             for one in self.of(model, State.STARTING):
                 if one.launched:
                     self.ready(one)
@@ -131,6 +152,14 @@ class FleetInTheHead:
 
 def started(effects: Sequence[e.Effect]) -> list[str]:
     return [effect.instance_id for effect in effects if isinstance(effect, e.Start)]
+
+
+def told_to_sleep(effects: Sequence[e.Effect]) -> list[str]:
+    return [effect.instance_id for effect in effects if isinstance(effect, e.Sleep)]
+
+
+def told_to_wake(effects: Sequence[e.Effect]) -> list[str]:
+    return [effect.instance_id for effect in effects if isinstance(effect, e.Wake)]
 
 
 def stopped(effects: Sequence[e.Effect]) -> list[str]:

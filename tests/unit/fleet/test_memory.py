@@ -126,3 +126,48 @@ async def test_while_nobody_tells_whose_the_memory_is_what_was_seen_last_counts(
     house.probe.answer = [replace(CARD, used_mib=1200, processes={7: 600, 8: 600})]
     assert [gpu.foreign_mib for gpu in await house.memory.gpus([one], [])] == [600]
     assert len(house.errors) == isinstance(error, TypeError)
+
+
+ASLEEP = Instance(
+    "i1", "a_1", "a", 1, "h", 8, gpu_ids=("g0",), reserved_mib=10_000, launched=True, state=State.FALLING_ASLEEP
+)
+
+
+async def test_what_a_sleeper_keeps_is_what_it_does_not_give_back() -> None:
+    house = House()
+    house.probe.answer = [replace(CARD, used_mib=2000)]
+    assert await house.memory.kept_asleep(ASLEEP, {"g0": 11_000}) == 1000
+
+
+async def test_where_nothing_tells_what_a_sleeper_keeps_it_is_not_known() -> None:
+    house = House()
+    house.probe.answer = [replace(CARD, used_mib=0)]
+    assert await house.memory.kept_asleep(ASLEEP, {"g0": 0}) is None
+
+
+async def test_a_figure_that_lags_behind_is_not_believed_at_once() -> None:
+    house = House()
+    readings = iter([10_900, 10_900, 4000, 1500, 1500, 1500])
+    house.memory.probe = Lagging(readings)
+    assert await house.memory.kept_asleep(ASLEEP, {"g0": 11_000}) == 500
+
+
+class Lagging:
+    def __init__(self, used_mib: Iterator[int]) -> None:
+        self._used_mib = used_mib
+
+    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+        return [replace(CARD, used_mib=next(self._used_mib))]
+
+
+async def test_memory_is_nobody_elses_while_a_sleeper_moves() -> None:
+    """Its own figure is wrong then, one way or the other."""
+    house = House()
+    moving = replace(ASLEEP, moving=True)
+    house.probe.answer = [replace(CARD, used_mib=11_000)]
+    (before,) = await house.memory.gpus([replace(ASLEEP, moving=False)], [])
+    asleep = replace(ASLEEP, state=State.SLEEPING, asleep=True, asleep_mib=500)
+    (during,) = await house.memory.gpus([moving], [before])
+    house.probe.answer = [replace(CARD, used_mib=1500)]
+    (after,) = await house.memory.gpus([asleep], [during])
+    assert [gpu.foreign_mib for gpu in (before, during, after)] == [1000, 1000, 1000]

@@ -12,10 +12,12 @@ from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
 
 ALLOWED = {
-    "starting": {"ready", "stopping", "failed"},
-    "ready": {"sleeping", "draining", "failed"},
-    "sleeping": {"ready", "draining", "failed"},
-    "draining": {"ready", "stopping", "failed"},
+    "starting": {"ready", "sleeping", "stopping", "failed"},
+    "ready": {"falling_asleep", "draining", "failed"},
+    "falling_asleep": {"sleeping", "ready", "draining", "failed"},
+    "sleeping": {"waking", "draining", "failed"},
+    "waking": {"ready", "sleeping", "draining", "failed"},
+    "draining": {"ready", "sleeping", "stopping", "failed"},
     "stopping": {"failed"},
     "failed": set(),
 }

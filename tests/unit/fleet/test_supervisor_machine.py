@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor under any order of events: what must hold after each of them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,7 @@ from vllm_gateway.fleet.runtimes import Running
 
 MODELS = ("small", "pair", "wide", "pinned", "new")
 GPU_MIB = 100
+HOST_MIB = 200
 SPECS = (
     spec("small", 2, idle_timeout_s=30.0),
     spec("pair", 3),
@@ -29,16 +31,20 @@ PICK = st.integers(min_value=0, max_value=99)
 class AnyFleet(RuleBasedStateMachine):
     """Engines that do anything at any time, and clients that come and go. IllegalTransition would end the run."""
 
+    specs: tuple[ModelSpec, ...] = SPECS
+    footprints: Mapping[str, int] = {"small": 30, "pair": 45, "wide": 60, "pinned": 20, "new": 80}
+
     @initialize(gpus=st.integers(min_value=1, max_value=3), young_s=st.sampled_from([0.0, 60.0]))
     def begin(self, gpus: int, young_s: float) -> None:
         self.young_s, self.count = young_s, gpus
         self.fleet = FleetInTheHead(
-            *SPECS,
+            *self.specs,
             gpus=gpus,
             gpu_mib=GPU_MIB,
-            footprints={"small": 30, "pair": 45, "wide": 60, "pinned": 20, "new": 80},
+            footprints=dict(self.footprints),
             unknown=["new"],
             min_resident_s=young_s,
+            host_mib=HOST_MIB,
         )
 
     def hear(self, event: e.Event) -> None:
@@ -50,23 +56,35 @@ class AnyFleet(RuleBasedStateMachine):
                     assert not self.fleet.activity.in_flight(instance_id), "a busy instance was stopped"
                     for gpu_id in one.gpu_ids:
                         assert not self.on(gpu_id, State.STARTING, launched=True), "stopped beside a start"
-                case e.Start(instance_id):
+                        assert not any(other.moving for other in self.on(gpu_id, *State)), "stopped beside a sleep"
+                case e.Start(instance_id) | e.Wake(instance_id):
                     one = self.fleet.registry.get(instance_id)
                     assert one is not None and one.launched
                     self.fits_what_is_free(one)
-                    for gpu_id in one.gpu_ids:
-                        ending = self.on(gpu_id, State.STOPPING, State.FAILED, launched=True)
-                        assert all(other.stuck for other in ending), "started beside a stop or a removal"
+                    self.nothing_else_changes(one)
+                case e.Sleep(instance_id):
+                    one = self.fleet.registry.get(instance_id)
+                    assert one is not None and one.moving
+                    assert not self.fleet.activity.in_flight(instance_id), "a busy instance was put to sleep"
+                    self.nothing_else_changes(one)
                 case e.Refuse(model, _):
                     self.hear(e.Unwanted(model))
                 case _:
                     pass
 
+    def nothing_else_changes(self, one: Instance) -> None:
+        for gpu_id in one.gpu_ids:
+            others = [other for other in self.on(gpu_id, *State, launched=True) if other is not one]
+            assert not any(other.moving for other in others), "beside a sleep or a wake"
+            assert not any(other.state is State.STARTING for other in others), "beside a start"
+            ending = [other for other in others if other.state in (State.STOPPING, State.FAILED)]
+            assert all(other.stuck for other in ending), "beside a stop or a removal"
+
     def fits_what_is_free(self, one: Instance) -> None:
         for gpu in self.fleet.supervisor.gpus:
             if gpu.gpu_id in one.gpu_ids:
                 assert gpu.problem is None
-                held = sum(other.reserved_mib for other in self.on(gpu.gpu_id, *State, launched=True))
+                held = sum(other.held_mib for other in self.on(gpu.gpu_id, *State))
                 assert held <= gpu.total_mib - gpu.foreign_mib, "started into memory that others hold"
 
     def on(self, gpu_id: str, *states: State, launched: bool = False) -> list[Instance]:
@@ -98,11 +116,32 @@ class AnyFleet(RuleBasedStateMachine):
         if one := self.pick(which, State.STARTING):
             self.hear(e.Launched(one.instance_id, Running(one.name, "127.0.0.1", 8000)))
             self.hear(e.BecameReady(one.instance_id, measured_mib))
-            if self.fleet.activity.waits.get(one.model):
-                self.fleet.activity.waits[one.model] = 0
-                self.fleet.activity.busy[one.instance_id] = int(busy and one.state is State.READY)
-                self.fleet.activity.used[one.instance_id] = self.fleet.now
-                self.hear(e.Unwanted(one.model))
+            self.serves_those_who_wait(one, busy)
+
+    def serves_those_who_wait(self, one: Instance, busy: bool) -> None:
+        if self.fleet.activity.waits.get(one.model):
+            self.fleet.activity.waits[one.model] = 0
+            self.fleet.activity.busy[one.instance_id] = int(busy and one.state is State.READY)
+            self.fleet.activity.used[one.instance_id] = self.fleet.now
+            self.hear(e.Unwanted(one.model))
+
+    @rule(which=PICK, busy=st.booleans(), measured_mib=st.sampled_from([None, 3, 12]))
+    def does_as_it_was_told(self, which: int, busy: bool, measured_mib: int | None) -> None:
+        those = [one for one in self.fleet.registry if one.moving]
+        if not those:
+            return
+        one = those[which % len(those)]
+        if one.state is State.FALLING_ASLEEP:
+            self.fleet.activity.used.pop(one.instance_id, None)
+            self.hear(e.FellAsleep(one.instance_id, measured_mib))
+        else:
+            self.hear(e.WokeUp(one.instance_id))
+            self.serves_those_who_wait(one, busy)
+
+    @rule(which=PICK)
+    def does_not_do_as_it_was_told(self, which: int) -> None:
+        if those := [one for one in self.fleet.registry if one.moving]:
+            self.hear(e.NotMoved(those[which % len(those)].instance_id, "500"))
 
     @rule(which=PICK)
     def takes_a_request(self, which: int) -> None:
@@ -113,14 +152,14 @@ class AnyFleet(RuleBasedStateMachine):
 
     @rule(which=PICK)
     def finishes_its_requests(self, which: int) -> None:
-        if one := self.pick(which, State.READY, State.DRAINING):
+        if one := self.pick(which, State.READY, State.DRAINING, State.FALLING_ASLEEP):
             self.fleet.activity.busy[one.instance_id] = 0
-            if one.state is State.DRAINING:
+            if one.state is not State.READY:
                 self.hear(e.Drained(one.instance_id))
 
     @rule(which=PICK)
     def dies(self, which: int) -> None:
-        if one := self.pick(which, State.STARTING, State.READY, State.DRAINING, State.STOPPING):
+        if one := self.pick(which, *(state for state in State if state is not State.FAILED)):
             self.hear(e.Died(one.instance_id, "killed", ("RuntimeError: a word",), 137))
             self.fleet.activity.busy[one.instance_id] = 0
 
@@ -140,7 +179,7 @@ class AnyFleet(RuleBasedStateMachine):
         instances=st.integers(min_value=1, max_value=3),
     )
     def the_configuration_changes(self, without: set[str], spec_hash: str, instances: int) -> None:
-        kept = [one for one in SPECS if one.name not in without]
+        kept = [one for one in self.specs if one.name not in without]
         changed = [
             replace(one, spec_hash=spec_hash, instances=instances) if one.name == "pair" else one for one in kept
         ]
@@ -149,7 +188,7 @@ class AnyFleet(RuleBasedStateMachine):
         self.reconfigure(*changed)
 
     def reconfigure(self, *specs: ModelSpec) -> None:
-        policy = Policy(margin_mib=0, min_resident_s=self.young_s)
+        policy = Policy(margin_mib=0, min_resident_s=self.young_s, host_mib=HOST_MIB)
         self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600))
 
     @rule(foreign_mib=st.sampled_from([0, 0, 25, 90]), problem=st.sampled_from([None, None, "fell off the bus"]))
@@ -182,27 +221,30 @@ class AnyFleet(RuleBasedStateMachine):
     def the_books_hold(self) -> None:
         for gpu in self.fleet.supervisor.gpus:
             here = [one for one in self.fleet.registry if gpu.gpu_id in one.gpu_ids]
-            assert sum(one.reserved_mib for one in here if one.launched) <= GPU_MIB, "memory that is really taken"
-            assert sum(one.reserved_mib for one in here if not one.leaving) <= GPU_MIB, "memory that is promised"
+            assert sum(one.held_mib for one in here) <= GPU_MIB, "memory that is really taken"
+            assert sum(one.promised_mib for one in here) <= GPU_MIB, "memory that is promised"
+        assert sum(one.host_mib for one in self.fleet.registry) <= HOST_MIB, "memory of the machine"
 
     @invariant()
     def one_start_at_a_time_on_a_gpu(self) -> None:
         for gpu in self.fleet.supervisor.gpus:
-            assert len(self.on(gpu.gpu_id, State.STARTING, launched=True)) <= 1
+            starting = self.on(gpu.gpu_id, State.STARTING, launched=True)
+            assert len(starting) + sum(one.moving for one in self.on(gpu.gpu_id, *State)) <= 1
 
     @invariant()
     def names_are_unique_and_nobody_has_too_many(self) -> None:
         names = [one.name for one in self.fleet.registry]
         assert len(set(names)) == len(names)
         for state in self.fleet.supervisor.models.values():
-            live = [one for one in self.fleet.of(state.spec.name) if not one.leaving]
+            live = [one for one in self.fleet.of(state.spec.name) if not one.leaving and not one.resting]
             changing = len({one.spec_hash for one in live}) > 1  # one more while another replaces it
             assert len(live) <= state.spec.instances + changing
 
     @invariant()
     def nothing_of_a_model_that_is_gone_stays(self) -> None:
         for state in self.fleet.supervisor.models.values():
-            assert not state.removed or all(one.leaving for one in self.fleet.of(state.spec.name))
+            those = self.fleet.of(state.spec.name)
+            assert not state.removed or all(one.leaving or one.moving for one in those)
 
     @invariant()
     def a_pinned_model_is_never_put_away(self) -> None:
@@ -220,7 +262,7 @@ class AnyFleet(RuleBasedStateMachine):
         if not hasattr(self, "fleet"):
             return
         self.the_first_gpu_is_read(0, None)
-        self.reconfigure(*SPECS)
+        self.reconfigure(*self.specs)
         for model in ("small", "pinned"):
             self.fleet.activity.busy.clear()
             self.take_a_turn()
@@ -244,18 +286,40 @@ class AnyFleet(RuleBasedStateMachine):
 
     def come_to_rest(self) -> None:
         for _ in range(100):
-            if one := self.pick(0, State.STOPPING, State.FAILED):
-                self.hear(e.Gone(one.instance_id))
-            elif one := self.pick(0, State.STARTING):
-                self.becomes_ready(0, False, None)
-            else:
+            if not self.goes_on():
                 self.hear(e.Tick())
-                if not self.pick(0, State.STOPPING, State.FAILED, State.STARTING):
+                if not self.goes_on():
                     return
         raise AssertionError("the fleet never comes to rest")
 
+    def goes_on(self) -> bool:
+        """One thing that is under way comes to its end, if there is one."""
+        if one := self.pick(0, State.STOPPING, State.FAILED):
+            self.hear(e.Gone(one.instance_id))
+        elif any(one.moving for one in self.fleet.registry):
+            self.does_as_it_was_told(0, False, None)
+        elif self.pick(0, State.STARTING):
+            self.becomes_ready(0, False, None)
+        else:
+            return False
+        return True
+
+
+class SleepyFleet(AnyFleet):
+    """The same, where nearly everybody sleeps rather than is stopped, and two hardly ever fit together."""
+
+    specs = tuple(replace(one, sleeps=not one.pinned, instances=min(one.instances, 2)) for one in SPECS)
+    footprints: Mapping[str, int] = {"small": 50, "pair": 65, "wide": 60, "pinned": 10, "new": 80}
+
+    @rule(model=st.sampled_from(MODELS), steps=st.integers(min_value=1, max_value=6))
+    def a_request_waits_for_a_while(self, model: str, steps: int) -> None:
+        self.a_request_waits(model, 1)
+        for _ in range(steps):
+            self.goes_on()
+
 
 TestAnyFleet = AnyFleet.TestCase
-TestAnyFleet.settings = settings(
+TestSleepyFleet = SleepyFleet.TestCase
+TestAnyFleet.settings = TestSleepyFleet.settings = settings(
     max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -6,6 +6,7 @@ import math
 
 import orjson
 
+from vllm_gateway.fleet.engines import vllm_sleep
 from vllm_gateway.settings import Model, Settings
 
 _MEMORY_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes", "--kv-cache-memory")
@@ -27,13 +28,16 @@ def arguments(name: str, model: Model, *, share: float | None) -> tuple[str, ...
     own = {argument.split("=")[0] for argument in model.engine_arguments}
     if share is not None and not own.intersection(_MEMORY_OPTIONS):
         found += ["--gpu-memory-utilization", f"{math.floor(share * _READABLE_STEPS) / _READABLE_STEPS:g}"]
+    if model.sleep != "off" and vllm_sleep.ARGUMENT not in own:
+        found.append(vllm_sleep.ARGUMENT)
     return (*found, *model.engine_arguments)
 
 
 def environment(model: Model, settings: Settings) -> dict[str, str]:
     """Holds the token: never log it."""
     token = {"HF_TOKEN": settings.hf_token, "HUGGING_FACE_HUB_TOKEN": settings.hf_token} if settings.hf_token else {}
-    return {**token, **model.environment}
+    sleep = vllm_sleep.ENVIRONMENT if model.sleep != "off" else {}
+    return {**token, **model.environment, **sleep}
 
 
 def spec_hash(name: str, model: Model, settings: Settings) -> str:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sleepers on a real Docker engine: they outlive the gateway, are woken by the next one, and missed when they die."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from tests.docker.test_gateway import FAST, config, containers, kill, model
+from tests.gateway import running_gateway
+from tests.integration.test_take_over import ended, folder_of, taking_over
+from tests.lab.lab import Lab
+
+KEPT_MIB = 384  # what the simulated engine keeps asleep
+
+
+def sleeper(name: str, **more: Any) -> dict[str, Any]:
+    return model(name, sleep="level_1", **more)
+
+
+async def test_a_new_gateway_adopts_sleepers_and_wakes_them(lab: Lab, tmp_path: Path) -> None:
+    lab.reset_gpus(1, 40_000)
+    settings = config(lab, a=sleeper("a"), b=sleeper("b")) | {"host_memory_mib": 100_000}
+    async with running_gateway(tmp_path, settings, lab.environment) as first:
+        for name in "aba":
+            assert (await first.chat(name))[0] == 200
+        assert [line["asleep_mib"] for line in first.events("instance_asleep")] == [KEPT_MIB] * 2
+        assert len(first.events("instance_waking")) == 1
+    async with running_gateway(tmp_path, settings, lab.environment) as second:
+        page = await second.until(lambda page: page["models"]["b"]["sleeping"] == 1)
+        assert page["models"]["a"]["running"] == 1
+        assert page["gpus"][0]["reserved_mib"] == 30_000 + KEPT_MIB
+        for name in "ba":
+            assert (await second.chat(name))[0] == 200
+        assert len(second.events("instance_waking")) == 2
+        assert not second.events("instance_starting")
+        await kill(lab, "vllm_server_b_instance_1")
+        await second.event("instance_failed", model="b")
+        await second.until(lambda page: page["models"]["b"]["state"] == "stopped")
+        assert await containers(lab) == ["vllm_server_a_instance_1"]
+        assert (await second.chat("b"))[0] == 200
+
+
+async def test_what_the_old_one_waits_for_is_woken_by_the_new_one(lab: Lab, tmp_path: Path) -> None:
+    """Its stream holds the only GPU, so the sleeper wakes only when the new one is in charge."""
+    lab.reset_gpus(1, 40_000)
+    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
+    settings = config(lab, a=sleeper("a", environment=slow), b=sleeper("b")) | {"host_memory_mib": 100_000}
+    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
+        for name in "ba":
+            assert (await first.chat(name))[0] == 200
+        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
+        async with first.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            waiting = asyncio.create_task(first.chat("b"))
+            await first.event("instance_draining", model="a")
+            async with running_gateway(
+                folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
+            ) as second:
+                await first.event("gateway_handed_over")
+                text = await stream.content.read()
+                assert text.rstrip().endswith(b"data: [DONE]"), "nothing was stopped under it"
+                assert (await waiting)[0] == 200
+                assert len(second.events("instance_waking", model="b")) == 1
+                assert not second.events("instance_falling_asleep"), "the old one would not know"
+                await ended(first)
+                assert (await second.chat("b"))[0] == 200
