@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings what runs to a changed configuration: models that are gone leave, changed ones are replaced one by one."""
 
+from collections.abc import Sequence
+
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.instance import Instance, State
@@ -23,10 +25,8 @@ def let_go(board: Board, now: float) -> None:
             _end(board, one, "its settings have changed", now)
         live = [one for one in board.live(name) if not one.external]
         live.sort(key=lambda one: (not one.resting, not is_outdated(one, state), _least_missed(board, one)))
-        old = len(outdated(board, state))
-        replacing = 0 < old < len(live)  # one more, while a new one takes the place of an old one
-        for one in live[: max(len(live) - spec.instances - replacing, 0)]:
-            _end(board, one, "fewer instances are wanted", now)
+        while len(live) > spec.instances + _is_replacing(live, state):
+            _end(board, live.pop(0), "fewer instances are wanted", now)
 
 
 def outdated(board: Board, state: ModelState) -> list[Instance]:
@@ -37,6 +37,11 @@ def outdated(board: Board, state: ModelState) -> list[Instance]:
 
 def is_outdated(one: Instance, state: ModelState) -> bool:
     return not one.external and one.spec_hash != state.spec.spec_hash
+
+
+def _is_replacing(live: Sequence[Instance], state: ModelState) -> bool:
+    """Then there is one more: a new one takes the place of an old one."""
+    return 0 < sum(is_outdated(one, state) for one in live) < len(live)
 
 
 def may_replace_next(board: Board, state: ModelState, now: float) -> bool:

@@ -145,3 +145,12 @@ def test_changed_and_fewer_at_once_lets_the_surplus_go_at_once() -> None:
     fleet.ready(fleet.of("a", State.STARTING)[0])
     fleet.reconfigure(spec("a", 1, spec_hash="other"))
     assert len([one for one in fleet.of("a") if not one.leaving]) == 1
+
+
+def test_fewer_in_the_middle_of_an_update_are_as_few_as_they_should_be_at_once() -> None:
+    fleet = FleetInTheHead(spec("a"), gpus=3)
+    fleet.run("a")
+    fleet.reconfigure(spec("a", 3, spec_hash="new"))
+    assert len(fleet.of("a", State.STARTING)) == 2
+    fleet.reconfigure(spec("a", 1, spec_hash="new"))
+    assert len([one for one in fleet.of("a") if not one.leaving]) == 1
