@@ -5,7 +5,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vllm_gateway import __version__
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
 from vllm_gateway.api.inference import Inference
@@ -13,10 +12,9 @@ from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
-from vllm_gateway.api.status import DecisionsPage, GpuStatus, Health, HostMemory, InstanceStatus, ModelStatus, Status
+from vllm_gateway.api.status import DecisionsPage, Status
 from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.fleet.fleet import Fleet
-from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
@@ -33,6 +31,7 @@ from vllm_gateway.scheduling import (
     make_strategy,
 )
 from vllm_gateway.settings import Settings
+from vllm_gateway.status_page import status_of
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.trace import TraceRecorder
 
@@ -224,93 +223,8 @@ class Gateway:
         self.relay.forget(view.host, view.port)
 
     def status(self) -> Status:
-        """A snapshot of everything, for people and for programs."""
         now = asyncio.get_running_loop().time()
-        registry = self.fleet.registry
-        instances = {}
-        for one in sorted(registry, key=lambda one: (one.model, one.number)):
-            used = self.queues.last_used(one.instance_id) or one.used_at or None
-            view = self.queues.view(one.instance_id)
-            instances[one.name] = InstanceStatus(
-                name=one.name,
-                model=one.model,
-                number=one.number,
-                state=one.state.value,
-                why=one.why,
-                since_s=round(now - one.since, 1),
-                address=f"{one.running.host}:{one.running.port}" if one.running else None,
-                gpus=list(one.gpu_ids),
-                reserved_mib=one.booked_mib,
-                host_mib=one.host_mib,
-                in_flight=view.in_flight if view else 0,
-                max_in_flight=one.max_in_flight,
-                total=view.total if view else 0,
-                failures=view.failures if view else 0,
-                health=_health(one, self.queues),
-                last_used_s_ago=None if used is None else round(now - used, 1),
-                strategy=self.settings.strategy_name(one.model) if one.model in self.settings.models else "",
-                external=one.external,
-            )
-        gpus = [
-            GpuStatus(
-                gpu.gpu_id,
-                gpu.index,
-                gpu.name,
-                gpu.total_mib,
-                sum(one.booked_mib for one in registry if gpu.gpu_id in one.gpu_ids),
-                gpu.used_mib,
-                gpu.foreign_mib,
-                gpu.problem,
-            )
-            for gpu in self.fleet.supervisor.gpus
-        ]
-        models = {name: self._model_status(name) for name in self.settings.models}
-        active: dict[str, list[str]] = {}
-        for shown in instances.values():
-            active.setdefault(shown.model, []).append(shown.name)
-        return Status(
-            version=__version__,
-            uptime_s=round(now - self._began, 1),
-            runtime=self.settings.runtime,
-            problems=self.fleet.problems(),
-            parallel_model_config={name: model.instances for name, model in self.settings.models.items()},
-            active_models_by_id=active,
-            active_containers_by_name=instances,
-            known_footprints_mib=dict(self.fleet.footprints.all()),
-            gpus=gpus,
-            host_memory=HostMemory(self.fleet.supervisor.policy.host_mib, sum(one.host_mib for one in registry)),
-            models=models,
-        )
-
-    def _model_status(self, name: str) -> ModelStatus:
-        state = self.fleet.supervisor.models[name]
-        pause_s = state.retry_at - asyncio.get_running_loop().time()
-        of_model = self.fleet.registry.by_model(name)
-        ready = sum(one.state is State.READY for one in of_model)
-        starting = sum(one.state in (State.STARTING, State.WAKING) for one in of_model)
-        sleeping = sum(one.resting for one in of_model)
-        word = "ready" if ready else "starting" if starting else "sleeping" if sleeping else "stopped"
-        queue = self.queues.of(name)
-        model = self.settings.models[name]
-        return ModelStatus(
-            state=word,
-            wanted=state.spec.instances,
-            running=ready,
-            starting=starting,
-            sleeping=sleeping,
-            queued=queue.waiting,
-            served=queue.served,
-            retries_denied=queue.retries_denied,
-            ejections=queue.ejections,
-            strategy=self.settings.strategy_name(name),
-            pinned=model.pinned,
-            aliases=list(model.aliases),
-            why_fewer=state.why_fewer if ready + starting < state.spec.instances else None,
-            last_error=state.last_error,
-            log_tail=list(state.log_tail),
-            retry_in_s=round(pause_s, 1) if pause_s > 0 else None,
-            failures=state.failures,
-        )
+        return status_of(self.settings, self.fleet, self.queues, now=now, uptime_s=now - self._began)
 
 
 def _names(settings: Settings) -> dict[str, str]:
@@ -321,12 +235,6 @@ def _names(settings: Settings) -> dict[str, str]:
 def _adapters(settings: Settings) -> dict[str, str]:
     """Every adapter, and its model."""
     return {adapter: name for name, model in settings.models.items() for adapter in model.adapters}
-
-
-def _health(one: Instance, queues: Queues) -> Health:
-    if one.suspect:
-        return "suspect"
-    return "ejected" if queues.is_ejected(one.model, one.instance_id) else "healthy"
 
 
 def _queue_settings(settings: Settings) -> QueueSettings:

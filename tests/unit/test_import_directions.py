@@ -26,6 +26,7 @@ ALLOWED = {
     "ending": set[str](),
     "handover": {"fleet", "routing", "settings"},
     "listening": set[str](),
+    "status_page": {"allocator.types", "api.status", "fleet", "scheduling", "settings"},
     "reloading": {"allocator.probe", "configuration", "fleet.runtimes", "scheduling", "settings", "telemetry"},
     "cli_check": {"columns", "configuration", "settings"},
     "cli_asking": {"cli_status"},
