@@ -163,7 +163,8 @@ class Tracker:
     def _is_mere_text(self, data: bytes, start: int, end: int) -> bool:
         """Whether it is one event of a reply that goes on: enough of a stream that cannot be continued."""
         return (
-            data.startswith(b'data: {"id":', start)
+            data.startswith(b'data: {"', start)
+            and b'"error"' not in data
             and data.find(b"\n", start) == end - 2
             and data.startswith(b"\n\n", end - 2)
             and b'"finish_reason":null' in data

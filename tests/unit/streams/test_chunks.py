@@ -109,6 +109,14 @@ def test_a_stream_without_ids_is_not_taken_apart() -> None:
     assert tracker.feed_chunk(chunk(event)) == chunk(event)
 
 
+def test_an_error_is_seen_in_any_form_of_stream() -> None:
+    tracker = tracker_of(CHAT, request(CHAT, n=2))
+    text = b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":"\\"error\\""}}],"id":"i"}\n\n'
+    tracker.feed(text)
+    assert tracker.feed_chunk(chunk(text)) == chunk(text)
+    assert tracker.feed_chunk(chunk(text.replace(b'"id":"i"', b'"error":{"message":"x"}'))) is None
+
+
 def test_half_an_event_is_waited_for() -> None:
     tracker = tracker_of(CHAT, request(CHAT))
     tracker.feed(plain_event(CHAT, b"first"))
