@@ -2,13 +2,15 @@
 """The lab's Docker engine as the gateway under test sees it: through a gate that can be shut."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from tests.lab import dockerd
 from tests.lab.docker_api import DockerApi, DockerApiError
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
@@ -26,11 +28,29 @@ class DockerEngine:
         self.environment = {**lab.environment, "DOCKER_HOST": self.gate.url}
         """Of a gateway that is to use it."""
         self._api = DockerApi(lab.place.socket)
+        self._place = lab.place
         self._socket = str(lab.place.socket)
 
     async def open_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         await self.gate.open()
+
+    def break_driver(self, *, init_error: int, error: int) -> None:
+        """What NVML answers at its start, and to every call on a GPU; 0: all is well."""
+        (self.gpus.directory / "init_error").write_text(str(init_error), encoding="ascii")
+        for gpu in self.gpus.gpus():
+            self.gpus.update(gpu.index, error=error)
+
+    async def restart(
+        self, by: signal.Signals, *, live_restore: bool, meanwhile: Callable[[], Awaitable[object]]
+    ) -> None:
+        """The real thing: the Docker engine ends and starts anew. `live_restore`: its containers go on."""
+        await asyncio.to_thread(dockerd.configure, self._place, live_restore=live_restore)
+        await asyncio.to_thread(dockerd.end, self._place, by)
+        try:
+            await meanwhile()
+        finally:
+            await asyncio.to_thread(dockerd.launch, self._place)
 
     def engine_pids(self) -> dict[int, int]:
         """port -> pid of every container of a gateway; one that does not run has no port."""
@@ -63,3 +83,4 @@ async def a_docker_engine(lab: Lab, folder: Path) -> AsyncIterator[DockerEngine]
             yield engine
         finally:
             await engine.gate.shut()
+            await asyncio.to_thread(dockerd.configure, lab.place)

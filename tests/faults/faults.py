@@ -24,6 +24,7 @@ class Stage(enum.Enum):
     SHARED = "one gateway for all, with engines as child processes"
     ALONE = "a gateway of its own, with engines as child processes"
     DOCKER = "one gateway for all, with engines in containers"
+    DOCKER_RESTARTS = "one gateway for all, with engines in containers of a Docker that restarts"
     DOCKER_ALONE = "a gateway of its own, with engines in containers"
 
 

@@ -22,6 +22,7 @@ from tests.faults.outcomes import (
     Promise,
     answered,
     error,
+    mostly,
     refused,
 )
 from tests.faults.phases import Phase
@@ -38,6 +39,11 @@ _ONLY_IN_STREAMS = CannotHappen("nothing is streamed yet")
 _SAID_ALL = CannotHappen("the engine has said all")
 _NO_INSTANCE = CannotHappen("there is no instance")
 
+_WHEN_BACK = answered("answered when Docker is back, by the same engine")
+_ANEW = answered("answered when Docker is back, by a new engine")
+_WHEN_BACK_OR_ERROR = mostly("the same, or one clear error if it was tried too often before")
+_ANEW_OR_ERROR = mostly("the same, or one clear error if it was tried too often before")
+
 
 def _before_the_reply(promise: Promise) -> dict[Phase, Promise]:
     return row(promise, promise, promise, _TOO_LATE, _TOO_LATE)
@@ -53,6 +59,7 @@ def _at_the_start(promise: Promise) -> dict[Phase, Promise]:
 
 _INTERRUPTED = error("stream_interrupted", "an error event `stream_interrupted`")
 _START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
+_NO_ROOM = error("no_room", "503 `no_room` with the reason, at once; served as soon as there is room")
 _REFUSED = refused("stopping", "finished, or refused")
 _STOPPING = error("stopping", "503 `stopping`")
 _SAYS_GOODBYE = error("stopping", "an error event `stopping`")
@@ -332,6 +339,24 @@ FAULTS = (
         afterwards=strikes.docker_comes_back,
     ),
     Fault(
+        "docker-keeps",
+        "Docker restarts and keeps its containers (`live-restore`), but not the ports that it publishes",
+        Side.MACHINE,
+        strikes.docker_restarts(signal.SIGTERM, live_restore=True),
+        row(_WHEN_BACK, _WHEN_BACK_OR_ERROR, _WHEN_BACK_OR_ERROR, _WHEN_BACK_OR_ERROR, COMPLETED),
+        stage=Stage.DOCKER_RESTARTS,
+        afterwards=strikes.same_engines_go_on,
+    ),
+    Fault(
+        "docker-restarts",
+        "Docker restarts, and its containers end",
+        Side.MACHINE,
+        strikes.docker_restarts(signal.SIGTERM, live_restore=False),
+        row(_ANEW, _ANEW_OR_ERROR, _ANEW_OR_ERROR, _ANEW_OR_ERROR, COMPLETED),
+        stage=Stage.DOCKER_RESTARTS,
+        afterwards=strikes.new_engines_run,
+    ),
+    Fault(
         "docker-away-start",
         "waits: Docker is away for a while",
         Side.START,
@@ -340,6 +365,16 @@ FAULTS = (
         stage=Stage.DOCKER,
         befalls_new=True,
         afterwards=Scene.started,
+    ),
+    Fault(
+        "driver-reload-start",
+        "has no room: the GPUs' driver is reloaded",
+        Side.START,
+        strikes.driver_goes,
+        _at_the_start(_NO_ROOM),
+        stage=Stage.DOCKER,
+        befalls_new=True,
+        afterwards=strikes.driver_comes_back_and_it_is_served,
     ),
     Fault(
         "image-missing",
@@ -358,6 +393,15 @@ FAULTS = (
         row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
         stage=Stage.DOCKER,
         afterwards=strikes.gpu_comes_back,
+    ),
+    Fault(
+        "driver-reload",
+        "the GPUs' driver is reloaded: NVML fails as a whole",
+        Side.MACHINE,
+        strikes.driver_goes,
+        row(UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        stage=Stage.DOCKER,
+        afterwards=strikes.driver_comes_back,
     ),
 )
 

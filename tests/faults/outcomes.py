@@ -34,6 +34,11 @@ def error(code: str, words: str) -> Outcome:
     return _whole_or(words, lambda said: _code(said) == code and said.cut is None)
 
 
+def mostly(words: str) -> Outcome:
+    """The whole answer; or, as chance will have it, an error with its code. Never a connection that breaks."""
+    return _whole_or(words, lambda said: _code(said) is not None and said.cut is None, some=False)
+
+
 def refused(code: str, words: str) -> Outcome:
     """With nothing of a reply: by that error, or because nobody listens any more."""
     return _whole_or(words, lambda said: _code(said) == code or said.status is None, some=False)

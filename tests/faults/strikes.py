@@ -135,6 +135,28 @@ async def gpu_comes_back(scene: Scene) -> None:
     await scene.nothing_left()
 
 
+async def driver_goes(scene: Scene) -> None:
+    """NVML answers `Unknown Error`, and if it is started anew `Driver Not Loaded`."""
+    assert scene.docker is not None
+    scene.docker.break_driver(init_error=9, error=999)
+    await scene.gateway.until(lambda page: all(gpu["problem"] for gpu in page["gpus"]))
+    await _degraded(scene, "GPU")
+
+
+async def driver_comes_back(scene: Scene) -> None:
+    assert scene.docker is not None
+    scene.docker.break_driver(init_error=0, error=0)
+    await scene.gateway.until(lambda page: not any(gpu["problem"] for gpu in page["gpus"]))
+    await scene.nothing_left()
+
+
+async def driver_comes_back_and_it_is_served(scene: Scene) -> None:
+    assert not scene.gateway.events("instance_starting", model=scene.model)
+    await driver_comes_back(scene)
+    assert (await scene.gateway.chat(scene.model))[0] == 200
+    await scene.started()
+
+
 async def docker_goes_away(scene: Scene) -> None:
     assert scene.docker is not None
     await scene.docker.gate.shut()
@@ -154,6 +176,38 @@ async def docker_comes_back(scene: Scene) -> None:
     scene.target.signal(signal.SIGKILL)
     await scene.gateway.event("instance_failed", instance=scene.target.name, model=scene.model)
     await scene.nothing_left()
+
+
+def docker_restarts(by: signal.Signals, *, live_restore: bool) -> Act:
+    """It is away long enough to be missed. Engines that it does not keep cannot be told anything any more."""
+
+    async def strike(scene: Scene) -> None:
+        assert scene.docker is not None
+        for engine in scene.engines:
+            engine.out_of_reach = not live_restore
+        await scene.docker.restart(by, live_restore=live_restore, meanwhile=lambda: _degraded(scene))
+
+    return strike
+
+
+async def _degraded(scene: Scene, part: str = "runtime") -> None:
+    await scene.gateway.until(lambda page: any(problem.startswith(part) for problem in page["problems"]))
+    async with scene.gateway.http.get("/health") as reply:
+        assert (reply.status, (await reply.json())["status"]) == (200, "degraded")
+
+
+async def same_engines_go_on(scene: Scene) -> None:
+    """Nothing was started twice, nor anew."""
+    await scene.nothing_left()
+    assert scene.docker is not None
+    assert {engine.pid for engine in scene.engines} <= set(scene.docker.engine_pids().values())
+
+
+async def new_engines_run(scene: Scene) -> None:
+    """That the engines ended is nothing against the model in the next phase."""
+    await scene.nothing_left()
+    async with scene.gateway.http.post(f"/gateway/models/{scene.model}/retry") as reply:
+        assert reply.status == 200
 
 
 async def container_runs_out_of_memory(scene: Scene) -> None:

@@ -15,6 +15,7 @@ from tests.lab.place import Place
 from tests.lab.shell import SYSTEM_PATH, run
 
 _HOOK_DIRECTORY = Path(__file__).parent / "hook"
+OWN_NETWORKS = ("bridge", "host", "none")
 _START_LIMIT_S = 90.0
 _STOP_LIMIT_S = 15.0
 
@@ -23,7 +24,36 @@ def start(place: Place) -> None:
     machine.mount_cgroups()
     machine.add_bridge(place)
     _end_leftovers(place)
-    place.config_file.write_text(json.dumps(_configuration(place), indent=2))
+    configure(place)
+    launch(place)
+
+
+def configure(place: Place, *, live_restore: bool = False) -> None:
+    """`live_restore`: containers outlive the engine. One that runs already is told to read it."""
+    place.config_file.write_text(json.dumps({**_configuration(place), "live-restore": live_restore}, indent=2))
+    pid = processes.pid_in(place.dockerd_pid_file)
+    if pid is not None and processes.belongs_to(place, pid):
+        processes.kill(pid, signal.SIGHUP)
+        docker = DockerApi(place.socket)
+        processes.wait_until(lambda: docker.get("/info")["LiveRestoreEnabled"] == live_restore, _STOP_LIMIT_S)
+
+
+def end(place: Place, number: signal.Signals) -> None:
+    """The engine alone, not what the lab runs in it; a killed one leaves pid files, for which the next would wait."""
+    pid = processes.pid_in(place.dockerd_pid_file)
+    assert pid is not None
+    assert processes.belongs_to(place, pid)
+    processes.kill(pid, number)
+    assert processes.wait_until(lambda: not processes.belongs_to(place, pid), _STOP_LIMIT_S)
+    containerd = processes.pid_in(place.containerd_pid_file)
+    if containerd is not None:
+        processes.end(place, containerd, limit_s=_STOP_LIMIT_S)
+    for file in (place.dockerd_pid_file, place.containerd_pid_file):
+        file.unlink(missing_ok=True)
+
+
+def launch(place: Place) -> None:
+    """Beside containers that may be there."""
     # setsid --fork: the engine outlives this process and is no child of it.
     run(
         *("sh", "-c", 'log=$1; shift; exec setsid --fork nohup dockerd "$@" >"$log" 2>&1', "sh", place.dockerd_log),
@@ -59,7 +89,7 @@ def remove_containers_and_networks(place: Place) -> None:
     for container in docker.get("/containers/json", all="true"):
         docker.delete(f"/containers/{container['Id']}", force="true", v="true")
     for network in docker.get("/networks"):
-        if network["Name"] not in ("bridge", "host", "none"):
+        if network["Name"] not in OWN_NETWORKS:
             docker.delete(f"/networks/{network['Id']}")
 
 

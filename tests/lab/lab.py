@@ -75,7 +75,7 @@ class Lab:
                 if container["Id"] not in containers_before:
                     docker.delete(f"/containers/{container['Id']}", force="true", v="true")
             for network in self.networks():
-                if network["Id"] not in networks_before:
+                if network["Id"] not in networks_before and network["Name"] not in dockerd.OWN_NETWORKS:
                     docker.delete(f"/networks/{network['Id']}")
 
 

@@ -19,6 +19,7 @@ RUNTIME_BACK_S = 30.0  # so long a start waits for a runtime that does not answe
 RUNTIME_POLL_S = 0.5
 LONGEST_PAUSE_S = 15.0  # between two attempts to end an instance that the runtime cannot end
 ERROR_PAUSE_S = 5.0
+PATIENCE_S = 1.0  # with the health check of a suspect
 
 
 class Lives:
@@ -174,16 +175,27 @@ class Lives:
         return await self._memory.measure(one, self._used_before.get(one.instance_id, {})) if one.discovery else None
 
     async def _check(self, one: Instance) -> None:
-        """A suspect that does not answer is treated as dead: it is removed, and another one takes its place."""
+        """A suspect that does not answer is treated as dead: it is removed, and another one takes its place.
+
+        That costs more than some patience. While the runtime is away the way to an engine may be away with it
+        (published ports are), and what is removed could not be replaced.
+        """
         assert one.running is not None
-        for _ in range(3):
-            if await self._health.passes(one.running):
-                self._hear(e.Cleared(one.instance_id))
-                return
+        clock = asyncio.get_running_loop().time
+        patient_until = clock() + PATIENCE_S
+        while not await self._health.passes(one.running):
             if one.state is not State.READY:
                 return
+            if clock() >= patient_until:
+                try:
+                    await self._runtime.pids(one.running.handle)
+                except RuntimeDown:
+                    patient_until = clock() + PATIENCE_S
+                else:
+                    self._hear(e.Died(one.instance_id, "its health check fails"))
+                    return
             await asyncio.sleep(POLL_S)
-        self._hear(e.Died(one.instance_id, "its health check fails"))
+        self._hear(e.Cleared(one.instance_id))
 
     async def _stop(self, one: Instance, grace_s: float) -> None:
         if one.running is None:

@@ -40,7 +40,8 @@ class ModelState:
     spec: ModelSpec
     active: bool = False  # asked for, and not put away since
     waits_since: float | None = None  # requests wait, and nothing is ready
-    failures: int = 0
+    failures: int = 0  # in a row
+    failed_at: float = 0.0
     retry_at: float = 0.0
     start_failed: bool = False  # the last of those failures was one of a start
     last_error: str | None = None

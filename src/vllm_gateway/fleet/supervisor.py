@@ -250,7 +250,9 @@ class Supervisor:
             state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
             board.effects.append(e.CorrectFootprint(one.model, larger_mib, one.reserved_mib))
             return  # the requests wait on
-        state.failures = 1 if proved else state.failures + 1
+        again = one.launched_at >= state.failed_at  # not one of several that fail together
+        state.failures = 1 if proved else max(state.failures + again, 1)
+        state.failed_at = now
         pause = 0.0 if was is State.READY and state.failures == 1 else backoff_s(state.failures)
         state.retry_at, state.start_failed = now + pause, was is State.STARTING
         said = root_cause(tail)

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ _PROGRESS_EVERY_S = 5.0
 _LOOK_AGAIN_S = 30.0  # without any event
 _LOOK_AGAIN_SOON_S = 1.0  # when Docker did not answer
 _FOLLOW_AGAIN_S = 1.0
+_ENDING_S = 3.0  # within which a Docker engine that fails at a start because it is about to end is gone
 _UNKNOWN_EXIT = 137
 
 _REMEDIES = (
@@ -36,7 +38,7 @@ _REMEDIES = (
         "Docker cannot hand out GPUs: install nvidia-container-toolkit, run "
         "`nvidia-ctk runtime configure --runtime=docker` and restart Docker",
     ),
-    ("network", "Create the network with `docker network create`, or correct `docker.network`"),
+    (r"network \S+ not found", "Create the network with `docker network create`, or correct `docker.network`"),
 )
 
 
@@ -103,18 +105,22 @@ class DockerRuntime:
         return [spec.found(there, self._settings, self._port) for there in looked_at if there is not None]
 
     async def start(self, launch: Launch) -> Running:
+        ends = self._events.ends
         with _docker_may_be_down():
-            await self._provide_image(launch.image)
-            container = await self._create(launch)
             try:
-                await container.start()
-                return spec.running(await container.show(), self._settings, self._port)
-            except BaseException as error:
-                with contextlib.suppress(RuntimeDown):  # then it is removed as a stranger later
-                    await asyncio.shield(self.remove(container.id))
-                if isinstance(error, aiodocker.DockerError) and await self._is_here(error):
-                    raise _start_error(launch, error) from error
-                raise
+                await self._provide_image(launch.image)
+                container = await self._create(launch)
+                try:
+                    await container.start()
+                    return spec.running(await container.show(), self._settings, self._port)
+                except BaseException:
+                    with contextlib.suppress(RuntimeDown):  # then it is removed as a stranger later
+                        await asyncio.shield(self.remove(container.id))
+                    raise
+            except aiodocker.DockerError as error:
+                if await self._may_pass(error, ends):
+                    raise
+                raise _start_error(launch, error) from error
 
     async def wait(self, handle: str) -> Exit:
         with self._events.watch(handle) as watch:
@@ -207,26 +213,17 @@ class DockerRuntime:
     async def _create(self, launch: Launch) -> DockerContainer:
         config = spec.container_config(launch, self._settings, self._owner, self._port)
         try:
-            try:
-                return await self._docker.containers.create(config, name=launch.name)
-            except aiodocker.DockerError as error:
-                if error.status != 409 or not await self._remove_namesake(launch.name):
-                    raise
             return await self._docker.containers.create(config, name=launch.name)
         except aiodocker.DockerError as error:
-            if not await self._is_here(error):
+            if error.status != 409 or not await self._remove_namesake(launch.name):
                 raise
-            raise _start_error(launch, error) from error
+        return await self._docker.containers.create(config, name=launch.name)
 
-    async def _is_here(self, error: aiodocker.DockerError) -> bool:
-        """Whether Docker means what it says: one that is about to end fails at whatever it is asked."""
-        if error.status < 500:
-            return True
-        try:
-            await self._docker.version()
-        except (aiodocker.DockerError, TimeoutError, aiohttp.ClientError):
+    async def _may_pass(self, error: aiodocker.DockerError, ends_before: int) -> bool:
+        """One that is about to end fails at whatever it is asked."""
+        if error.status < 500 or _remedy(error.message):
             return False
-        return error.status != 900
+        return error.status == 900 or await self._events.has_ended(ends_before, _ENDING_S)
 
     async def _remove_namesake(self, name: str) -> bool:
         """Frees the name if it is one of ours that holds it."""
@@ -252,7 +249,7 @@ class DockerRuntime:
         try:
             await self._pull(image)
         except aiodocker.DockerError as error:
-            if not await self._is_here(error):
+            if error.status == 900:
                 raise
             raise StartError(
                 f"The image {image!r} could not be pulled: {error.message}. Check its name (`docker.image`), "
@@ -288,8 +285,11 @@ def _start_error(launch: Launch, error: aiodocker.DockerError) -> StartError:
             "`docker.container_prefix`."
         )
     message = error.message.rstrip(".")
-    remedy = next((f" {advice}." for sign, advice in _REMEDIES if sign in message), "")
-    return StartError(f"Docker could not start {launch.name!r}: {message}.{remedy}")
+    return StartError(f"Docker could not start {launch.name!r}: {message}.{_remedy(message)}")
+
+
+def _remedy(message: str) -> str:
+    return next((f" {advice}." for sign, advice in _REMEDIES if re.search(sign, message)), "")
 
 
 @contextlib.contextmanager

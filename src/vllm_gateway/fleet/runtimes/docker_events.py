@@ -48,6 +48,8 @@ class DockerEvents:
         self._away_since: float | None = None
         self.problem: str | None = None  # why Docker does not answer
         self.back = asyncio.Event()  # it answers again; cleared by who waits for it
+        self.ends = 0  # of streams, so far
+        self._end = asyncio.Event()
 
     @contextlib.contextmanager
     def watch(self, container: str) -> Iterator[Watch]:
@@ -59,6 +61,15 @@ class DockerEvents:
             self._watches[container].discard(watch)
             if not self._watches[container]:
                 del self._watches[container]
+
+    async def has_ended(self, ends_before: int, limit_s: float) -> bool:
+        """Whether a stream ends, and Docker with it, within `limit_s`, or has since `ends` was `ends_before`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self.ends == ends_before:
+                    self._end.clear()
+                    await self._end.wait()
+        return self.ends != ends_before
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
@@ -93,6 +104,8 @@ class DockerEvents:
             while (event := await subscription.get()) is not None:
                 self._take(event)
         finally:
+            self.ends += 1
+            self._end.set()
             stream.cancel()
             await asyncio.wait({stream})
             if not stream.cancelled():
