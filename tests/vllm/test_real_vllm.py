@@ -16,9 +16,10 @@ import openai
 import pytest
 import pytest_asyncio
 
-from tests.gateway import GatewayProcess, running_gateway
+from tests.gateway import CHAT, GatewayProcess, running_gateway
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
+COMPLETIONS = "/v1/completions"
 MANY = 120_000  # tokens: minutes of work, since on few cores a reply of /metrics may take ten seconds
 START_S = 300  # two cores, three processes that import one after another
 ENGINE = {
@@ -130,17 +131,34 @@ async def test_a_stream_outlives_its_engine_to_the_letter(gateway: GatewayProces
     await gateway.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
     ask: dict[str, Any] = {"model": "tiny", "max_tokens": 6000, "temperature": 0, "ignore_eos": True, "stream": True}
     ask |= {"prompt": "Once"} if kind == "completion" else {"messages": [{"role": "user", "content": "Hello"}]}
-    path = "/v1/completions" if kind == "completion" else "/v1/chat/completions"
+    path = COMPLETIONS if kind == "completion" else CHAT
     whole = "".join([text async for text in texts(gateway, path, ask)])
+    assert await said_by_two(gateway, path, ask) == whole
+    assert (await gateway.event("stream_continued"))["how"] == "ids"
+
+
+async def test_a_stop_character_stops_whoever_goes_on(gateway: GatewayProcess) -> None:
+    await gateway.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
+    before = len(gateway.events("stream_continued"))
+    ask: dict[str, Any] = {"model": "tiny", "prompt": "Once", "max_tokens": 6000, "temperature": 0, "stream": True}
+    ask |= {"ignore_eos": True, "repetition_penalty": 1.5}  # so that it does not say the same again and again
+    whole = "".join([text async for text in texts(gateway, COMPLETIONS, ask)])
+    late = max(set(whole), key=whole.index)
+    said = await said_by_two(gateway, COMPLETIONS, {**ask, "stop": late}, ends_with="stop")
+    assert said == whole[: whole.index(late)]
+    assert (await gateway.event("stream_continued", count=before + 1))["how"] == "ids"
+
+
+async def said_by_two(gateway: GatewayProcess, path: str, ask: dict[str, Any], ends_with: str = "length") -> str:
+    """The text of a stream whose engine is killed in the middle."""
     parts = []
-    async for text in texts(gateway, path, ask):
+    async for text in texts(gateway, path, ask, ends_with):
         parts.append(text)
         if len(parts) == 20:
             page = await gateway.status()
             (busy,) = [one for one in page["active_containers_by_name"].values() if one["in_flight"]]
             os.kill(process_listening_on(int(busy["address"].rpartition(":")[2])), signal.SIGKILL)
-    assert "".join(parts) == whole
-    assert (await gateway.event("stream_continued"))["how"] == "ids"
+    return "".join(parts)
 
 
 async def test_an_idle_engine_is_stopped_with_all_its_processes(tiny: str, tmp_path: Path) -> None:
@@ -159,7 +177,9 @@ async def ask(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
         await reply.read()
 
 
-async def texts(gateway: GatewayProcess, path: str, ask: dict[str, Any]) -> AsyncIterator[str]:
+async def texts(
+    gateway: GatewayProcess, path: str, ask: dict[str, Any], ends_with: str = "length"
+) -> AsyncIterator[str]:
     """The parts of a stream that ends as it should."""
     reason = None
     async with gateway.http.post(path, json=ask) as reply:
@@ -168,7 +188,7 @@ async def texts(gateway: GatewayProcess, path: str, ask: dict[str, Any]) -> Asyn
                 (choice,) = json.loads(line[6:])["choices"]
                 reason = choice["finish_reason"] or reason
                 yield choice["text"] if "text" in choice else choice["delta"].get("content") or ""
-    assert (reason, line) == ("length", b"\n")
+    assert (reason, line) == (ends_with, b"\n")
 
 
 async def generated(http: aiohttp.ClientSession, addresses: list[str]) -> float:

@@ -47,7 +47,9 @@ CARRIED_OVER = frozenset(
         "repetition_penalty",
         "logit_bias",
         "allowed_token_ids",
+        "stop",
         "stop_token_ids",
+        "include_stop_str_in_output",
         "ignore_eos",
         "skip_special_tokens",
         "spaces_between_special_tokens",
@@ -75,7 +77,6 @@ _ONLY_HERE = frozenset(
         "chat_template_kwargs",
         "documents",
         "reasoning_effort",
-        "include_stop_str_in_output",
         "parallel_tool_calls",
         "request_id",
         "metadata",
@@ -88,7 +89,7 @@ _ONLY_HERE = frozenset(
 )
 """These shape the prompt or the reply, or are of no effect on the tokens."""
 
-_FREE = CARRIED_OVER | _ONLY_HERE
+_FREE = (CARRIED_OVER - {"stop"}) | _ONLY_HERE
 
 _HARMLESS_VALUES: Mapping[str, frozenset[bytes]] = {
     "n": _ONE,
@@ -122,7 +123,8 @@ _HARMLESS_VALUES: Mapping[str, frozenset[bytes]] = {
 
 _ONLY_FOR_IDS = frozenset(
     {
-        # The engine holds text back until it cannot be the begin of a stop text: the ids are ahead of what was sent.
+        # The engine holds text back that may be the begin of a stop text: the ids are ahead of what was sent. And it
+        # looks for stop texts in the reply alone: not for one that begins in what is the prompt's now.
         "stop",
         # These count the tokens of the reply alone, which are the prompt's in the request that continues.
         "presence_penalty",
@@ -162,6 +164,7 @@ class Asked:
 
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_stop = msgspec.json.Decoder(str | list[str] | None).decode
 _options = msgspec.json.Decoder(_StreamOptions | None).decode
 
 
@@ -190,6 +193,8 @@ def asked(path: str, body: bytes) -> Asked | None:
     obstacle = obstacle_for_ids = None
     for name in fields.keys() - _FREE:
         value = bytes(fields[name])
+        if name == "stop" and _are_characters(value):
+            continue  # nothing is held back for them, and none of them can begin before and end after
         if name in _ONLY_FOR_IDS:
             obstacle_for_ids = obstacle_for_ids if value in _OFF else name
         elif value not in _HARMLESS_VALUES.get(name, ()):
@@ -208,6 +213,15 @@ def asked(path: str, body: bytes) -> Asked | None:
 
 def _is_true(fields: Fields, name: str) -> bool:
     return name in fields and bytes(fields[name]) == b"true"
+
+
+def _are_characters(stop: bytes) -> bool:
+    """Whether each stop text is a single character."""
+    try:
+        texts = _stop(stop)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return all(len(text) == 1 for text in texts) if isinstance(texts, list) else texts is not None and len(texts) == 1
 
 
 def _choices(fields: Fields) -> int:

@@ -20,7 +20,7 @@ OPTIONS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
         {},
         {"return_token_ids": True},
         {"n": 2},
-        {"stop": ["x"]},
+        {"stop": ["xy"]},
         {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     ]
 )

@@ -114,7 +114,7 @@ def cut_after(events: list[bytes], count: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
-@pytest.mark.parametrize("obstacle", [{"stop": ["\n"]}, {"presence_penalty": 0.5}])
+@pytest.mark.parametrize("obstacle", [{"stop": ["\n", "end"]}, {"presence_penalty": 0.5}])
 def test_best_effort_goes_on_from_the_text_where_ids_are_not_exact(path: str, obstacle: dict[str, Any]) -> None:
     body = request(path, max_tokens=12, stream_options={"include_usage": True}, **obstacle)
     tracker = tracker_of(path, body, Resume.BEST_EFFORT)
@@ -160,6 +160,9 @@ def test_what_cannot_be_continued(more: dict[str, Any], obstacle: str) -> None:
     "more",
     [
         {"n": 1, "logprobs": None, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}},
+        {"stop": "\n"},
+        {"stop": ["\u2603", "."], "include_stop_str_in_output": True},
+        {"stop": []},
         {"seed": 3, "top_k": 5, "stop": None, "presence_penalty": 0, "user": "me", "logit_bias": {"5": 1}},
     ],
 )
@@ -168,6 +171,19 @@ def test_what_can_be_continued(more: dict[str, Any]) -> None:
     assert wanted is not None
     assert wanted.obstacle_to(Resume.EXACT) is None
     assert wanted.obstacle_to(Resume.OFF) == "resume is off"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_stop_characters_hold_for_what_follows(path: str) -> None:
+    stops = {"stop": ["\u2603"], "include_stop_str_in_output": True}
+    body = request(path, max_tokens=12, **stops)
+    tracker = tracker_of(path, body)
+    tracker.feed(cut_after(answer(path, tracker.body, "a"), 6))
+    step = next_step(tracker)
+    assert isinstance(step, Ask)
+    assert step.how == "ids"
+    asked_for = json.loads(step.body)
+    assert {**asked_for, **stops} == asked_for
 
 
 @pytest.mark.parametrize(
