@@ -58,6 +58,7 @@ class Tracker:
         "pieces",
         "prompt_ids",
         "resume",
+        "shown",
         "texts",
         "usage_sent",
     )
@@ -71,6 +72,7 @@ class Tracker:
         self.obstacle = asked.obstacle_to(resume)  # why another instance cannot go on
         self.prompt_ids: bytes | None = None  # a JSON list
         self.ids = bytearray()  # ids of the reply so far, with commas before each
+        self.shown = 0  # so much of `ids` stands in texts that the client has
         self.ids_complete = True
         self.texts: list[bytes] | None = (
             [] if resume is Resume.BEST_EFFORT else None
@@ -119,8 +121,14 @@ class Tracker:
         return self.finished >= self.asked.choices
 
     def begin_again(self) -> None:
-        """Another instance goes on."""
+        """Another instance goes on.
+
+        From whole characters: the ids of half of one show nothing, and an engine whose prompt ends in them repeats it.
+        """
         self.failed = None
+        if self.shown < len(self.ids) and self.asked.token_ids:
+            self.obstacle = self.obstacle or "half of a character"
+        del self.ids[self.shown :]
         self._reader = EventReader()
 
     def feed_chunk(self, chunk: bytes) -> bytes | None:
@@ -174,6 +182,8 @@ class Tracker:
 
     def _say_plain(self, rest: re.Match[bytes]) -> None:
         self.ids += b"," + rest[2]
+        if rest[1]:
+            self.shown = len(self.ids)
         self.pieces += 1
         if self.texts is not None:
             self.texts.append(rest[1])
@@ -257,6 +267,8 @@ class Tracker:
             if self.resume is Resume.EXACT:
                 self.obstacle = self.obstacle or "the engine gave no token ids"
                 self._hide_ids = False
+        if text:
+            self.shown = len(self.ids)
         if text and self.texts is not None:
             self.texts.append(orjson.dumps(text)[1:-1])
         if ids or text:

@@ -2,6 +2,7 @@
 """A stream that was cut anywhere, however often, goes on so that the client sees what it would have seen uncut."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -171,6 +172,28 @@ def test_what_can_be_continued(more: dict[str, Any]) -> None:
     assert wanted is not None
     assert wanted.obstacle_to(Resume.EXACT) is None
     assert wanted.obstacle_to(Resume.OFF) == "resume is off"
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_half_of_a_character_is_said_anew(path: str, shown: bool) -> None:
+    body = request(path, max_tokens=12, **({"return_token_ids": True} if shown else {}))
+    tracker = tracker_of(path, body)
+    events = answer(path, tracker.body, "a")
+    tracker.feed(cut_after(events, 6))
+    before, tokens = bytes(tracker.ids), tracker.tokens
+    half = re.sub(rb'("content"|"text"):"[^"]+"', rb'\1:""', events[5])
+    assert half != events[5]
+    tracker.feed(half)
+    assert tracker.tokens > tokens
+    step = next_step(tracker)
+    if shown:
+        assert step == GiveUp("half of a character")
+        return
+    assert isinstance(step, Ask)
+    asked_for = json.loads(step.body)
+    assert json.dumps(asked_for["prompt"]).replace(" ", "").endswith(before.decode() + "]")
+    assert asked_for["max_tokens"] == 12 - tokens
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
