@@ -78,7 +78,8 @@ class Reconciler:
         footprint = self._footprint(state)
         answer = self._plan(state.spec, footprint, now, first=True)
         if isinstance(answer, Placement):
-            self._reserve(state, footprint, answer, now)
+            if not self._rather_waits_for_a_wake(state, answer, now):
+                self._reserve(state, footprint, answer, now)
             return
         state.why_fewer = answer.reason
         if answer.never:
@@ -146,7 +147,18 @@ class Reconciler:
 
     def _wake(self, state: ModelState, now: float, *, first: bool) -> bool:
         """Wakes the sleeper for which the fewest make way, if there is one that has room where it sleeps."""
-        board, found = self.board, []
+        plans = self._wake_plans(state, now, first=first)
+        found = [(one, answer) for one, answer in plans if isinstance(answer, Placement)]
+        if not found:
+            return False
+        one, placement = min(found, key=lambda each: (len(each[1].evict), len(each[1].sleep)))
+        self.board.registry.move(one, State.WAKING, "wanted", now)
+        self._make_way(one, placement, now)
+        return True
+
+    def _wake_plans(self, state: ModelState, now: float, *, first: bool) -> list[tuple[Instance, Placement | NoRoom]]:
+        board = self.board
+        answers: list[tuple[Instance, Placement | NoRoom]] = []
         for one in board.registry.by_model(state.spec.name):
             if one.state is State.SLEEPING:
                 need = Need(
@@ -158,15 +170,14 @@ class Reconciler:
                     gpu_ids=one.gpu_ids,
                 )
                 others = [board.resident(other) for other in board.registry if other.gpu_ids and other is not one]
-                answer = plan(need, board.gpus, others, board.policy, now)
-                if isinstance(answer, Placement):
-                    found.append((len(answer.evict), len(answer.sleep), one, answer))
-        if not found:
-            return False
-        _, _, one, placement = min(found, key=lambda each: each[:2])
-        board.registry.move(one, State.WAKING, "wanted", now)
-        self._make_way(one, placement, now)
-        return True
+                answers.append((one, plan(need, board.gpus, others, board.policy, now)))
+        return answers
+
+    def _rather_waits_for_a_wake(self, state: ModelState, start: Placement, now: float) -> bool:
+        """A start that others make way for is worth it only once the wait for a wake has been as long as a start."""
+        plans = self._wake_plans(state, now, first=True)
+        may_come = any(isinstance(answer, Placement) or not answer.never for _, answer in plans)
+        return may_come and bool(start.evict or start.sleep) and state.waited_s(now) < state.starts.expected_s
 
     def _reserve(self, state: ModelState, footprint: Footprint, placement: Placement, now: float) -> None:
         board, spec = self.board, state.spec

@@ -25,6 +25,10 @@ class StartTimes:
         """None before the first one."""
         return statistics.median(self._seconds) if self._seconds else None
 
+    @property
+    def expected_s(self) -> float:
+        return self._unknown_s if self.typical_s is None else self.typical_s
+
     def share(self, elapsed_s: float) -> float | None:
         """How much of a start is done; never all of it, as it is not ready. None before the first one."""
         typical_s = self.typical_s
@@ -32,5 +36,4 @@ class StartTimes:
 
     def remaining_s(self, elapsed_s: float) -> float:
         """One that takes longer than usual may end at any moment: never less than a second."""
-        typical_s = self.typical_s
-        return max(1.0, (self._unknown_s if typical_s is None else typical_s) - elapsed_s)
+        return max(1.0, self.expected_s - elapsed_s)

@@ -263,3 +263,24 @@ def test_who_hands_over_hears_of_the_sleepers_that_the_other_wakes() -> None:
     assert a.state is State.SLEEPING, "its wake is the other's to decide"
     fleet.hear(e.WokeUp(a.instance_id))
     assert fleet.registry.table().of("a")
+
+
+def test_a_start_that_others_make_way_for_waits_as_long_as_it_would_take_for_a_wake() -> None:
+    fleet = FleetInTheHead(sleeper("a"), sleeper("b"), sleeper("c"), gpus=2, min_resident_s=60)
+    a = fleet.run("a")
+    fleet.now += 10
+    c = fleet.run("c")
+    fleet.now += 10
+    b = fleet.run("b")
+    assert (a.state, b.gpu_ids) == (State.SLEEPING, a.gpu_ids)
+    fleet.now += 10
+    fleet.supervisor.models["a"].starts.add(40)
+    fleet.supervisor.models["a"].starts.add(40)
+    fleet.activity.busy[b.instance_id] = 1
+    fleet.want("a")
+    assert fleet.of("c", State.READY) == [c], "idle on the other GPU, while b is in its quantum"
+    fleet.tick(39)
+    assert fleet.of("c", State.READY) == [c]
+    fleet.tick(1)
+    assert fleet.of("c", State.FALLING_ASLEEP) == [c]
+    assert fleet.of("a", State.STARTING)
