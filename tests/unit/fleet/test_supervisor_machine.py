@@ -266,11 +266,11 @@ class AnyFleet(RuleBasedStateMachine):
         for model in ("small", "pinned"):
             self.fleet.activity.busy.clear()
             self.take_a_turn()
-            if not self.fleet.of(model, State.READY):
-                self.fleet.activity.waits[model] = 1
-                self.hear(e.Wanted(model))
-                self.come_to_rest()
             for _ in MODELS:
+                if not self.fleet.of(model, State.READY) and not self.fleet.activity.waiting(model):
+                    self.fleet.activity.waits[model] = 1  # who was refused asks again
+                    self.hear(e.Wanted(model))
+                    self.come_to_rest()
                 if not self.fleet.of(model, State.READY):
                     self.take_a_turn()
             assert self.fleet.of(model, State.READY), f"{model} waits for ever"
