@@ -57,12 +57,16 @@ class GpuMemory:
         return as_gpus(readings, held, pids, quiet, {gpu.gpu_id: gpu.foreign_mib for gpu in before})
 
     async def pids(self, one: Instance) -> frozenset[int]:
-        """Those that were seen last, if the runtime does not tell."""
+        """Those that were seen last, if the runtime does not tell, or it has just ended.
+
+        What was read after its end could not tell whether its memory is back.
+        """
         if self.probe is None or one.running is None or one.external:
             return frozenset()
         with self._tasks.contain(f"asking for the processes of {one.name}"), suppress(RuntimeDown, TimeoutError):
             async with asyncio.timeout(READ_LIMIT_S):
-                return await self._runtime.pids(one.running.handle)
+                if found := await self._runtime.pids(one.running.handle):
+                    return found
         return self._last_pids.get(one.instance_id, frozenset())
 
     async def measure(self, one: Instance, before: Used) -> int | None:

@@ -16,6 +16,7 @@ class BrokenRuntime:
         self.errors: dict[str, list[Exception]] = {}
         self.problem: str | None = None
         self.done: list[str] = []
+        self.processes = frozenset({7})
 
     async def _do(self, what: str) -> None:
         if errors := self.errors.get(what):
@@ -47,4 +48,4 @@ class BrokenRuntime:
 
     async def pids(self, handle: str) -> frozenset[int]:
         await self._do("pids")
-        return frozenset({7})
+        return self.processes

@@ -128,6 +128,21 @@ async def test_while_nobody_tells_whose_the_memory_is_what_was_seen_last_counts(
     assert len(house.errors) == isinstance(error, TypeError)
 
 
+async def test_one_that_ended_before_it_was_stopped_is_not_waited_for() -> None:
+    """Its processes are gone when they are asked for, and so may its memory be: what was in use then says nothing."""
+    house = House()
+    one = Instance("i1", "a_1", "a", 1, "hash", 4, gpu_ids=("g0",), reserved_mib=500, launched=True, running=NOBODY)
+    one.state = State.READY
+    house.runtime.processes = frozenset({7})
+    house.probe.answer = [replace(CARD, used_mib=500, processes={7: 500})]
+    await house.memory.gpus([one], [])
+    house.runtime.processes = frozenset()
+    house.probe.answer = [replace(CARD, used_mib=0, processes={})]
+    pids, before = await house.memory.pids(one), await house.memory.used()
+    async with asyncio.timeout(5):
+        await house.memory.back(one, pids, before)
+
+
 ASLEEP = Instance(
     "i1", "a_1", "a", 1, "h", 8, gpu_ids=("g0",), reserved_mib=10_000, launched=True, state=State.FALLING_ASLEEP
 )
