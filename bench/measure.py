@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.load import Load, LoadFailed
@@ -85,16 +86,16 @@ def run(
             results.missing[target.name] = str(error)
             bench.say(f"{target.name}: {error}")
     with contextlib.ExitStack() as stack:
-        proxies: dict[str, Proxy] = {}
+        served: dict[str, _Served] = {}
         if not all(row.fresh for row in rows):
             for target in there:
                 try:
-                    proxies[target.name] = stack.enter_context(bench.serving(target))
+                    served[target.name] = stack.enter_context(_Served(bench, target))
                 except _FAILURES as error:
                     results.missing[target.name] = str(error)
                     bench.say(f"{target.name}: {error}")
         for row in (row for row in rows if not row.fresh):
-            sampler = {name: _sampler(row, proxy, bench) for name, proxy in proxies.items()}
+            sampler: dict[str, Sampler] = {name: partial(one.sample, row) for name, one in served.items()}
             results.rows[row.name] = _run_row(row, sampler, bench, yardstick)
             each(results)
     for row in (row for row in rows if row.fresh):
@@ -108,8 +109,23 @@ def run(
 Sampler = Callable[[float], Sample]
 
 
-def _sampler(row: Row, proxy: Proxy, bench: Bench) -> Sampler:
-    return lambda seconds: row.sample(proxy, bench.load, seconds)
+class _Served(contextlib.ExitStack):
+    """A target that serves beside the others; one that fails is stopped: what it is still at would delay them."""
+
+    def __init__(self, bench: Bench, target: Target) -> None:
+        super().__init__()
+        self._load = bench.load
+        self._proxy: Proxy | None = self.enter_context(bench.serving(target))
+
+    def sample(self, row: Row, seconds: float) -> Sample:
+        if self._proxy is None:
+            raise NotServing("stopped, since it had failed")
+        try:
+            return row.sample(self._proxy, self._load, seconds)
+        except _FAILURES:
+            self._proxy = None
+            self.close()
+            raise
 
 
 def _fresh_sampler(row: Row, target: Target, bench: Bench) -> Sampler:

@@ -29,6 +29,7 @@ class Placement:
         self._failed = failed
         self._clock = clock
         self._slow_start_s = slow_start_s
+        self._one_started_at = 0.0  # before that all are new, and from `_all_started_at` on nobody is
         self._all_started_at = 0.0
         self._has_scores = decisions is not None and hasattr(strategy, "last_scores")
         self._turn = 0  # of the fallback
@@ -38,7 +39,7 @@ class Placement:
         return self._first_byte is not None
 
     def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
-        if self._slow_start_s and (now := self._clock()) < self._all_started_at:
+        if self._slow_start_s and self._one_started_at <= (now := self._clock()) < self._all_started_at:
             instances = spare_newcomers(instances, now, self._slow_start_s)
         try:
             chosen = self._strategy.choose(request, instances)
@@ -54,7 +55,8 @@ class Placement:
 
     def listed(self, instances: Sequence[InstanceView]) -> None:
         """These are in the routing table now."""
-        self._all_started_at = max((one.ready_since for one in instances), default=0.0) + self._slow_start_s
+        since = [one.ready_since for one in instances] or [0.0]
+        self._one_started_at, self._all_started_at = (at + self._slow_start_s for at in (min(since), max(since)))
 
     def first_byte(self, request: RequestInfo, instance: InstanceView) -> None:
         self._tell(self._first_byte, request, instance)
