@@ -355,6 +355,7 @@ FAULTS = (
         row(_ANEW, _ANEW_OR_ERROR, _ANEW_OR_ERROR, _ANEW_OR_ERROR, COMPLETED),
         stage=Stage.DOCKER_RESTARTS,
         afterwards=strikes.new_engines_run,
+        needs_calm=True,
     ),
     Fault(
         "docker-away-start",
