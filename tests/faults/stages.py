@@ -64,7 +64,7 @@ def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
 
 
 def played(stage: Stage) -> list[Any]:
-    """(fault, phase, outcome) of every cell that can happen; with ALL_FAULTS set, of those that need a calm machine too."""
+    """(fault, phase, outcome) of every cell that can happen; those that need a calm machine if ALL_FAULTS is set."""
     return [
         pytest.param(fault, phase, promise, id=f"{fault.id}, {phase.value}")
         for fault, phase, promise in cells(stage)
