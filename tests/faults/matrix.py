@@ -41,8 +41,7 @@ _NO_INSTANCE = CannotHappen("there is no instance")
 
 _WHEN_BACK = answered("answered when Docker is back, by the same engine")
 _ANEW = answered("answered when Docker is back, by a new engine")
-_WHEN_BACK_OR_ERROR = mostly("the same, or one clear error if it was tried too often before")
-_ANEW_OR_ERROR = mostly("the same, or one clear error if it was tried too often before")
+_OR_ERROR = mostly("the same, or one clear error if it was tried too often before")
 
 
 def _before_the_reply(promise: Promise) -> dict[Phase, Promise]:
@@ -343,7 +342,7 @@ FAULTS = (
         "Docker restarts and keeps its containers (`live-restore`), but not the ports that it publishes",
         Side.MACHINE,
         strikes.docker_restarts(signal.SIGTERM, live_restore=True),
-        row(_WHEN_BACK, _WHEN_BACK_OR_ERROR, _WHEN_BACK_OR_ERROR, _WHEN_BACK_OR_ERROR, COMPLETED),
+        row(_WHEN_BACK, _OR_ERROR, _OR_ERROR, _OR_ERROR, COMPLETED),
         stage=Stage.DOCKER_RESTARTS,
         afterwards=strikes.same_engines_go_on,
     ),
@@ -352,7 +351,7 @@ FAULTS = (
         "Docker restarts, and its containers end",
         Side.MACHINE,
         strikes.docker_restarts(signal.SIGTERM, live_restore=False),
-        row(_ANEW, _ANEW_OR_ERROR, _ANEW_OR_ERROR, _ANEW_OR_ERROR, COMPLETED),
+        row(_ANEW, _OR_ERROR, _OR_ERROR, _OR_ERROR, COMPLETED),
         stage=Stage.DOCKER_RESTARTS,
         afterwards=strikes.new_engines_run,
         needs_calm=True,

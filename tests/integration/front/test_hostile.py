@@ -5,7 +5,7 @@ import orjson
 import pytest
 
 from tests.integration.front.house import BODY, a_request, house
-from tests.integration.relay.wire import OK, Message, Peer, instance
+from tests.integration.relay.wire import OK, Message, Peer, Script, instance
 
 HIDDEN = b"POST /v1/hidden HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n" + BODY
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
@@ -43,7 +43,7 @@ REFUSED = {
 }
 
 
-def script_that_keeps(seen: list[Message]):  # type: ignore[no-untyped-def]
+def script_that_keeps(seen: list[Message]) -> Script:
     async def script(peer: Peer) -> None:
         while True:
             seen.append(await peer.message())
