@@ -8,7 +8,7 @@ from vllm_gateway.api.errors import KINDS, ApiError
 from vllm_gateway.api.giving_up import is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
-from vllm_gateway.relay import Carried, HasGivenUp, UpstreamFailed, own_headers
+from vllm_gateway.relay import Carried, Instructions, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Refused, RequestInfo
 
@@ -53,15 +53,17 @@ class Attempts:
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply
         self.instance: InstanceView
 
-    @property
-    def began(self) -> Callable[[], None] | None:
-        """Who wants to know of the first byte of the reply."""
-        return self.queue.began(self.instance, self.info)
-
-    @property
-    def has_given_up(self) -> HasGivenUp | None:
-        """At the last try the client gets what there is."""
-        return is_giving_up if self.queue.has_tries_left(self.progress.attempts) else None
+    def instructions(self, last_words: bytes = b"") -> Instructions:
+        """For the relay, at this try; at the last one the client gets what there is."""
+        return Instructions(
+            self.terms.limits,
+            self.own,
+            self.deadline,
+            began=self.queue.began(self.instance, self.info),
+            watch=self.watch,
+            has_given_up=is_giving_up if self.queue.has_tries_left(self.progress.attempts) else None,
+            last_words=last_words,
+        )
 
     async def place(self) -> InstanceView:
         """Waits for a place on an instance; `release` gives it back. Raises ApiError."""

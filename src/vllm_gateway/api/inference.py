@@ -102,19 +102,9 @@ class Inference:
             instance = await attempts.place()
             outcome = Outcome.CLIENT_GONE
             try:
+                address = (instance.host, instance.port)
                 carried = await self._relay.carry(
-                    client,
-                    instance.host,
-                    instance.port,
-                    attempts.info.body,
-                    extra_request_headers=attempts.own,
-                    extra_reply_headers=attempts.own,
-                    began=attempts.began,
-                    watch=attempts.watch,
-                    limits=attempts.terms.limits,
-                    deadline=attempts.deadline,
-                    last_words=last_words,
-                    has_given_up=attempts.has_given_up,
+                    client, address, attempts.info.body, attempts.instructions(last_words)
                 )
                 outcome = attempts.note(carried)
                 return carried

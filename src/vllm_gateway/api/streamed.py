@@ -105,19 +105,8 @@ class StreamedRequest:
         outcome = Outcome.CLIENT_GONE
         stream.follower = ask.stream
         try:
-            carried = await self._relay.carry_on(
-                stream,
-                instance.host,
-                instance.port,
-                ask.path,
-                ask.body,
-                extra_request_headers=attempts.own,
-                began=attempts.began,
-                watch=attempts.watch,
-                limits=attempts.terms.limits,
-                deadline=attempts.deadline,
-                has_given_up=attempts.has_given_up,
-            )
+            address = (instance.host, instance.port)
+            carried = await self._relay.carry_on(stream, address, ask.path, ask.body, attempts.instructions())
             outcome = attempts.note(carried)
         except NoStream as failure:
             outcome = Outcome.SERVER_ERROR if failure.status >= 500 else Outcome.CLIENT_ERROR

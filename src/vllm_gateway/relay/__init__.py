@@ -9,7 +9,7 @@ Usage, in the handler of a `web.Server(handler, handler_cancellation=True, auto_
 
     client = AiohttpClient(request)
     try:
-        carried = await relay.carry(client, "127.0.0.1", 8001, await request.read())
+        carried = await relay.carry(client, ("127.0.0.1", 8001), await request.read(), Instructions(limits))
     except UpstreamFailed as failure:   # not a byte has reached the client: try another instance, or say so
         ...
     return CarriedResponse(request, carried, lambda: relay.settle(client, carried))
@@ -29,7 +29,7 @@ from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.heads import OwnHeaders, own_headers
 from vllm_gateway.relay.relay import Relay
 from vllm_gateway.relay.stream import ClientStream
-from vllm_gateway.relay.types import Carried, ClientGone, HasGivenUp, Limits, NoStream, UpstreamFailed
+from vllm_gateway.relay.types import Carried, ClientGone, HasGivenUp, Instructions, Limits, NoStream, UpstreamFailed
 
 __all__ = [
     "AiohttpClient",
@@ -39,6 +39,7 @@ __all__ = [
     "ClientGone",
     "ClientStream",
     "HasGivenUp",
+    "Instructions",
     "Limits",
     "NoStream",
     "OwnHeaders",

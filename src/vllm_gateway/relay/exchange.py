@@ -7,12 +7,11 @@ only: the exchange is over, or the client reads too slowly and has to be waited 
 
 import asyncio
 import enum
-from collections.abc import Callable
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain
 from vllm_gateway.relay.framing import LAST_CHUNK, BadFraming, Chunked, Framing, chunk
-from vllm_gateway.relay.heads import BadHead, OwnHeaders, ReplyHead, parse_reply_head, reply_head
-from vllm_gateway.relay.types import Carried, HasGivenUp, Limits, UpstreamFailed
+from vllm_gateway.relay.heads import BadHead, ReplyHead, parse_reply_head, reply_head
+from vllm_gateway.relay.types import Carried, Instructions, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection
 from vllm_gateway.relay.withheld import Withheld
 
@@ -39,16 +38,13 @@ class Exchange:
         "_client",
         "_client_transport",
         "_connection",
-        "_deadline",
         "_framing",
-        "_has_given_up",
         "_heard",
         "_held",
+        "_instructions",
         "_last_read",
         "_last_words",
-        "_limits",
         "_loop",
-        "_own",
         "_paused",
         "_quiet_until",
         "_reusable",
@@ -56,7 +52,6 @@ class Exchange:
         "_unframe",
         "_waits_for_body",
         "_wake",
-        "_watch",
         "_withheld",
         "broken",
         "bytes_sent",
@@ -72,27 +67,14 @@ class Exchange:
         self,
         client: Client,
         client_transport: asyncio.Transport,
-        connection: Connection,
-        *,
-        own: OwnHeaders,
-        limits: Limits,
+        instructions: Instructions,
         loop: asyncio.AbstractEventLoop,
-        began: Callable[[], None] | None = None,
-        watch: Callable[[bytes], None] | None = None,
-        deadline: float | None = None,
-        last_words: bytes = b"",
-        has_given_up: HasGivenUp | None = None,
+        connection: Connection,
     ) -> None:
-        self._began = began
-        self._has_given_up = has_given_up
-        self._watch = watch
-        self._deadline = deadline
-        self._last_words = last_words  # sent where a stream of events is cut between two of them
         self._client = client
         self._client_transport = client_transport
         self._connection = connection
-        self._own = own
-        self._limits = limits
+        self._instructions = instructions
         self._loop = loop
 
         self.phase = _HEAD
@@ -104,6 +86,8 @@ class Exchange:
         self.broken: str | None = None  # ended in BODY, before the body did
         self.keeps_client = False  # the client's connection can take another request
 
+        self._began = instructions.began  # until it is called
+        self._last_words = instructions.last_words
         self._held = b""  # of a head that is not complete
         self._last_read = b""
         self._waits_for_body = True
@@ -149,8 +133,9 @@ class Exchange:
         else:
             upstream.writelines((head, body))
         self._sent_at = self._loop.time()
-        if self._limits.first_byte_s is not None:
-            self._quiet_until = self._sent_at + self._limits.first_byte_s
+        first_byte_s = self._instructions.limits.first_byte_s
+        if first_byte_s is not None:
+            self._quiet_until = self._sent_at + first_byte_s
 
     async def reply(self) -> None:
         """Returns when the reply is with the client, whole or cut. Raises UpstreamFailed if it never began."""
@@ -183,7 +168,7 @@ class Exchange:
             else:
                 searched = 0
             end = data.find(b"\r\n\r\n", searched) + 4
-            if (end if end > 3 else len(data)) > self._limits.max_head_bytes:
+            if (end if end > 3 else len(data)) > self._instructions.limits.max_head_bytes:
                 self._fail("bad_reply", retryable=True, detail="head over the limit")
                 return
             if end <= 3:
@@ -197,8 +182,9 @@ class Exchange:
                 self._fail("bad_reply", retryable=True, detail=str(error))
                 return
             data = data[end:]
-            if head.status >= 500 and self._has_given_up is not None:
-                self._withheld = Withheld(head, head.framing(self._client.method), self._has_given_up)
+            has_given_up = self._instructions.has_given_up
+            if head.status >= 500 and has_given_up is not None:
+                self._withheld = Withheld(head, head.framing(self._client.method), has_given_up)
                 self._weigh(self._withheld, data)
                 return
             if head.status >= 200:
@@ -238,7 +224,7 @@ class Exchange:
         if self._last_words and not (http_1_1 and chunked and head.is_event_stream):
             self._last_words = b""
         persistence = (b"" if http_1_1 else b"keep-alive") if self.keeps_client else b"close"
-        out = reply_head(head, own=self._own, chunked=chunked and http_1_1, connection=persistence)
+        out = reply_head(head, own=self._instructions.own, chunked=chunked and http_1_1, connection=persistence)
         self._pass_on(body, out)
 
     def _start_body(self, head: ReplyHead, body: bytes) -> None:
@@ -282,8 +268,8 @@ class Exchange:
             self.bytes_sent += len(out)
             if self._began is not None and data:
                 self._tell_began()
-            if self._watch is not None:
-                self._watch(data)
+            if self._instructions.watch is not None:
+                self._instructions.watch(data)
         if framing.done:
             self._reusable = self._reusable and not surplus
             self._end(None)
@@ -305,7 +291,7 @@ class Exchange:
 
     async def _wait_for_client(self) -> None:
         try:
-            await drain(self._client, self._client_transport, self._limits.client_stall_s)
+            await drain(self._client, self._client_transport, self._instructions.limits.client_stall_s)
         except ClientStalled:
             self._end("client_stalled")
             return
@@ -342,15 +328,16 @@ class Exchange:
 
     def check_time(self, now: float) -> None:
         """Called by the sweep."""
+        deadline = self._instructions.deadline
         if self._client_transport.is_closing():
             self.cut("client_gone")
-        elif self._deadline is not None and now >= self._deadline:
+        elif deadline is not None and now >= deadline:
             self.cut("request_timeout")
         elif self._paused:
             return
         elif self._heard and self.phase is _BODY:
             self._heard = self._waits_for_body = False
-            idle_s = self._limits.idle_s
+            idle_s = self._instructions.limits.idle_s
             self._quiet_until = None if idle_s is None else now + idle_s
         elif self._quiet_until is not None and now >= self._quiet_until:
             self.cut("first_byte_timeout" if self._waits_for_body else "idle_timeout")

@@ -11,7 +11,7 @@ from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.framing import BadFraming, Chunked
 from vllm_gateway.relay.heads import ReplyHead
 from vllm_gateway.relay.stream import ClientStream
-from vllm_gateway.relay.types import Carried, HasGivenUp, Limits, NoStream
+from vllm_gateway.relay.types import Carried, Instructions, NoStream
 from vllm_gateway.relay.upstream import Connection
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -23,29 +23,9 @@ class FollowedExchange(Exchange):
     __slots__ = ("_error", "_feed_chunk", "_follows", "_stream")
 
     def __init__(
-        self,
-        stream: ClientStream,
-        connection: Connection,
-        *,
-        limits: Limits,
-        loop: asyncio.AbstractEventLoop,
-        began: Callable[[], None] | None,
-        watch: Callable[[bytes], None] | None,
-        deadline: float | None,
-        has_given_up: HasGivenUp | None,
+        self, stream: ClientStream, instructions: Instructions, loop: asyncio.AbstractEventLoop, connection: Connection
     ) -> None:
-        super().__init__(
-            stream.client,
-            stream.transport,
-            connection,
-            own=stream.own,
-            limits=limits,
-            loop=loop,
-            began=began,
-            watch=watch,
-            deadline=deadline,
-            has_given_up=has_given_up,
-        )
+        super().__init__(stream.client, stream.transport, instructions, loop, connection)
         self._stream = stream
         self._follows = False
         self._feed_chunk: Callable[[bytes], bytes | None] | None = None  # if the next read may be one whole chunk
@@ -85,8 +65,8 @@ class FollowedExchange(Exchange):
             return
         self._client_transport.write(chunk)
         self.bytes_sent += len(chunk)
-        if self._watch is not None:
-            self._watch(chunk)
+        if self._instructions.watch is not None:
+            self._instructions.watch(chunk)
         if self._client.writing_paused and not self._paused:
             self._pause()
 
@@ -94,24 +74,33 @@ class FollowedExchange(Exchange):
         if not self._follows and self._error is None:
             super()._pass_on(data, head)
             return
-        framing = self._framing
         try:
-            if isinstance(framing, Chunked):
-                parts: list[bytes] = []
-                used = framing.feed(data, parts)
-                payload = parts[0] if len(parts) == 1 else b"".join(parts)
-            else:
-                used = framing.feed(data)
-                payload = data[:used]
+            payload = self._payload(data)
         except BadFraming:
             self._end("bad_reply")
             return
-        self._reusable = self._reusable and used == len(data)
-        if self._error is not None:
-            self._error += payload[: MAX_ERROR_BYTES - len(self._error)]
-            if framing.done:
-                self._end(None)
+        if self._error is None:
+            self._follow(payload)
             return
+        self._error += payload[: MAX_ERROR_BYTES - len(self._error)]
+        if self._framing.done:
+            self._end(None)
+
+    def _payload(self, data: bytes) -> bytes:
+        """What has been read, free of framing. Raises BadFraming."""
+        framing = self._framing
+        if isinstance(framing, Chunked):
+            parts: list[bytes] = []
+            used = framing.feed(data, parts)
+            payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        else:
+            used = framing.feed(data)
+            payload = data[:used]
+        self._reusable = self._reusable and used == len(data)
+        return payload
+
+    def _follow(self, payload: bytes) -> None:
+        """Writes what the follower makes of it to the client."""
         if self._client_transport.is_closing():
             self._end("client_gone")
             return
@@ -120,8 +109,9 @@ class FollowedExchange(Exchange):
         follower = self._stream.follower
         events = follower.feed(payload)
         self._stream.write(events)
-        if self._watch is not None:
-            self._watch(events)
+        if self._instructions.watch is not None:
+            self._instructions.watch(events)
+        framing = self._framing
         whole = isinstance(framing, Chunked) and framing.is_between_chunks and follower.is_between_events
         self._feed_chunk = follower.feed_chunk if whole and self._stream.takes_chunks else None
         if follower.failed is not None:

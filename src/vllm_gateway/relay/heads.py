@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from vllm_gateway.relay.framing import FIELD_NAME, Chunked, Framing, Length, UntilClose
-from vllm_gateway.relay.types import Headers
 
 _NAME = re.compile(FIELD_NAME)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01])( ([1-9][0-9][0-9])(?: .*)?)")
@@ -52,6 +51,8 @@ class BadHead(ValueError):
 
 
 # --- Headers of our own
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
 class OwnHeaders(NamedTuple):

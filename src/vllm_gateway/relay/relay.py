@@ -13,7 +13,7 @@ from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.followed import FollowedExchange
 from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, request_head
 from vllm_gateway.relay.stream import ClientStream
-from vllm_gateway.relay.types import Carried, ClientGone, HasGivenUp, Limits, UpstreamFailed
+from vllm_gateway.relay.types import Carried, ClientGone, Instructions, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Address, Connection, Pool
 
 
@@ -55,87 +55,32 @@ class Relay:
     ) -> None:
         await self.close()
 
-    async def carry(
-        self,
-        client: Client,
-        host: str,
-        port: int,
-        body: bytes,
-        *,
-        extra_request_headers: OwnHeaders = NO_HEADERS,
-        extra_reply_headers: OwnHeaders = NO_HEADERS,
-        began: Callable[[], None] | None = None,
-        watch: Callable[[bytes], None] | None = None,
-        limits: Limits | None = None,
-        deadline: float | None = None,
-        last_words: bytes = b"",
-        has_given_up: HasGivenUp | None = None,
-    ) -> Carried:
-        """Sends the request to the instance at `host:port` and its reply to the client; `settle` comes after it.
+    async def carry(self, client: Client, address: Address, body: bytes, instructions: Instructions) -> Carried:
+        """Sends the request to the instance at `address` and its reply to the client; `settle` comes after it.
 
-        Extra headers replace those of the same name. `began` is called at the first byte of the body of a reply that is
-        no error: engines send a stream's head before they have read the prompt. `watch` is shown the body as it comes,
-        framing included. `deadline` is a time of the loop. `last_words` are sent where a stream of events is cut
-        between two of them. A reply that makes `has_given_up` true is a failure of the instance.
         Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client, and ValueError for a
         request that cannot be written as one (control characters).
         """
         transport = client.transport
         if transport is None or transport.is_closing():
             raise ClientGone
-        address = (host, port)
-        head = self._head(client, client.target, address, extra_request_headers, len(body))
-        make = partial(
-            Exchange,
-            client,
-            transport,
-            own=extra_reply_headers,
-            limits=limits or self._limits,
-            loop=self._loop,
-            began=began,
-            watch=watch,
-            deadline=deadline,
-            last_words=last_words,
-            has_given_up=has_given_up,
-        )
+        head = self._head(client, client.target, address, instructions.own, len(body))
+        make = partial(Exchange, client, transport, instructions, self._loop)
         return await self._carry(client, transport, address, head, body=body, make=make)
 
     async def carry_on(
-        self,
-        stream: ClientStream,
-        host: str,
-        port: int,
-        target: str,
-        body: bytes,
-        *,
-        extra_request_headers: OwnHeaders = NO_HEADERS,
-        began: Callable[[], None] | None = None,
-        watch: Callable[[bytes], None] | None = None,
-        limits: Limits | None = None,
-        deadline: float | None = None,
-        has_given_up: HasGivenUp | None = None,
+        self, stream: ClientStream, address: Address, target: str, body: bytes, instructions: Instructions
     ) -> Carried:
         """As `carry`, for one part of a stream: what the instance sends is the stream's follower's to judge.
 
         The stream ends if the reply is whole. Else it stays open: the caller goes on with it, or ends it. A reply that
         is no stream passes unchanged, unless the client's stream has begun: then it raises NoStream.
         """
-        client = stream.client
         if stream.transport.is_closing():
             raise ClientGone
-        address = (host, port)
-        head = self._head(client, target, address, extra_request_headers, len(body))
-        make = partial(
-            FollowedExchange,
-            stream,
-            limits=limits or self._limits,
-            loop=self._loop,
-            began=began,
-            watch=watch,
-            deadline=deadline,
-            has_given_up=has_given_up,
-        )
-        return await self._carry(client, stream.transport, address, head, body=body, make=make)
+        head = self._head(stream.client, target, address, instructions.own, len(body))
+        make = partial(FollowedExchange, stream, instructions, self._loop)
+        return await self._carry(stream.client, stream.transport, address, head, body=body, make=make)
 
     async def _carry(
         self,

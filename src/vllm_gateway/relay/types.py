@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of the relay: the limits it keeps, the ways a request can end, and what is known about a carried reply."""
+"""The words of the relay: what it is told, the ways a request can end, and what is known about a carried reply."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-Headers: TypeAlias = Sequence[tuple[str, str]]
+from vllm_gateway.relay.heads import NO_HEADERS, OwnHeaders
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,26 @@ class Limits:
 HasGivenUp: TypeAlias = Callable[[int, bytes], bool]
 """Whether a reply says that the instance cannot take requests any more, by its status (from 500 on) and the first
 kilobytes of its body, framing included. Such a reply does not reach the client."""
+
+
+@dataclass(slots=True)
+class Instructions:
+    """How one request is to be carried to one instance, and its reply to the client."""
+
+    limits: Limits
+    own: OwnHeaders = NO_HEADERS
+    """Ours, for the instance and for the client; they replace those of the same name."""
+    deadline: float | None = None
+    """A time of the loop."""
+    began: Callable[[], None] | None = None
+    """Called at the first byte of the body of a reply that is no error: engines send a stream's head before they have
+    read the prompt."""
+    watch: Callable[[bytes], None] | None = None
+    """Is shown the body as it comes, framing included."""
+    has_given_up: HasGivenUp | None = None
+    """Who judges whether a reply is the instance's failure."""
+    last_words: bytes = b""
+    """Sent where a stream of events is cut between two of them."""
 
 
 class UpstreamFailed(Exception):

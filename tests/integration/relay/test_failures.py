@@ -96,7 +96,7 @@ async def test_no_head_in_time(sent: bytes) -> None:
 async def test_a_request_that_cannot_be_written_is_not_sent() -> None:
     async with (
         instance(answering(OK)) as engine,
-        gateway(engine.port, extra_request_headers=[("X", "a\r\nb")]) as between,
+        gateway(engine.port, own=[("X", "a\r\nb")]) as between,
     ):
         assert (await (await between.connect()).ask()).status == 500
         assert engine.accepted == 0

@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from tests.integration.relay.wire import (
     instance,
 )
 from tests.waiting import until
-from vllm_gateway.relay import Carried, Client, ClientStream, Limits, NoStream
+from vllm_gateway.relay import Carried, Client, ClientStream, Instructions, Limits, NoStream
 from vllm_gateway.relay.framing import Chunked
 
 HEAD = (
@@ -69,15 +68,15 @@ async def following(port: int, limits: Limits | None = None, *, begun: bool = Fa
     """A gateway that asks the same instance again when a stream is cut, once, and then says so."""
     async with gateway(port, limits) as between:
 
-        async def carry(client: Client, host: str, port: int, body: bytes, **more: Any) -> Carried:
-            stream = ClientStream(client, Loud(), more["extra_reply_headers"])
+        async def carry(client: Client, address: tuple[str, int], body: bytes, instructions: Instructions) -> Carried:
+            stream = ClientStream(client, Loud(), instructions.own)
             if begun:
                 stream.begin()
                 stream.write(b": patience\n\n")
             for attempt in range(2):
                 stream.follower = Loud()
                 try:
-                    carried = await between.relay.carry_on(stream, host, port, f"/part/{attempt}", body)
+                    carried = await between.relay.carry_on(stream, address, f"/part/{attempt}", body, instructions)
                 except NoStream as failure:
                     stream.write(b"data: %d %b\n\n" % (failure.status, failure.body))
                     break

@@ -27,7 +27,7 @@ async def test_request_and_reply_go_through_and_connections_are_kept() -> None:
     headers = [("X-Request-Id", "r1")]
     async with (
         instance(script) as engine,
-        gateway(engine.port, extra_request_headers=headers, extra_reply_headers=headers) as between,
+        gateway(engine.port, own=headers) as between,
     ):
         client = await between.connect()
         for _ in range(3):

@@ -19,12 +19,13 @@ from vllm_gateway.relay import (
     CarriedResponse,
     ClientGone,
     HasGivenUp,
+    Instructions,
     Limits,
     Relay,
     UpstreamFailed,
     own_headers,
 )
-from vllm_gateway.relay.types import Headers
+from vllm_gateway.relay.heads import Headers
 
 LIMIT_S = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -188,9 +189,9 @@ class Gateway:
     relay: Relay
     server: web.Server
     instance_port: int
-    extra_request_headers: Headers
-    extra_reply_headers: Headers
-    has_given_up: HasGivenUp | None = None
+    limits: Limits
+    own: Headers
+    has_given_up: HasGivenUp | None
     port: int = 0
     peers: list[Peer] = field(default_factory=list)
     outcomes: list[Carried | str] = field(default_factory=list)
@@ -200,16 +201,9 @@ class Gateway:
         body = await request.read()
         self.entered += 1
         client = AiohttpClient(request)
+        instructions = Instructions(self.limits, own_headers(self.own), has_given_up=self.has_given_up)
         try:
-            carried = await self.relay.carry(
-                client,
-                "127.0.0.1",
-                self.instance_port,
-                body,
-                extra_request_headers=own_headers(self.extra_request_headers),
-                extra_reply_headers=own_headers(self.extra_reply_headers),
-                has_given_up=self.has_given_up,
-            )
+            carried = await self.relay.carry(client, ("127.0.0.1", self.instance_port), body, instructions)
         except UpstreamFailed as failure:
             self.outcomes.append(failure.reason)
             return web.Response(status=502, text=f"{failure.reason} {failure.retryable}")
@@ -239,8 +233,7 @@ async def gateway(
     instance_port: int,
     limits: Limits | None = None,
     *,
-    extra_request_headers: Headers = (),
-    extra_reply_headers: Headers = (),
+    own: Headers = (),
     handler_cancellation: bool = True,
     has_given_up: HasGivenUp | None = None,
 ) -> AsyncIterator[Gateway]:
@@ -255,8 +248,9 @@ async def gateway(
     server = web.Server(
         handle, request_factory=make, handler_cancellation=handler_cancellation, auto_decompress=False, access_log=None
     )
+    limits = limits or Limits()
     async with Relay(limits) as relay:
-        between = Gateway(relay, server, instance_port, extra_request_headers, extra_reply_headers, has_given_up)
+        between = Gateway(relay, server, instance_port, limits, own, has_given_up)
         listening = await loop.create_server(server, "127.0.0.1", 0)
         between.port = listening.sockets[0].getsockname()[1]
         try:
