@@ -9,7 +9,7 @@ from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import sleep
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
-from vllm_gateway.fleet.instance import RESTING, Instance, State
+from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, backoff_s, root_cause
 from vllm_gateway.fleet.reconciler import Reconciler
 from vllm_gateway.fleet.registry import ContainerRegistry
@@ -19,7 +19,7 @@ from vllm_gateway.telemetry import events as log_events
 STABLE_S = 10.0  # an instance that was ready for so long has proved its configuration
 SHOWN_LINES = 40  # of what an engine said last
 MOST_CORRECTIONS = 5  # of a footprint in a row
-_ASLEEP = (*RESTING, State.WAKING)
+_COUNTED_ON = (State.STARTING, State.READY)  # the end of any other is missed by nobody
 
 
 class Supervisor:
@@ -230,7 +230,6 @@ class Supervisor:
         if one is None or one.state in (State.FAILED, State.STOPPING):
             return
         was = one.state
-        proved = one.ready_at and now - one.ready_at >= STABLE_S
         board.registry.move(one, State.FAILED, reason, now)
         board.say(
             log_events.INSTANCE_FAILED,
@@ -241,7 +240,7 @@ class Supervisor:
             log_tail=list(tail[-SHOWN_LINES:]),
         )
         board.effects.append(e.Remove(instance_id))
-        if was is State.DRAINING or was in _ASLEEP or one.external:
+        if was not in _COUNTED_ON or one.external:
             return
         state = board.models[one.model]
         state.log_tail = tail[-SHOWN_LINES:]
@@ -250,24 +249,35 @@ class Supervisor:
             state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
             board.effects.append(e.CorrectFootprint(one.model, larger_mib, one.reserved_mib))
             return  # the requests wait on
-        again = one.launched_at >= state.failed_at  # not one of several that fail together
-        state.failures = 1 if proved else max(state.failures + again, 1)
-        state.failed_at = now
-        pause = 0.0 if was is State.READY and state.failures == 1 else backoff_s(state.failures)
-        state.retry_at, state.start_failed = now + pause, was is State.STARTING
         said = root_cause(tail)
         state.last_error = f"{reason}: {said}" if said else reason
         if larger_mib and state.spec.footprint_declared:
             state.last_error += f" Its footprint_mib is {one.reserved_mib}; declare {larger_mib}, or none at all."
+        state.start_failed = was is State.STARTING
+        self._back_off(one, state, now)
+        if state.start_failed:
+            self._give_up_starts(state, reason, tail, now)
+
+    def _back_off(self, one: Instance, state: ModelState, now: float) -> None:
+        """One that had served is replaced at once, unless they keep failing."""
+        proved = one.ready_at and now - one.ready_at >= STABLE_S
+        again = one.launched_at >= state.failed_at  # not one of several that fail together
+        state.failures = 1 if proved else max(state.failures + again, 1)
+        state.failed_at = now
+        pause = backoff_s(state.failures) if state.start_failed or state.failures > 1 else 0.0
+        state.retry_at = now + pause
         if pause:
-            board.say(log_events.MODEL_BACKOFF, model=one.model, seconds=pause, failures=state.failures)
-        if was is State.STARTING:
-            for other in board.registry.by_model(one.model):
-                if other.state is State.STARTING and not other.launched:
-                    board.cancel(other, now)
-            if not board.live(one.model):
-                text = "\n".join([f"{one.model} could not be started: {reason}", *tail[-15:]])
-                board.refuse_failed(state, text, now)
+            self._board.say(log_events.MODEL_BACKOFF, model=one.model, seconds=pause, failures=state.failures)
+
+    def _give_up_starts(self, state: ModelState, reason: str, tail: Sequence[str], now: float) -> None:
+        """Those that hold only their reservation, and the requests, if nothing of the model is left."""
+        board, name = self._board, state.spec.name
+        for other in board.registry.by_model(name):
+            if other.state is State.STARTING and not other.launched:
+                board.cancel(other, now)
+        if not board.live(name):
+            text = "\n".join([f"{name} could not be started: {reason}", *tail[-15:]])
+            board.refuse_failed(state, text, now)
 
     def _larger_footprint(self, one: Instance, tail: tuple[str, ...]) -> int | None:
         """What it should have, if it ended for want of memory and a GPU has more to give."""
