@@ -9,11 +9,13 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
+from tests.faults.docker_engine import DockerEngine, a_docker_engine
 from tests.faults.faults import Stage
 from tests.faults.footprint import open_files, ports
 from tests.faults.scene import LIMIT_S
-from tests.faults.stages import shared_configuration
+from tests.faults.stages import in_docker, shared_configuration
 from tests.gateway import GatewayProcess, running_gateway
+from tests.lab.lab import Lab
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -28,3 +30,17 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
             while (files := open_files(running.process.pid, port, ports(await running.status())))["engine"]:
                 assert not files["stranger"], files
                 await asyncio.sleep(0.1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place(
+    request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[GatewayProcess, DockerEngine]]:
+    """With engines in containers; the test module says of which `STAGE` they are."""
+    folder: Path = tmp_path_factory.mktemp("docker")
+    config = in_docker(shared_configuration(request.module.STAGE), lab)
+    async with (
+        a_docker_engine(lab, folder) as docker,
+        running_gateway(folder, config, docker.environment) as gateway,
+    ):
+        yield gateway, docker

@@ -45,6 +45,8 @@ class Fault:
     afterwards: Act = Scene.nothing_left
     model: Mapping[str, object] = field(default_factory=dict)
     """More settings of the cell's model."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More of its engines' environment."""
     server: Mapping[str, object] = field(default_factory=dict)
     """Settings of the gateway's `server`, where it is alone."""
     kinds: tuple[str, ...] = ()
@@ -60,8 +62,11 @@ class Fault:
         return 0 if self.side is Side.START else 2
 
     def comes_first(self, phase: Phase) -> bool:
+        """A start may fail at once: its requests are not to be found waiting first."""
+        if self.side is Side.START:
+            return True
         if phase is Phase.QUEUED:
-            return self.befalls_new and self.side is Side.START
+            return False
         return self.befalls_new or (phase is Phase.CONNECTING and self.side is Side.ENGINE)
 
 

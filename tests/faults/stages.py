@@ -24,15 +24,13 @@ def model_name(fault: Fault, phase: Phase) -> str:
 
 
 def model(fault: Fault) -> dict[str, Any]:
-    more = {**fault.model}
-    environment = {**FAST, **more.pop("environment", {})}  # type: ignore[dict-item]
     return {
         "repository": f"test/{fault.id}",
-        "environment": environment,
+        "environment": {**FAST, **fault.environment},
         "footprint_mib": FOOTPRINT_MIB,
         "instances": 2,
         "max_in_flight": PLACES,
-        **more,
+        **fault.model,
     }
 
 

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of Docker and of containers: one gateway outlives them all."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.faults.docker_engine import DockerEngine, a_docker_engine
 from tests.faults.faults import Fault, Stage, play
@@ -18,24 +16,12 @@ from tests.faults.stages import (
     model,
     model_name,
     played,
-    shared_configuration,
 )
 from tests.gateway import GatewayProcess, running_gateway
 from tests.lab.lab import Lab
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
-Place = tuple[GatewayProcess, DockerEngine]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
-    folder: Path = tmp_path_factory.mktemp("docker")
-    config = in_docker(shared_configuration(Stage.DOCKER), lab)
-    async with (
-        a_docker_engine(lab, folder) as docker,
-        running_gateway(folder, config, docker.environment) as gateway,
-    ):
-        yield gateway, docker
+STAGE = Stage.DOCKER
 
 
 @pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER_ALONE))
@@ -61,8 +47,10 @@ async def test_the_next_gateway_takes_over(
         assert docker.engine_pids() == before
 
 
-@pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER))
-async def test_what_is_promised(place: Place, fault: Fault, phase: Phase, outcome: Outcome) -> None:
+@pytest.mark.parametrize(("fault", "phase", "outcome"), played(STAGE))
+async def test_what_is_promised(
+    place: tuple[GatewayProcess, DockerEngine], fault: Fault, phase: Phase, outcome: Outcome
+) -> None:
     gateway, docker = place
     async with a_scene(
         gateway, model_name(fault, phase), instances=fault.instances, kinds=fault.kinds, docker=docker
