@@ -70,7 +70,7 @@ class Gateway:
         activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
         traffic = ToldToBoth(self.queues, predecessor) if predecessor else self.queues
         self.fleet.attach(traffic, activity, _measured(placements))
-        self._names = ModelNames(_names(settings), _adapters(settings))
+        self._names = ModelNames(names_of(settings), _adapters(settings))
         self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
         self.inference = Inference(
@@ -137,7 +137,7 @@ class Gateway:
             self._probe = probe
         self.settings = settings
         self._keys.configure(settings.server.api_keys)
-        self._names.configure(_names(settings), _adapters(settings))
+        self._names.configure(names_of(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings)
         self.inference.configure(terms)
@@ -146,7 +146,7 @@ class Gateway:
 
     async def open(self) -> None:
         self._began = asyncio.get_running_loop().time()
-        await self.fleet.open(keep_outdated=self._predecessor is not None)
+        await self.fleet.open(in_use=self._predecessor is not None)
 
     async def hand_over(self) -> None:
         """Decides nothing about instances any more, and returns when nothing is under way. Raises CannotTakeOver."""
@@ -227,7 +227,7 @@ class Gateway:
         return status_of(self.settings, self.fleet, self.queues, now=now, uptime_s=now - self._began)
 
 
-def _names(settings: Settings) -> dict[str, str]:
+def names_of(settings: Settings) -> dict[str, str]:
     """Every name and alias, and its model."""
     return {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
 

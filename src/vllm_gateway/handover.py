@@ -23,13 +23,13 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.routing import Activity, Refusal, Traffic
+from vllm_gateway.routing import Activity, Refusal, Traffic, not_served
 from vllm_gateway.settings import Settings
 
 REPORT_S = 0.1
@@ -166,6 +166,7 @@ class Predecessor:
         self.sockets = sockets
         self.work = Work()
         self.gone = False
+        self._is_told = False  # that this one is ready
 
     @classmethod
     async def ask(cls, path: Path) -> "Predecessor | None":
@@ -184,30 +185,41 @@ class Predecessor:
                 await _send(connection, _TAKE_OVER)
                 lines = _Lines(connection)
                 answer, sockets = await lines.next_with_sockets()
+                if answer["refused"] is not None:
+                    connection.close()
+                    raise CannotTakeOver(answer["refused"])
+                found = cls(connection, lines, sockets)
+                await found._hear()
         except (OSError, TimeoutError, ValueError) as error:
             connection.close()
             raise CannotTakeOver(f"the gateway at {path} does not answer: {error!r}") from error
-        if answer["refused"] is not None:
-            connection.close()
-            raise CannotTakeOver(answer["refused"])
-        return cls(connection, lines, sockets)
+        return found
 
     async def say_ready(self) -> None:
         with contextlib.suppress(OSError):
             await _send(self._connection, _READY)
+        self._is_told = True
 
     def refuse(self, model: str, refusal: Refusal) -> None:
-        """Ends the old one's requests that wait for `model`, if there are any."""
-        if self.work.waiting.get(model):
+        """Ends the old one's requests that wait for `model`, if there are any, and it hears of that yet."""
+        if self._is_told and self.work.waiting.get(model):
             said = {"code": refusal.code, "message": refusal.message, "retry_after_s": refusal.retry_after_s}
             with contextlib.suppress(OSError):  # it is gone, or hears it the next time
                 self._connection.send(_line({"model": model, **said}))
 
-    async def follow(self) -> None:
-        """Until the old one is gone."""
+    async def _hear(self) -> bool:
+        """Takes the next report; False: there is none any more."""
+        report = await self._lines.next()
+        if report is not None:
+            self.work = Work(report["in_flight"], report["waiting"])
+        return report is not None
+
+    async def follow(self, served: Collection[str]) -> None:
+        """Until the old one is gone. Who waits there for a model that is not `served` any more is told so."""
         try:
-            while (report := await self._lines.next()) is not None:
-                self.work = Work(report["in_flight"], report["waiting"])
+            while await self._hear():
+                for model in self.work.waiting.keys() - served:
+                    self.refuse(model, not_served(model))
         except (OSError, ValueError, KeyError):
             pass  # whatever it was, there is nothing more to be heard
         finally:

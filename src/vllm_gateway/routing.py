@@ -53,6 +53,11 @@ class Refusal:
     retry_after_s: float | None = None
 
 
+def not_served(model: str) -> Refusal:
+    """To those who wait for it when it goes from the configuration."""
+    return Refusal("model_not_found", f"{model} is no longer served here.")
+
+
 class Demand(Protocol):
     """What the request side tells the fleet, and asks it. Every call is synchronous and cheap."""
 

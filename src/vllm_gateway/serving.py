@@ -19,7 +19,7 @@ from aiohttp import web
 from vllm_gateway import __version__
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.api.front_door import FrontDoor
-from vllm_gateway.app import Gateway
+from vllm_gateway.app import Gateway, names_of
 from vllm_gateway.ending import Ending
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
@@ -187,11 +187,12 @@ async def serve(
     try:
         emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
         predecessor = await Predecessor.ask(control_path(settings, settings.server.port)) if take_over else None
+        if predecessor is not None:
+            tasks.spawn(predecessor.follow(names_of(settings)))
         async with serving(settings, emit, ending, predecessor) as server:
             ending.started()
             if predecessor is not None:
                 await predecessor.say_ready()
-                tasks.spawn(predecessor.follow())
             reloader = Reloader(settings, load, server.gateway.reconfigure, emit)
             tasks.spawn(reloader.follow())
             loop.add_signal_handler(signal.SIGHUP, reloader.ask)

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import aiodocker
+import pytest
 
 from tests.docker.test_docker_away import gate, health
 from tests.docker.test_gateway import config, containers, kill, model
 from tests.gateway import running_gateway
+from tests.integration.test_take_over import ended, folder_of, taking_over
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
 
@@ -87,11 +89,11 @@ async def test_a_docker_that_tells_nothing_of_its_containers_is_asked_again(
         assert (await gateway.chat("a"))[0] == 200
 
 
+@pytest.mark.parametrize("name", ["vllm_server_gone_instance_1", A1])
 async def test_a_leftover_that_withstands_does_not_keep_the_gateway(
-    lab: Lab, docker: aiodocker.Docker, gate: Gate, tmp_path: Path
+    name: str, lab: Lab, docker: aiodocker.Docker, gate: Gate, tmp_path: Path
 ) -> None:
     labels = {"vllm-gateway.owner": "vllm_server", "vllm-gateway.model": "gone"}
-    name = "vllm_server_gone_instance_1"
     await docker.containers.create({"Image": lab.image, "Labels": labels, "Cmd": ["--model", "x"]}, name=name)
     gate.failures = {DELETE: BUSY}
     settings = config(lab, a=model("a"))
@@ -104,5 +106,25 @@ async def test_a_leftover_that_withstands_does_not_keep_the_gateway(
         await gateway.event("runtime_down")
         await gate.open()
         await gateway.event("instance_removed_stale", instance=name)
-        assert await containers(lab) == [A1]
+        assert await containers(lab) == [A2 if name == A1 else A1]
         assert await health(gateway) == {"status": "ok"}
+
+
+async def test_an_engine_that_docker_cannot_stop_does_not_keep_a_new_gateway_from_taking_over(
+    lab: Lab, gate: Gate, tmp_path: Path
+) -> None:
+    lab.reset_gpus(2, 40_000)
+    settings = config(lab, a=model("a"), b=model("b"))
+    environment = {**lab.environment, "DOCKER_HOST": gate.url}
+    async with running_gateway(folder_of(tmp_path, "0"), settings, environment) as first:
+        assert (await first.chat("a"))[0] == (await first.chat("b"))[0] == 200
+        gate.failures = {DELETE: BUSY}
+        await kill(lab, A1)
+        await first.event("instance_stuck", instance=A1)
+        async with running_gateway(
+            folder_of(tmp_path, "1"), settings, environment, arguments=taking_over(first)
+        ) as second:
+            await ended(first)
+            assert (await second.chat("a"))[0] == (await second.chat("b"))[0] == 200
+            assert await containers(lab) == [A1, A2, B1]
+            assert A1 in str((await health(second))["problems"])

@@ -117,6 +117,34 @@ async def test_a_changed_model_is_replaced_by_the_new_one_while_the_old_one_serv
             assert not load.failures
 
 
+@pytest.mark.parametrize("what", ["gone", "fewer", "changed"])
+async def test_no_stream_of_the_old_one_is_cut_by_what_the_new_one_has_no_use_for(
+    what: str, lab: Lab, tmp_path: Path
+) -> None:
+    lab.reset_gpus(2, 40_000)
+    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
+    a, b = model("a", environment=slow), model("b")
+    settings = config(lab, a={**a, "instances": 2} if what == "fewer" else a)
+    changed = {"gone": {"b": b}, "fewer": {"a": a}, "changed": {"a": {**a, "engine_arguments": ["--seed", "7"]}}}[what]
+    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
+        await first.chat("a")
+        await first.until(lambda page: page["models"]["a"]["running"] == settings["models"]["a"].get("instances", 1))
+        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True, "n": 2}
+        async with (
+            first.http.post("/v1/completions", json=body) as one,
+            first.http.post("/v1/completions", json=body) as other,
+        ):
+            await asyncio.gather(one.content.readline(), other.content.readline())
+            async with running_gateway(
+                folder_of(tmp_path, "1"), config(lab, **changed), lab.environment, arguments=taking_over(first)
+            ) as second:
+                await first.event("gateway_handed_over")
+                for text in await asyncio.gather(one.content.read(), other.content.read()):
+                    assert text.rstrip().endswith(b"data: [DONE]"), "such a stream cannot be continued"
+                assert (await second.event("instance_stopped", model="a"))["instance"]
+                await ended(first)
+
+
 async def test_containers_stay_or_go_with_the_gateway_as_it_is_told(lab: Lab, tmp_path: Path) -> None:
     lab.reset_gpus(1, 40_000)
     for on_exit, left in (("keep", ["vllm_server_a_instance_1"]), ("stop", [])):

@@ -138,6 +138,21 @@ async def test_who_waits_at_the_old_one_is_told_what_the_new_one_says(tmp_path: 
             await ended(old)
 
 
+async def test_who_waits_at_the_old_one_for_a_model_that_the_new_one_has_not_is_told(tmp_path: Path) -> None:
+    models = {name: {"endpoints": ["http://127.0.0.1:9"]} for name in ("a", "b")}
+    settings = {"runtime": "process", "models": models}
+    async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+        waiting = {name: asyncio.create_task(first.chat(name)) for name in models}
+        await first.until(lambda page: all(page["models"][name]["queued"] == 1 for name in models))
+        without = {**settings, "models": {"a": models["a"]}}
+        async with running_gateway(folder_of(tmp_path, "1"), without, arguments=taking_over(first)):
+            status, _, answer = await waiting["b"]
+            assert (status, answer["error"]["code"]) == (404, "model_not_found")
+            assert not waiting["a"].done()
+            waiting["a"].cancel()
+            await ended(first)
+
+
 async def test_where_nobody_runs_taking_over_is_a_plain_start(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(), arguments=["--take-over"]) as gateway:
         assert (await gateway.chat("qwen2.5"))[0] == 200

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of the instances of an earlier gateway: those that match are taken over, the others removed."""
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.models import ModelSpec
-from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.fleet.registry import ContainerRegistry, Leftover
 from vllm_gateway.fleet.runtimes import Found, Running, Runtime, RuntimeDown
 from vllm_gateway.telemetry import events
 
@@ -17,24 +17,37 @@ async def adopt(
     now: float,
     emit: Callable[..., None],
     *,
-    keep_outdated: bool,
-    stuck: MutableMapping[str, str],
+    in_use: bool,
 ) -> list[Instance]:
     """Those taken over, in the registry and yet to be found healthy. Raises RuntimeDown.
 
-    `keep_outdated`: those with other settings too, since they are in use; the supervisor replaces them one by one.
-    `stuck`: where it is noted what could not be removed, by handle, and why.
+    `in_use`: the earlier gateway still sends requests to all that run. So all are taken over, and it is the
+    supervisor that replaces or stops those which do not match, one by one, once they are idle.
     """
     adopted = []
     for found in await runtime.find():
         spec = specs.get(found.model)
-        matches = spec and (keep_outdated or found.spec_hash == spec.spec_hash)
-        if spec and found.running and matches and _is_missing(registry, spec):
-            adopted.append(registry.add(_instance(registry, found, found.running, spec, now)))
+        matches = spec and found.spec_hash == spec.spec_hash and _is_missing(registry, spec)
+        if found.running and (matches or in_use):
+            adopted.append(registry.add(_instance(registry, found, found.running, spec or gone(found.model), now)))
             emit(events.INSTANCE_ADOPTED, instance=found.name, model=found.model)
         else:
-            await _remove(runtime, found, emit, stuck)
+            await _remove(runtime, registry, found, emit)
     return adopted
+
+
+def gone(model: str) -> ModelSpec:
+    """Stands for a model that is in the configuration no more: nothing of it is wanted."""
+    return ModelSpec(
+        model,
+        instances=0,
+        spec_hash="",
+        gpu_count=1,
+        max_in_flight=1,
+        idle_timeout_s=0.0,
+        pinned=False,
+        uses_gpu_memory=True,
+    )
 
 
 async def follow(
@@ -50,30 +63,28 @@ async def follow(
     ]
 
 
-async def remove_strangers(
-    runtime: Runtime, registry: ContainerRegistry, emit: Callable[..., None], stuck: MutableMapping[str, str]
-) -> None:
-    """What no instance stands for: left by a start whose answer was lost, or `stuck`. Raises RuntimeDown."""
+async def remove_strangers(runtime: Runtime, registry: ContainerRegistry, emit: Callable[..., None]) -> None:
+    """What no instance stands for: left by a start whose answer was lost, or a leftover. Raises RuntimeDown."""
     there = await runtime.find()
-    for gone in stuck.keys() - {found.handle for found in there}:
-        del stuck[gone]
+    for handle in registry.leftovers.keys() - {found.handle for found in there}:
+        del registry.leftovers[handle]
     for found in there:
         handles = {one.running.handle for one in registry if one.running}
         being_started = {one.name for one in registry if one.running is None}
         if found.handle not in handles and found.name not in being_started:
-            await _remove(runtime, found, emit, stuck)
+            await _remove(runtime, registry, found, emit)
 
 
-async def _remove(runtime: Runtime, found: Found, emit: Callable[..., None], stuck: MutableMapping[str, str]) -> None:
+async def _remove(runtime: Runtime, registry: ContainerRegistry, found: Found, emit: Callable[..., None]) -> None:
     """One that withstands does not keep the others, nor the gateway."""
     try:
         await runtime.remove(found.handle)
     except RuntimeDown as error:
-        if found.handle not in stuck:
+        if found.handle not in registry.leftovers:
             emit(events.INSTANCE_STUCK, instance=found.name, model=found.model, problem=str(error))
-        stuck[found.handle] = f"{found.name} cannot be removed: {error}"
+        registry.leftovers[found.handle] = Leftover(found.name, str(error))
     else:
-        stuck.pop(found.handle, None)
+        registry.leftovers.pop(found.handle, None)
         emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
 
 

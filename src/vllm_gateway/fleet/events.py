@@ -130,6 +130,13 @@ class Reconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class Inherited:
+    """Models that are in the configuration no more, and still run: another gateway has requests there."""
+
+    specs: Sequence[ModelSpec]
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """An operator wants a model that failed to be tried again now."""
 
@@ -160,6 +167,7 @@ Event = (
     | GpusRead
     | Tick
     | Reconfigured
+    | Inherited
     | HandOver
     | Retry
 )

@@ -10,7 +10,7 @@ from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, ProbeError
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet.adoption import adopt, follow, remove_strangers
+from vllm_gateway.fleet.adoption import adopt, follow, gone, remove_strangers
 from vllm_gateway.fleet.catalogue import Catalogue
 from vllm_gateway.fleet.endpoints import Endpoints
 from vllm_gateway.fleet.health import Health
@@ -66,7 +66,6 @@ class Fleet:
             tasks=self._tasks,
             hear=self._hear,
         )
-        self._stuck: dict[str, str] = {}  # containers of no instance that could not be removed yet, and why
 
     def attach(self, traffic: Traffic, activity: Activity, measured: Collection[str] = ()) -> None:
         """`measured`: the models whose engines are asked for their metrics."""
@@ -82,27 +81,23 @@ class Fleet:
             journal=self._emit,
         )
 
-    async def open(self, *, keep_outdated: bool = False) -> None:
-        """Connects, reads the GPUs, adopts what still runs. Raises ProbeError, and RuntimeDown if it is needed."""
+    async def open(self, *, in_use: bool = False) -> None:
+        """Connects, reads the GPUs, adopts what still runs. Raises ProbeError, and RuntimeDown if it is needed.
+
+        `in_use`: by another gateway, which hands over.
+        """
         specs = self._catalogue.specs()
         await self._health.open()
         try:
             await self._open_runtime(needed=any(spec.uses_gpu_memory for spec in specs.values()))
             adopted: list[Instance] = []
             if self._has_runtime:
-                adopted = await adopt(
-                    self._runtime,
-                    self.registry,
-                    specs,
-                    self._now(),
-                    self._emit,
-                    keep_outdated=keep_outdated,
-                    stuck=self._stuck,
-                )
+                adopted = await adopt(self._runtime, self.registry, specs, self._now(), self._emit, in_use=in_use)
+                self._hear(e.Inherited([gone(name) for name in {one.model for one in adopted} - specs.keys()]))
             await self._read_gpus()
             for one in adopted:
                 assert one.running is not None
-                one.discovery = self._is_unmeasured(one, specs[one.model])
+                one.discovery = one.model in specs and self._is_unmeasured(one, specs[one.model])
                 self._lives.watch(one, one.running)
         except BaseException:
             await self._tasks.end()
@@ -134,7 +129,7 @@ class Fleet:
         """For the first model whose engines are to run here. Raises ProbeError or RuntimeDown, and changes nothing."""
         if not self._has_runtime:
             await self._open_runtime(needed=True)
-            await remove_strangers(self._runtime, self.registry, self._emit, self._stuck)
+            await remove_strangers(self._runtime, self.registry, self._emit)
         self._memory.probe = probe
         try:
             await self._read_gpus()
@@ -145,13 +140,15 @@ class Fleet:
     async def hand_over(self) -> None:
         """Another gateway decides from now on; this one sees what comes of it, for the requests that it still has.
 
-        Returns when nothing is being started or stopped. Raises TimeoutError, and then decides again.
+        Returns when nothing is being started or stopped, but for what cannot be stopped. Raises TimeoutError, and then
+        decides again.
         """
         self._hear(e.HandOver(active=True))
         try:
             async with asyncio.timeout(REST_S):
-                await self._lives.at_rest()
+                await self._lives.hand_over()
         except BaseException:
+            self._lives.take_back()
             self._hear(e.HandOver(active=False))
             raise
         self._following = self._tasks.repeat(self._follow_successor, TICK_S)
@@ -160,6 +157,7 @@ class Fleet:
         if self._following is not None:
             self._following.cancel()
             self._following = None
+            self._lives.take_back()
             self._hear(e.HandOver(active=False))
 
     async def _follow_successor(self) -> None:
@@ -280,14 +278,15 @@ class Fleet:
                 await self._runtime.returned()
         if self._following is None:
             with contextlib.suppress(RuntimeDown):
-                await remove_strangers(self._runtime, self.registry, self._emit, self._stuck)
+                await remove_strangers(self._runtime, self.registry, self._emit)
 
     def problems(self) -> list[str]:
         """What is wrong with the machine; requests may be served nevertheless."""
         found = [f"runtime: {self._runtime.problem}"] if self._runtime.problem else []
         found += [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
         found += [f"{one.name} cannot be ended: {one.stuck}" for one in self.registry if one.stuck]
-        return [*found, *self._stuck.values()]
+        found += [f"{one.name} cannot be removed: {one.problem}" for one in self.registry.leftovers.values()]
+        return found
 
     # time and GPUs
 

@@ -20,9 +20,10 @@ class State(Enum):
 
 
 # From `draining` and `falling_asleep` back to where it was is a reprieve, from `waking` to `sleeping` a wake given up:
-# the request that wanted the room has left before anything was done. `starting -> sleeping`: an earlier gateway's.
+# the request that wanted the room has left before anything was done. `starting -> sleeping` and `-> draining`: an
+# earlier gateway's.
 _NEXT = {
-    State.STARTING: {State.READY, State.SLEEPING, State.STOPPING, State.FAILED},
+    State.STARTING: {State.READY, State.SLEEPING, State.DRAINING, State.STOPPING, State.FAILED},
     State.READY: {State.FALLING_ASLEEP, State.DRAINING, State.FAILED},
     State.FALLING_ASLEEP: {State.SLEEPING, State.READY, State.DRAINING, State.FAILED},
     State.SLEEPING: {State.WAKING, State.DRAINING, State.FAILED},

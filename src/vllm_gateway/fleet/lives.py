@@ -41,6 +41,8 @@ class Lives:
         self._used_before: dict[str, Used] = {}
         self._moving: set[str] = set()  # instances that are started, stopped, put to sleep or woken right now
         self._rest = asyncio.Event()
+        self._in_charge = asyncio.Event()  # cleared: what cannot be ended is another gateway's to end
+        self._in_charge.set()
 
     def start(self, one: Instance, launch_of: Callable[[Instance], Launch]) -> None:
         self._watches[one.instance_id] = self._tasks.spawn(self._surely_heard(one, self._start(one, launch_of)))
@@ -70,7 +72,7 @@ class Lives:
                 except Exception as error:
                     self._tasks.tell(error, f"ending {one.name}")
                     self._hear(e.Stuck(one.instance_id, repr(error)))
-                await asyncio.sleep(ERROR_PAUSE_S)
+                await self._pause(one, ERROR_PAUSE_S)
 
     async def _surely_heard(self, one: Instance, life: Coroutine[Any, Any, None]) -> None:
         """An error that nobody foresaw ends the instance too: nobody watches it any more."""
@@ -80,11 +82,24 @@ class Lives:
             self._hear(e.Died(one.instance_id, f"an error of the gateway: {error!r}"))
             raise
 
-    async def at_rest(self) -> None:
-        """Returns when nothing is being started, stopped, put to sleep or woken."""
+    async def hand_over(self) -> None:
+        """Returns when nothing is being started, stopped, put to sleep or woken. What cannot be ended stays so."""
+        self._in_charge.clear()
         while self._moving:
             self._rest.clear()
             await self._rest.wait()
+
+    def take_back(self) -> None:
+        """What could not be ended is tried again."""
+        self._in_charge.set()
+
+    async def _pause(self, one: Instance, seconds: float) -> None:
+        """Between two attempts to end it, in which another gateway may take over."""
+        self._moving.discard(one.instance_id)
+        self._rest.set()
+        await asyncio.sleep(seconds)
+        await self._in_charge.wait()
+        self._moving.add(one.instance_id)
 
     @contextmanager
     def _move(self, one: Instance) -> Iterator[None]:
@@ -231,7 +246,7 @@ class Lives:
                 away = self._runtime.problem is not None
                 if not away:
                     self._hear(e.Stuck(one.instance_id, str(error)))
-            await asyncio.sleep(pause_s)
+            await self._pause(one, pause_s)
             pause_s = RUNTIME_POLL_S if away else min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _forget(self, one: Instance) -> None:

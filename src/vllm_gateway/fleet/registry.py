@@ -3,10 +3,19 @@
 
 from bisect import insort
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vllm_gateway.fleet.instance import Instance, State, safe_name
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.routing import Route, RoutingTable
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A container of no instance that could not be removed yet, and why."""
+
+    name: str
+    problem: str
 
 
 class ContainerRegistry:
@@ -17,6 +26,7 @@ class ContainerRegistry:
         self._instances: dict[str, Instance] = {}
         self._by_model: dict[str, list[Instance]] = {}  # asked for at every event and for every model
         self._serial = 0
+        self.leftovers: dict[str, Leftover] = {}  # by handle
         self.version = 0
 
     def __iter__(self) -> Iterator[Instance]:
@@ -39,8 +49,8 @@ class ContainerRegistry:
         return f"{self._prefix}_{safe_name(model)}_instance_{number}"
 
     def free_number(self, model: str) -> int:
-        """The lowest number that no instance's name takes."""
-        taken = {one.name for one in self}
+        """The lowest number that no instance's name takes, nor that of a leftover."""
+        taken = {one.name for one in (*self, *self.leftovers.values())}
         number = 1
         while self.name_of(model, number) in taken:
             number += 1

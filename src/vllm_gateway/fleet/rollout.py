@@ -20,8 +20,8 @@ def let_go(board: Board, now: float) -> None:
         ours = [one for one in board.live(name) if not one.external]
         for one in [one for one in ours if state.removed or not spec.uses_gpu_memory]:
             _end(board, one, "no longer in the configuration", now)
-        idle = [one for one in board.live(name) if one.state is State.STARTING or one.resting]
-        for one in [one for one in idle if is_outdated(one, state)]:
+        unused = [one for one in board.live(name) if one.resting or _only_starts(board, one)]
+        for one in [one for one in unused if is_outdated(one, state)]:
             _end(board, one, "its settings have changed", now)
         live = [one for one in board.live(name) if not one.external]
         live.sort(key=lambda one: (not one.resting, not is_outdated(one, state), _least_missed(board, one)))
@@ -55,12 +55,17 @@ def _least_missed(board: Board, one: Instance) -> tuple[bool, bool, float]:
     return one.state is not State.STARTING, board.activity.in_flight(one.instance_id) > 0, board.last_used(one)
 
 
+def _only_starts(board: Board, one: Instance) -> bool:
+    """To a gateway that hands over it may be ready, and busy, if to this one it still starts."""
+    return one.state is State.STARTING and (board.activity.alone or not one.adopted)
+
+
 def _end(board: Board, one: Instance, why: str, now: float) -> None:
     if one.leaving or one.moving:
         return  # what moves is ended once it has come to rest
     if one.state is State.WAKING:
         board.cancel(one, now)
-    if one.state is not State.STARTING:
+    if not _only_starts(board, one):
         board.drain(one, why, now)
     elif not one.launched:
         board.cancel(one, now)

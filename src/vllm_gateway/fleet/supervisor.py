@@ -16,7 +16,7 @@ from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.routing import Activity
 from vllm_gateway.telemetry import events as log_events
 
-STABLE_S = 10.0  # an instance that was ready for so long has proved its configuration
+STABLE_S = 10.0  # an instance that was ready for so long, and as long as a start takes, has proved its configuration
 SHOWN_LINES = 40  # of what an engine said last
 MOST_CORRECTIONS = 5  # of a footprint in a row
 _COUNTED_ON = (State.STARTING, State.READY)  # the end of any other is missed by nobody
@@ -127,6 +127,8 @@ class Supervisor:
             case e.Reconfigured(specs, policy, start_timeout_s):
                 board.policy, self._start_timeout_s = policy, start_timeout_s
                 self._reconfigured(specs)
+            case e.Inherited(specs):
+                board.models.update({spec.name: ModelState(spec, removed=True) for spec in specs})
             case e.Drained():
                 pass  # reconciling stops what is drained
             case _:
@@ -260,7 +262,7 @@ class Supervisor:
 
     def _back_off(self, one: Instance, state: ModelState, now: float) -> None:
         """One that had served is replaced at once, unless they keep failing."""
-        proved = one.ready_at and now - one.ready_at >= STABLE_S
+        proved = one.ready_at and now - one.ready_at >= max(STABLE_S, state.starts.typical_s or 0.0)
         again = one.launched_at >= state.failed_at  # not one of several that fail together
         state.failures = 1 if proved else max(state.failures + again, 1)
         state.failed_at = now

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 
-from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable
+from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable, not_served
 from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings
@@ -45,7 +45,7 @@ class Queues:
                     health_changed=self._health_changed,
                 )
         for model in self._queues.keys() - placements.keys():
-            self._queues.pop(model).close(Refusal("model_not_found", f"{model} is no longer served here."))
+            self._queues.pop(model).close(not_served(model))
 
     def close(self, refusal: Refusal) -> None:
         """Refuses all who wait or come."""

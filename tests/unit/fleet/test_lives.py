@@ -111,6 +111,19 @@ async def test_what_cannot_be_ended_is_tried_until_it_is_gone(house: House) -> N
     assert len(house.events("unhandled_error")) == 1, "the unforeseen one"
 
 
+async def test_what_cannot_be_ended_is_left_to_the_gateway_that_takes_over(house: House) -> None:
+    house.runtime.errors = {"stop": [RuntimeDown("busy")] * 2}
+    house.lives.stop(instance(running=NOBODY), 1)
+    assert await house.hears() == e.Stuck("i1", "busy")
+    async with asyncio.timeout(5):
+        await house.lives.hand_over()
+    await asyncio.sleep(0.02)  # many pauses between two attempts
+    assert house.heard.empty()
+    house.lives.take_back()
+    assert [await house.hears() for _ in range(2)] == [e.Stuck("i1", "busy"), e.Gone("i1")]
+    assert house.runtime.done == ["stop"]
+
+
 async def test_while_the_runtime_is_away_nothing_is_stuck(house: House) -> None:
     house.runtime.problem = "the daemon is away"
     house.runtime.errors = {"stop": [RuntimeDown("no answer")] * 3}

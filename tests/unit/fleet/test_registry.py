@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_gateway.fleet.instance import IllegalTransition, Instance, State, safe_name
-from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.fleet.registry import ContainerRegistry, Leftover
 from vllm_gateway.fleet.runtimes import Running
 
 ALLOWED = {
-    "starting": {"ready", "sleeping", "stopping", "failed"},
+    "starting": {"ready", "sleeping", "draining", "stopping", "failed"},
     "ready": {"falling_asleep", "draining", "failed"},
     "falling_asleep": {"sleeping", "ready", "draining", "failed"},
     "sleeping": {"waking", "draining", "failed"},
@@ -54,6 +54,12 @@ def test_the_lowest_free_number_is_taken_again() -> None:
     registry.remove(ones[1])
     assert registry.free_number("a") == 2
     assert registry.free_number("b") == 1
+
+
+def test_the_name_of_a_container_that_cannot_be_removed_is_not_given_again() -> None:
+    registry = ContainerRegistry("vllm_server")
+    registry.leftovers["handle"] = Leftover("vllm_server_a_instance_1", "device or resource busy")
+    assert (registry.free_number("a"), registry.free_number("b")) == (2, 1)
 
 
 def test_models_whose_names_look_alike_to_docker_share_no_name() -> None:

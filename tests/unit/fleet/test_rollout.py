@@ -3,6 +3,7 @@
 
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.adoption import gone
 from vllm_gateway.fleet.instance import Instance, State
 
 
@@ -137,6 +138,49 @@ def test_nobody_is_reprieved_for_a_model_that_is_gone() -> None:
     fleet.want("b")
     fleet.reconfigure(spec("b", spec_hash="other"))
     assert fleet.of("a", State.DRAINING) == [a]
+
+
+def adopted(fleet: FleetInTheHead, model: str, gpu: str = "gpu0") -> Instance:
+    """Of a gateway that hands over, and has a request there."""
+    fleet.activity.alone = False
+    number = fleet.registry.free_number(model)
+    name = fleet.registry.name_of(model, number)
+    one = Instance(fleet.registry.new_id(), name, model, number, "hash", 8, adopted=True, launched=True)
+    one.gpu_ids, one.reserved_mib, one.launched_at = (gpu,), 60, fleet.now
+    fleet.activity.busy[one.instance_id] = 1
+    return fleet.registry.add(one)
+
+
+def test_what_another_gateway_still_uses_of_a_model_that_is_gone_is_drained() -> None:
+    fleet = FleetInTheHead(spec("b"), gpus=2)
+    one = adopted(fleet, "a")
+    assert not stopped(fleet.hear(e.Inherited([gone("a")])))
+    assert fleet.of("a", State.DRAINING) == [one]
+    fleet.hear(e.BecameReady(one.instance_id))
+    fleet.want("b")
+    assert [other.gpu_ids for other in fleet.of("b")] == [("gpu1",)], "its room is not free yet"
+    fleet.activity.busy.clear()
+    assert stopped(fleet.tick(1)) == [one.instance_id]
+    fleet.hear(e.Gone(one.instance_id))
+    assert list(fleet.supervisor.models) == ["b"]
+
+
+def test_what_another_gateway_still_uses_is_replaced_when_it_is_ready_to_this_one_too() -> None:
+    fleet = FleetInTheHead(spec("a", spec_hash="new"), gpus=2)
+    one = adopted(fleet, "a")
+    fleet.tick(1)
+    assert one.state is State.STARTING
+    fleet.hear(e.BecameReady(one.instance_id))
+    fleet.ready(fleet.of("a", State.STARTING)[0])
+    assert fleet.of("a", State.DRAINING) == [one], "its request finishes"
+
+
+def test_of_a_surplus_that_another_gateway_still_uses_the_idle_one_goes() -> None:
+    fleet = FleetInTheHead(spec("a"), gpus=2)
+    busy, idle = adopted(fleet, "a"), adopted(fleet, "a", "gpu1")
+    fleet.activity.busy.pop(idle.instance_id)
+    assert stopped(fleet.tick(1)) == [idle.instance_id]
+    assert busy.state is State.STARTING
 
 
 def test_changed_and_fewer_at_once_lets_the_surplus_go_at_once() -> None:

@@ -103,6 +103,32 @@ def test_a_second_death_backs_off() -> None:
     assert started(fleet.tick(2))
 
 
+def pauses_of(fleet: FleetInTheHead, start_s: float, lives_s: float) -> list[float]:
+    """An engine that dies `lives_s` after it was ready, each time: how long its model waits then."""
+    pauses = []
+    for _ in range(6):
+        fleet.want("a")
+        (one,) = fleet.of("a")
+        fleet.now += start_s
+        fleet.ready(one)
+        fleet.now += lives_s
+        fleet.hear(e.Died(one.instance_id, "killed", (), 137))
+        pauses.append(fleet.supervisor.models["a"].retry_at - fleet.now)
+        fleet.now += pauses[-1]
+        fleet.hear(e.Gone(one.instance_id))
+    return pauses
+
+
+def test_an_engine_that_lives_shorter_than_its_start_takes_is_in_a_crash_loop() -> None:
+    assert pauses_of(FleetInTheHead(spec("a")), start_s=90, lives_s=15) == [0, 2, 4, 8, 16, 32]
+    assert pauses_of(FleetInTheHead(spec("a")), start_s=1, lives_s=5) == [0, 2, 4, 8, 16, 32]
+
+
+def test_an_engine_that_lives_longer_than_its_start_takes_is_not() -> None:
+    assert pauses_of(FleetInTheHead(spec("a")), start_s=1, lives_s=30) == [0] * 6
+    assert pauses_of(FleetInTheHead(spec("a")), start_s=90, lives_s=100) == [0] * 6
+
+
 def test_what_keeps_dying_is_no_longer_waited_for() -> None:
     fleet = FleetInTheHead(spec("a"))
     one = fleet.run("a")
