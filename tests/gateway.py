@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,17 @@ import yaml
 from vllm_gateway.telemetry.events import validate
 
 CHAT = "/v1/chat/completions"
+
+# As systemd does it: the sockets are number 3, 4, ..., and the process that execs is the one that LISTEN_PID names.
+_LIKE_SYSTEMD = """
+import fcntl, os, sys
+aside = [fcntl.fcntl(int(one), fcntl.F_DUPFD_CLOEXEC, 100) for one in sys.argv[1].split(",")]
+os.closerange(3, 100)
+for number, one in enumerate(aside, 3):
+    os.dup2(one, number)
+os.environ.update(LISTEN_FDS=str(len(aside)), LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="http")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 class GatewayProcess:
@@ -85,19 +97,25 @@ async def running_gateway(
     *,
     may_be_killed: bool = False,
     arguments: Sequence[str] = (),
+    handed_in: Sequence[socket.socket] = (),
 ) -> AsyncIterator[GatewayProcess]:
     """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM.
 
-    `arguments` are added to the command, and win.
+    `arguments` are added to the command, and win. `handed_in`: sockets that it gets as from systemd.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
     footprints = str(folder / "footprints.json")
     file.write_text(yaml.safe_dump({"memory_footprint_file": footprints, **config}), encoding="utf-8")
-    command = [sys.executable, "-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0", *arguments]
+    command = ["-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0", *arguments]
+    numbers = [one.fileno() for one in handed_in]
+    if numbers:
+        command = ["-c", _LIKE_SYSTEMD, ",".join(map(str, numbers)), *command]
     process = await asyncio.create_subprocess_exec(
+        sys.executable,
         *command,
         stdout=asyncio.subprocess.PIPE,
+        pass_fds=numbers,
         env={**os.environ, "LOG_LEVEL": "debug", **(environment or {})},
         limit=1 << 20,
     )
@@ -105,7 +123,12 @@ async def running_gateway(
     reader = asyncio.create_task(gateway.read_log())
     try:
         gateway.url = (await gateway.event("gateway_ready"))["address"]
-        async with aiohttp.ClientSession(gateway.url, timeout=aiohttp.ClientTimeout(total=60)) as gateway.http:
+        unix = gateway.url.removeprefix("unix:") if gateway.url.startswith("unix:") else None
+        async with aiohttp.ClientSession(
+            "http://gateway" if unix else gateway.url,
+            connector=aiohttp.UnixConnector(unix) if unix else None,
+            timeout=aiohttp.ClientTimeout(total=60),
+        ) as gateway.http:
             yield gateway
         if process.returncode is None:
             process.terminate()

@@ -10,15 +10,17 @@ from tests.gateway import CHAT
 
 
 class Load:
-    """Clients that never rest. One half keeps its connections, the other opens a new one for each request."""
+    """Clients that never rest. One half (if it `keep`s) keeps its connections, the other opens one for each request."""
 
-    def __init__(self, url: str, models: Sequence[str] = ("a",), count: int = 4) -> None:
+    def __init__(self, url: str, models: Sequence[str] = ("a",), count: int = 4, *, keep: bool = True) -> None:
         self.failures: list[str] = []
         self.served = 0
         self._url = url
         self._over = asyncio.Event()
-        clients = (self._client(models[number // 2 % len(models)], keeps=number % 2 == 0) for number in range(count))
-        self._clients = [asyncio.create_task(client) for client in clients]
+        self._clients = [
+            asyncio.create_task(self._client(models[number // 2 % len(models)], keeps=keep and number % 2 == 0))
+            for number in range(count)
+        ]
 
     async def _client(self, model: str, *, keeps: bool) -> None:
         connector = aiohttp.TCPConnector(force_close=not keeps)

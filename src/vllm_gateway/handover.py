@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm_gateway.fleet.registry import ContainerRegistry
+from vllm_gateway.leftovers import remove_dead_sockets
 from vllm_gateway.routing import Activity, Refusal, Traffic, not_served
 from vllm_gateway.settings import Settings
 
 REPORT_S = 0.1
 LIMIT_S = 120.0  # for the old one to come to rest, and for the new one to become ready
+_OF_THIS_USER = f"vllm-gateway-{os.getuid()}-"
 _TAKE_OVER = "take over"
 _READY = "ready"
 _MOST_SOCKETS = 16
@@ -52,11 +54,12 @@ class Work:
     waiting: dict[str, int] = field(default_factory=dict)
 
 
-def control_path(settings: Settings, port: int) -> Path:
+def control_path(settings: Settings, port: int | None) -> Path:
+    """`port`: on which the gateway listens, where that is known already."""
     if settings.server.control_socket:
         return Path(settings.server.control_socket)
     folder = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(folder) / f"vllm-gateway-{os.getuid()}-{port}.sock"
+    return Path(folder) / f"{_OF_THIS_USER}{settings.server.port if port is None else port}.sock"
 
 
 class Successor:
@@ -85,6 +88,7 @@ class Successor:
 
     def open(self) -> None:
         """Raises OSError."""
+        remove_dead_sockets(self._path.parent, f"{_OF_THIS_USER}*.sock")
         self._path.unlink(missing_ok=True)
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.setblocking(False)
@@ -296,6 +300,8 @@ class _Lines:
         data, numbers, _, _ = socket.recv_fds(self._connection, 65536, _MOST_SOCKETS)
         self._buffer += data
         sockets = [socket.socket(fileno=number) for number in numbers]
+        for one in sockets:
+            one.set_inheritable(False)
         return await self.next(), sockets
 
 

@@ -3,18 +3,28 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 BACKLOG = 1024
 _FIRST_INHERITED = 3  # by systemd's convention
 
 
 def inherited(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Those that systemd has opened for this process; none if it has not."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
+    """Those that systemd has opened for this process; none if it has not. Raises OSError if they are of no use."""
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return []
-    numbers = range(_FIRST_INHERITED, _FIRST_INHERITED + int(environ.get("LISTEN_FDS", "0")))
-    return [socket.socket(fileno=number) for number in numbers]
+    sockets = [socket.socket(fileno=_FIRST_INHERITED + number) for number in range(int(count))]
+    for one in sockets:
+        one.set_inheritable(False)  # engines have no business with it
+        if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError("systemd has handed in a socket that does not listen: it needs ListenStream=, and no Accept=")
+    return sockets
+
+
+def port_of(sockets: Sequence[socket.socket]) -> int | None:
+    """Of the first one that has a port."""
+    return next((one.getsockname()[1] for one in sockets if one.family != socket.AF_UNIX), None)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -38,5 +48,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def url_of(listening: socket.socket) -> str:
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

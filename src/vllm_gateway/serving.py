@@ -5,13 +5,11 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -24,15 +22,16 @@ from vllm_gateway.ending import Ending
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.handover import CannotTakeOver, Predecessor, Successor, control_path
-from vllm_gateway.listening import BACKLOG, bind, inherited, url_of
+from vllm_gateway.leftovers import own_folder
+from vllm_gateway.listening import BACKLOG, bind, inherited, port_of, url_of
 from vllm_gateway.reloading import Reloader, stamp
 from vllm_gateway.scheduling import StrategyError
-from vllm_gateway.settings import Settings
+from vllm_gateway.settings import Gpus, Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events, log
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
-_QUIET_S = 1.0  # after a hand-over: no request for so long, and the kept connections are closed
+_QUIET_S = 1.0  # where others take new connections: no request for so long, and the kept ones are closed
 _CALLED_AGAIN_S = 2.0  # until whoever starts gateways has called the next one, and its code is loaded
 
 
@@ -46,11 +45,15 @@ class Serving:
         door: FrontDoor,
         sockets: list[socket.socket],
         ending: Ending,
+        *,
+        outlived: bool,
     ) -> None:
         self.gateway = gateway
+        self.outlived = outlived
+        """By its sockets: systemd holds them, and new connections wait there for the next gateway."""
         self.opens_within_s = 0.0  # as this one did
         self.address = url_of(sockets[0])
-        self.port: int = sockets[0].getsockname()[1]
+        self.port = port_of(sockets)
         self._runner = runner
         self._door = door
         self._sockets = sockets
@@ -69,14 +72,18 @@ class Serving:
         return self._sockets
 
     async def leave(self, limit_s: float) -> None:
-        """After a hand-over: serves the connections there are, and tells each client to open a new one next time."""
+        """After a hand-over; cut short when the end is asked for."""
         self._has_successor = True
+        await self.finish(limit_s, self._ending.asked)
+
+    async def finish(self, limit_s: float, at_once: asyncio.Event) -> None:
+        """Serves the connections there are, and tells each client to open a new one next time: others take it."""
         for site in self._sites:
             await site.stop()
         self._door.leaving = True
         quiet_since = now = _now()
         self._drained_by = now + limit_s
-        while now < self._drained_by and now - quiet_since < _QUIET_S and not self._ending.asked.is_set():
+        while now < self._drained_by and now - quiet_since < _QUIET_S and not at_once.is_set():
             await asyncio.sleep(_QUIET_S / 10)
             now = _now()
             if self.gateway.queues.unfinished:
@@ -117,22 +124,22 @@ def _now() -> float:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, emit: Callable[..., None], ending: Ending, predecessor: Predecessor | None = None
+    settings: Settings,
+    emit: Callable[..., None],
+    ending: Ending,
+    handed_in: list[socket.socket],
+    predecessor: Predecessor | None,
 ) -> AsyncIterator[Serving]:
     """Raises OSError, ProbeError, RuntimeDown, StrategyError."""
-    simulated = None
-    if settings.gpus.source == "simulated":
-        simulated = Path(tempfile.mkdtemp(prefix="vllm-gateway-gpus-"))
-        SimulatedGpus(simulated).create([(device.name, device.memory_mib) for device in settings.gpus.devices])
-    try:
+    with _simulated_gpus(settings.gpus) as simulated:
         gateway = Gateway(settings, simulated, emit, predecessor)
-        sockets = predecessor.sockets if predecessor else inherited(os.environ)
+        sockets = predecessor.sockets if predecessor else handed_in
         sockets = sockets or bind(settings.server.host, settings.server.port)
         door = FrontDoor(gateway.api)
         limit_s = settings.server.drain_timeout_s
         runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=limit_s + _ERROR_EVENTS_S)
         await runner.setup()
-        server = Serving(gateway, runner, door, sockets, ending)
+        server = Serving(gateway, runner, door, sockets, ending, outlived=bool(handed_in))
         began = _now()
         try:
             if predecessor is None:
@@ -151,9 +158,17 @@ async def serving(
             gateway.inference.return_at = gateway.inference.return_at or _now()
             gateway.api.opened.set()  # whoever waits for a fleet that could not be opened
             await runner.cleanup()
-    finally:
-        if simulated is not None:
-            shutil.rmtree(simulated, ignore_errors=True)
+
+
+@contextmanager
+def _simulated_gpus(gpus: Gpus) -> Iterator[Path | None]:
+    """Their folder, if that is what there is to be. Raises OSError."""
+    if gpus.source != "simulated":
+        yield None
+        return
+    with own_folder("vllm-gateway-gpus-") as folder:
+        SimulatedGpus(folder).create([(device.name, device.memory_mib) for device in gpus.devices])
+        yield folder
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -186,10 +201,11 @@ async def serve(
     tasks = Tasks(emit)
     try:
         emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
-        predecessor = await Predecessor.ask(control_path(settings, settings.server.port)) if take_over else None
+        handed_in = inherited(os.environ)
+        predecessor = await Predecessor.ask(control_path(settings, port_of(handed_in))) if take_over else None
         if predecessor is not None:
             tasks.spawn(predecessor.follow(names_of(settings)))
-        async with serving(settings, emit, ending, predecessor) as server:
+        async with serving(settings, emit, ending, handed_in, predecessor) as server:
             ending.started()
             if predecessor is not None:
                 await predecessor.say_ready()
@@ -199,7 +215,8 @@ async def serve(
             if config_file is not None and settings.reload == "watch":
                 tasks.spawn(reloader.watch(config_file, seen))
             emit(events.GATEWAY_READY, address=server.address)
-            if sys.stdout.isatty() or settings.gpus.source == "simulated":  # a demo is for people
+            is_demo = sys.stdout.isatty() or settings.gpus.source == "simulated"
+            if is_demo and server.port is not None:  # for people
                 log.flush()  # another thread writes the lines: those that came first are to be read first
                 print(_hint(settings, server.address), file=sys.stderr, flush=True)
             await _until_its_end(server, settings, ending, tasks, emit)
@@ -222,7 +239,7 @@ async def serve(
 async def _until_its_end(
     server: Serving, settings: Settings, ending: Ending, tasks: Tasks, emit: Callable[..., None]
 ) -> None:
-    gateway = server.gateway
+    gateway, limit_s, handed_over = server.gateway, settings.server.drain_timeout_s, False
     path = control_path(settings, server.port)
     successor = Successor(
         path, give=server.give, take_back=gateway.take_back, work=gateway.work, refuse=gateway.queues.refuse
@@ -243,7 +260,9 @@ async def _until_its_end(
         if handed_over:
             emit(events.GATEWAY_HANDED_OVER)
             tasks.spawn(successor.report())
-            await server.leave(settings.server.drain_timeout_s)
+            await server.leave(limit_s)
+    if server.outlived and not handed_over:
+        await server.finish(limit_s, ending.at_once)
     emit(events.GATEWAY_STOPPING)
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ async def refuses(gateway: GatewayProcess) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     async with asyncio.timeout(20):
         while True:
-            try:
-                _, writer = await asyncio.open_connection(host, int(port))
-            except ConnectionRefusedError:
-                return
-            writer.close()
+            with suppress(ConnectionResetError):  # it was about to be accepted
+                try:
+                    _, writer = await asyncio.open_connection(host, int(port))
+                except ConnectionRefusedError:
+                    return
+                writer.close()
             await asyncio.sleep(0.02)
 
 

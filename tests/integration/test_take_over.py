@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new gateway takes over from a running one: by its control socket, or by systemd's socket activation."""
+"""A new gateway takes over from a running one, by its control socket."""
 
 import asyncio
 import json
@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from yarl import URL
 
 from tests.gateway import GatewayProcess, running_gateway
@@ -156,27 +155,3 @@ async def test_who_waits_at_the_old_one_for_a_model_that_the_new_one_has_not_is_
 async def test_where_nobody_runs_taking_over_is_a_plain_start(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(), arguments=["--take-over"]) as gateway:
         assert (await gateway.chat("qwen2.5"))[0] == 200
-
-
-async def test_systemds_socket_is_served(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        (tmp_path / "gateway.yaml").write_text("runtime: process\nmodels: {a: {endpoints: ['http://127.0.0.1:9']}}\n")
-        # As systemd does it: the socket is number 3, and the process that execs is the one that LISTEN_PID names.
-        script = (
-            "import os, sys; os.dup2(int(sys.argv[1]), 3); "
-            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
-            "os.execv(sys.executable, [sys.executable, '-m', 'vllm_gateway.cli', 'serve', '--config', sys.argv[2]])"
-        )
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", script, str(listening.fileno()), str(tmp_path / "gateway.yaml")),
-            stdout=asyncio.subprocess.DEVNULL,
-            pass_fds=[listening.fileno()],
-        )
-        try:
-            host, port = listening.getsockname()
-            async with aiohttp.ClientSession() as http, http.get(f"http://{host}:{port}/health") as reply:
-                answer: dict[str, Any] = await reply.json()
-            assert answer["status"] in ("ok", "degraded")
-        finally:
-            process.terminate()
-            assert await process.wait() == 0

@@ -24,8 +24,11 @@ from vllm_gateway.settings import Process, Settings
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0
 _LAST_OUTPUT_S = 1.0
-_NOT_FOR_ENGINES = re.compile("VLLM_GATEWAY_.*|VLLM_IMAGE|VLLM_CONTAINER_PREFIX|VLLM_INACTIVITY_TIMEOUT")
-"""The gateway's own: API keys are no business of engines, and vLLM warns of VLLM_ names that it does not know."""
+_NOT_FOR_ENGINES = re.compile(
+    "VLLM_GATEWAY_.*|VLLM_IMAGE|VLLM_CONTAINER_PREFIX|VLLM_INACTIVITY_TIMEOUT|LISTEN_PID|LISTEN_FDS|LISTEN_FDNAMES"
+)
+"""The gateway's own: API keys and systemd's sockets are no business of engines, and vLLM warns of VLLM_ names that it
+does not know."""
 
 # Runs in the child, then becomes the engine: asks the kernel for SIGKILL when the gateway dies (prctl 1 is
 # PR_SET_PDEATHSIG), and gives up if it died before that. A `preexec_fn` would do this in a fork of a process with

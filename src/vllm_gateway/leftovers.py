@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Temporary files that outlive a gateway which is killed: the next one removes those whose owner lives no more."""
+
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_OWNER = "owner"  # locked for as long as the owner of its folder lives
+_BOUND_S = 60.0  # a socket that has a name for so long listens, or never will
+
+
+@contextmanager
+def own_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder of this process; those that killed ones have left go. Raises OSError."""
+    for other in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError):
+            _remove_if_nobody_lives_there(other)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        hidden = folder / f".{_OWNER}"
+        with hidden.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            hidden.rename(folder / _OWNER)  # never seen without its lock
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_nobody_lives_there(folder: Path) -> None:
+    """Raises OSError if somebody does, or nobody can tell."""
+    there = folder.lstat()
+    if stat.S_ISDIR(there.st_mode) and there.st_uid == os.getuid():
+        with (folder / _OWNER).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+
+
+def remove_dead_sockets(folder: Path, pattern: str) -> None:
+    """Of this user. A connection to one that lives is closed at once."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            there = path.lstat()
+            is_ours = stat.S_ISSOCK(there.st_mode) and there.st_uid == os.getuid()
+            if is_ours and time.time() - there.st_mtime > _BOUND_S and _is_dead(path):
+                path.unlink()
+
+
+def _is_dead(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            return False
+    return False

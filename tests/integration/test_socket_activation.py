@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets that systemd holds: served, kept over restarts, handed over, and no business of engines."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.faults.engines import engine_pids
+from tests.gateway import running_gateway
+from tests.integration.test_gateway import config, model
+from tests.integration.test_take_over import ended, engines, folder_of
+from tests.load import Load
+from vllm_gateway import listening as listening_module
+from vllm_gateway.listening import inherited
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        yield one
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()
+    return f"http://{host}:{port}"
+
+
+async def test_every_socket_is_served_and_engines_get_none(listening: socket.socket, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        async with running_gateway(tmp_path, config(models={"a": model("a")}), handed_in=[listening, other]) as gateway:
+            assert gateway.url == url_of(listening)
+            assert (await gateway.chat("a"))[0] == 200
+            async with aiohttp.ClientSession() as http, http.get(f"{url_of(other)}/health") as reply:
+                assert reply.status == 200
+            (engine,) = engine_pids(gateway.process.pid).values()
+            held = {os.readlink(one) for one in Path(f"/proc/{engine}/fd").iterdir()}
+            assert not held & {f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in (listening, other)}
+            assert b"LISTEN_" not in Path(f"/proc/{engine}/environ").read_bytes()
+
+
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        async with engines(tmp_path / "engines") as addresses:
+            settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+            arguments = ["--port", "8123"]  # which nobody listens on
+            async with running_gateway(
+                folder_of(tmp_path, "0"), settings, handed_in=[listening], arguments=arguments
+            ) as gateway:
+                assert gateway.url == f"unix:{path}"
+                assert (await gateway.chat("a"))[0] == 200
+
+
+async def test_a_restart_loses_no_connection(listening: socket.socket, tmp_path: Path) -> None:
+    async with engines(tmp_path / "engines") as addresses:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+        load = Load(url_of(listening), keep=False)
+        for number in range(3):
+            async with running_gateway(folder_of(tmp_path, str(number)), settings, handed_in=[listening]):
+                await load.more(20)
+        async with running_gateway(folder_of(tmp_path, "last"), settings, handed_in=[listening]):
+            await load.more(20)
+            await load.end()
+        assert not load.failures
+
+
+async def test_it_is_handed_over_whatever_port_is_configured(listening: socket.socket, tmp_path: Path) -> None:
+    async with engines(tmp_path / "engines") as addresses:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings, handed_in=[listening]) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 2)
+            load = Load(first.url)
+            await load.more(20)
+            async with running_gateway(
+                folder_of(tmp_path, "1"), settings, handed_in=[listening], arguments=["--take-over"]
+            ) as second:
+                assert second.url == first.url
+                await ended(first)
+                await load.more(20)
+                await load.end()
+                assert not load.failures
+
+
+def test_a_socket_that_does_not_listen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as connection:
+        monkeypatch.setattr(listening_module, "_FIRST_INHERITED", os.dup(connection.fileno()))
+    with pytest.raises(OSError, match="ListenStream"):
+        inherited({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+    assert inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
