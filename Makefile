@@ -41,7 +41,7 @@ endif
 	$(BIN)/python -m pytest tests/vllm
 
 reliability: setup ## every fault in every phase of a request; then the table of docs/reliability.md
-	ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py
+	$(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py
 	$(BIN)/python -m tests.faults.page
 
 SOAK_S ?= 600

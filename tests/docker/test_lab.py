@@ -179,6 +179,14 @@ async def test_the_engine_serves_on_a_published_port(lab: Lab, docker: aiodocker
     assert seen_by_nvml(lab, 0)["second"][2] > 0
 
 
+async def test_the_bridge_keeps_its_address_while_containers_come_and_go(lab: Lab, docker: aiodocker.Docker) -> None:
+    address = Path("/sys/class/net", lab.place.bridge, "address")
+    before = address.read_text()
+    await start_holder(docker, lab, "GPU-sim-0", 1024)
+    assert address.read_text() == before
+    assert Path("/sys/class/net", lab.place.bridge, "addr_assign_type").read_text() == "3\n"  # given, not a container's
+
+
 async def test_what_a_test_leaves_is_removed(lab: Lab, docker: aiodocker.Docker) -> None:
     with lab.nothing_left():
         await start_holder(docker, lab, "GPU-sim-0", 1024)

@@ -53,8 +53,6 @@ class Fault:
     """Of the requests, if not all that the phase can have."""
     stays_held: bool = False
     """Requests are kept in their phase; what ends them is the gateway."""
-    needs_calm: bool = False
-    """Its limits hold on a machine that does nothing else: played by `make reliability`, not with all other tests."""
 
     @property
     def instances(self) -> int:

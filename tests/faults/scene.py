@@ -3,10 +3,11 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -58,6 +59,7 @@ class Scene:
         self.reference = {kind: Request(self._http, self.model, kind) for kind in (*KINDS, *kinds)}
         await self._ended(list(self.reference.values()))
         page = await self.gateway.until(lambda page: page["models"][self.model]["running"] == instances, LIMIT_S)
+        await self._probe_the_ejected()
         pids = self._running()
         for name in page["active_models_by_id"][self.model]:
             address = page["active_containers_by_name"][name]["address"]
@@ -133,6 +135,15 @@ class Scene:
             if engine.stopped:
                 engine.signal(signal.SIGKILL)
 
+    async def _probe_the_ejected(self) -> None:
+        """An earlier scene may have left such; with one request at a time they do not have their share."""
+        async with asyncio.timeout(LIMIT_S):
+            while any(one["health"] != "healthy" for one in self._instances_in(await self.gateway.status())):
+                await self._ended([Request(self._http, self.model, "chat", tokens=1)])
+
+    def _instances_in(self, page: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [one for one in page["active_containers_by_name"].values() if one["model"] == self.model]
+
     async def _ended(self, requests: list[Request]) -> None:
         async with asyncio.timeout(LIMIT_S):
             await asyncio.gather(*(request.task for request in requests), return_exceptions=True)
@@ -142,13 +153,7 @@ class Scene:
 
     async def _in_flight(self, count: int) -> None:
         await self.gateway.until(
-            lambda page: (
-                count
-                == sum(
-                    one["in_flight"] for one in page["active_containers_by_name"].values() if one["model"] == self.model
-                )
-            ),
-            LIMIT_S,
+            lambda page: count == sum(one["in_flight"] for one in self._instances_in(page)), LIMIT_S
         )
 
     async def _idle(self) -> Held:

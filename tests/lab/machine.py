@@ -13,6 +13,7 @@ from tests.lab.place import Place
 from tests.lab.shell import run, succeeds
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_BRIDGE_ADDRESS = "02:00:00:00:00:01"
 _NETWORK_ID = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -43,7 +44,9 @@ def add_bridge(place: Place) -> None:
     if not _interface_exists(place.bridge):
         run("ip", "link", "add", place.bridge, "type", "bridge")
         run("ip", "address", "add", f"{_free_network(place)}.1/24", "dev", place.bridge)
-    run("ip", "link", "set", place.bridge, "up")
+    # One without an address of its own takes that of a container, and another when that container ends: what the other
+    # containers send would go astray until they ask again. Docker gives its own bridges one, too.
+    run("ip", "link", "set", place.bridge, "address", _BRIDGE_ADDRESS, "up")
 
 
 def remove_bridges(place: Place) -> None:

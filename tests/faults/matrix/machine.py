@@ -58,7 +58,6 @@ FAULTS = (
         row(_ANEW, _OR_ERROR, _OR_ERROR, _OR_ERROR, COMPLETED),
         stage=Stage.DOCKER_RESTARTS,
         afterwards=strikes.new_engines_run,
-        needs_calm=True,
     ),
     Fault(
         "gpu-lost",
