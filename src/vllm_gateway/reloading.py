@@ -14,7 +14,7 @@ from vllm_gateway.telemetry import events
 
 Stamp = tuple[int, int, int]
 
-WATCH_S = 1.0
+WATCH_S = 0.5  # a change counts at the second look that finds it
 # What is built once: the listening socket, the runtime, the GPUs, the log and other files.
 FIXED = (
     "server.host",
@@ -55,27 +55,24 @@ class Reloader:
         load: Callable[[], Settings],
         apply: Callable[[Settings], Awaitable[None]],
         emit: Callable[..., None],
+        asked: asyncio.Event,
     ) -> None:
+        """`asked`: when it is set, a reload is asked for."""
         self._current = current
         self._load = load
         self._apply = apply
         self._emit: Callable[..., None] = emit
-        self._asked = asyncio.Event()
-
-    def ask(self) -> None:
-        """For a reload, soon."""
-        self._asked.set()
+        self._asked = asked
 
     async def follow(self) -> None:
-        """Reloads when that is asked for, once for all who asked meanwhile. Runs until it is cancelled."""
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            await self.reload()
+        """Reloads when that is asked for, once for all who asked meanwhile."""
+        await self._asked.wait()
+        self._asked.clear()
+        await self.reload()
 
     async def reload(self) -> None:
         try:
-            settings, differing = keep_fixed(self._current, self._load())
+            settings, differing = keep_fixed(self._current, await asyncio.to_thread(self._load))
             await self._apply(settings)
         except ConfigError as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=list(map(str, error.problems)))
@@ -83,25 +80,37 @@ class Reloader:
         except (StrategyError, ProbeError, RuntimeDown) as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=[str(error)])
             return
+        except Exception as error:
+            self._emit(events.CONFIG_RELOAD_FAILED, problems=[repr(error)])
+            raise
         self._current = settings
         if differing:
             self._emit(events.CONFIG_NEEDS_RESTART, settings=differing)
         self._emit(events.CONFIG_RELOADED, models=list(settings.models))
 
-    async def watch(self, path: Path, seen: Stamp | None) -> None:
-        """Asks whenever the file has changed since it was `seen`. Runs until it is cancelled."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            now = await asyncio.to_thread(stamp, path)
-            if now != seen:
-                seen = now
-                self.ask()
+
+class Watch:
+    """Of a file that may be written in place, replaced, or missing in between: it counts once it has come to rest."""
+
+    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
+        self._path = path
+        self._changed = changed
+        self._told = self._before = _stamp(path)
+
+    async def look(self) -> None:
+        now = await asyncio.to_thread(_stamp, self._path)
+        if now is not None and now == self._before and now != self._told:
+            self._told = now
+            self._changed()
+        self._before = now
 
 
-def stamp(path: Path) -> Stamp | None:
-    """What differs once a file was written or replaced; follows links, as volumes of Kubernetes need."""
+def _stamp(path: Path) -> Stamp | None:
+    """What differs once a file was written or replaced, behind links too; None: there is nothing in it."""
     try:
         status = path.stat()
     except OSError:
+        return None
+    if not status.st_size:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size

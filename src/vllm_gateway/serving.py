@@ -24,7 +24,7 @@ from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.handover import CannotTakeOver, Predecessor, Successor, control_path
 from vllm_gateway.leftovers import own_folder
 from vllm_gateway.listening import BACKLOG, bind, inherited, port_of, url_of
-from vllm_gateway.reloading import Reloader, stamp
+from vllm_gateway.reloading import WATCH_S, Reloader, Watch
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.settings import Gpus, Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
@@ -189,14 +189,15 @@ async def serve(
 
     `load` reads the settings again.
     """
-    seen = stamp(config_file) if config_file is not None else None
+    hung_up = asyncio.Event()  # by SIGHUP: read the configuration again, once that can be done
+    watch = Watch(config_file, hung_up.set) if config_file is not None and settings.reload == "watch" else None
     log.configure(settings.log)
     _keep_freed_memory()
     ending = Ending(asyncio.current_task())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.ask)
-    loop.add_signal_handler(signal.SIGHUP, _ignore)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     emit = log.get_logger().emit
     tasks = Tasks(emit)
     try:
@@ -209,18 +210,18 @@ async def serve(
             ending.started()
             if predecessor is not None:
                 await predecessor.say_ready()
-            reloader = Reloader(settings, load, server.gateway.reconfigure, emit)
-            tasks.spawn(reloader.follow())
-            loop.add_signal_handler(signal.SIGHUP, reloader.ask)
-            if config_file is not None and settings.reload == "watch":
-                tasks.spawn(reloader.watch(config_file, seen))
+            reloader = Reloader(settings, load, server.gateway.reconfigure, emit, hung_up)
+            reloading = [tasks.repeat(reloader.follow, 0.0)]
+            if watch is not None:
+                reloading.append(tasks.repeat(watch.look, WATCH_S))
             emit(events.GATEWAY_READY, address=server.address)
             is_demo = sys.stdout.isatty() or settings.gpus.source == "simulated"
             if is_demo and server.port is not None:  # for people
                 log.flush()  # another thread writes the lines: those that came first are to be read first
                 print(_hint(settings, server.address), file=sys.stderr, flush=True)
             await _until_its_end(server, settings, ending, tasks, emit)
-            loop.add_signal_handler(signal.SIGHUP, _ignore)
+            for task in reloading:
+                task.cancel()
         emit(events.GATEWAY_STOPPED)
     except asyncio.CancelledError:
         if not ending.asked.is_set():
@@ -264,10 +265,6 @@ async def _until_its_end(
     if server.outlived and not handed_over:
         await server.finish(limit_s, ending.at_once)
     emit(events.GATEWAY_STOPPING)
-
-
-def _ignore() -> None:
-    """SIGHUP ends a process that does not handle it."""
 
 
 def _hint(settings: Settings, address: str) -> str:

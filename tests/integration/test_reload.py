@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from tests.gateway import GatewayProcess, running_gateway
-from tests.integration.test_gateway import config, model
+from tests.integration.test_gateway import FAST, config, model
+from tests.load import Load
 
 
 def write(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -83,6 +84,48 @@ async def test_a_changed_file_is_noticed_if_that_is_asked_for(tmp_path: Path) ->
         gateway.http.headers["Authorization"] = "Bearer secret"
         assert (await gateway.chat("b"))[0] == 200
         assert (await gateway.chat("a"))[0] == 404
+
+
+async def test_numbers_of_instances_go_up_and_down_and_no_request_fails(tmp_path: Path) -> None:
+    def with_instances(count: int, **more: Any) -> dict[str, Any]:
+        return config(gpus=3, models={"a": model("a", instances=count, **more)})
+
+    async with running_gateway(tmp_path, with_instances(2)) as gateway:
+        await gateway.chat("a")
+        await gateway.until(lambda page: page["models"]["a"]["running"] == 2)
+        load = Load(gateway.url)
+        for done, count in enumerate((1, 3), start=1):
+            await reload(gateway, tmp_path, with_instances(count), count=done)
+            await gateway.until(lambda page, count=count: len(page["active_containers_by_name"]) == count)  # type: ignore[misc]
+            await load.more(20)
+        for seed in (3, 4):  # the second one comes while the first one is under way
+            write(tmp_path, with_instances(2, engine_arguments=["--seed", str(seed)], pinned=seed == 3))
+            gateway.process.send_signal(signal.SIGHUP)
+            await gateway.event("config_reloaded", count=seed)
+        await load.more(20)
+        await gateway.until(lambda page: len(page["active_containers_by_name"]) == page["models"]["a"]["running"] == 2)
+        await load.end()
+        assert not load.failures
+
+
+async def test_who_waits_for_a_model_that_goes_is_told_and_who_is_served_is_served(tmp_path: Path) -> None:
+    slow = {**FAST, "SIM_TOKENS_PER_S": "30"}
+    cold = model("cold", environment={**FAST, "SIM_LOAD_S": "5"})
+    models = {"a": model("a", environment=slow, max_in_flight=1), "cold": cold}
+    async with running_gateway(tmp_path, config(gpus=2, models=models)) as gateway:
+        await gateway.chat("a")
+        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True, "n": 2}
+        async with gateway.http.post("/v1/completions", json=body) as stream:
+            await stream.content.readline()
+            waiting = [asyncio.create_task(gateway.chat(name)) for name in models]
+            await gateway.until(lambda page: all(page["models"][name]["queued"] == 1 for name in models))
+            await gateway.event("instance_starting", model="cold")
+            await reload(gateway, tmp_path, config(models={"c": model("c")}))
+            for status, _, answer in await asyncio.gather(*waiting):
+                assert (status, answer["error"]["code"]) == (404, "model_not_found")
+            assert (await stream.content.read()).rstrip().endswith(b"data: [DONE]")
+        await gateway.until(lambda page: not page["active_containers_by_name"])
+        assert (await gateway.chat("c"))[0] == 200
 
 
 async def test_engines_are_not_promised_where_none_can_run(tmp_path: Path) -> None:

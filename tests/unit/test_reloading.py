@@ -2,10 +2,13 @@
 """A changed configuration counts as a whole or not at all, and what needs a restart is named."""
 
 import asyncio
+from pathlib import Path
+
+import pytest
 
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.configuration import ConfigError, Problem
-from vllm_gateway.reloading import FIXED, Reloader, keep_fixed
+from vllm_gateway.reloading import FIXED, Reloader, Watch, keep_fixed
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.settings import Settings
 
@@ -43,7 +46,7 @@ class Applied(list[Settings]):
 async def test_a_good_one_is_applied() -> None:
     said, applied = Said(), Applied()
     new = OLD.model_copy(update={"queue_size": 5})
-    await Reloader(OLD, lambda: new, applied, said).reload()
+    await Reloader(OLD, lambda: new, applied, said, asyncio.Event()).reload()
     assert applied == [new]
     assert said.lines == [("config_reloaded", {"models": ["a"]})]
 
@@ -54,7 +57,7 @@ async def test_a_bad_one_changes_nothing_and_says_why() -> None:
     def bad() -> Settings:
         raise ConfigError([Problem("gateway.yaml:3", "unknown setting 'modles'")])
 
-    await Reloader(OLD, bad, applied, said).reload()
+    await Reloader(OLD, bad, applied, said, asyncio.Event()).reload()
     assert not applied
     assert said.lines == [("config_reload_failed", {"problems": ["gateway.yaml:3: unknown setting 'modles'"]})]
 
@@ -63,7 +66,7 @@ async def test_a_bad_one_changes_nothing_and_says_why() -> None:
         async def refuse(_: Settings, error: Exception = error) -> None:
             raise error
 
-        await Reloader(OLD, lambda: OLD, refuse, said).reload()
+        await Reloader(OLD, lambda: OLD, refuse, said, asyncio.Event()).reload()
         assert said.lines[-1] == ("config_reload_failed", {"problems": [str(error)]})
 
 
@@ -76,15 +79,73 @@ async def test_who_asks_while_one_is_applied_is_served_after_it() -> None:
         await applied.put(settings)
         await go_on.acquire()
 
-    reloader = Reloader(OLD, lambda: OLD, apply, said)
-    following = asyncio.create_task(reloader.follow())
-    reloader.ask()
+    asked = asyncio.Event()
+    asked.set()  # before there was anybody who could reload
+    reloader = Reloader(OLD, lambda: OLD, apply, said, asked)
+    first = asyncio.create_task(reloader.follow())
     await applied.get()
     for _ in range(3):
-        reloader.ask()
+        asked.set()
     go_on.release()
-    await applied.get()
+    await first
     assert [name for name, _ in said.lines] == ["config_reloaded"]
-    assert applied.empty()
-    following.cancel()
-    await asyncio.wait({following})
+    go_on.release()
+    await reloader.follow()
+    assert applied.qsize() == 1
+    assert not asked.is_set()
+
+
+async def test_an_unforeseen_error_is_told_as_a_failed_reload_and_goes_on_to_whoever_contains_it() -> None:
+    said = Said()
+
+    async def apply(settings: Settings) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await Reloader(OLD, lambda: OLD, apply, said, asyncio.Event()).reload()
+    assert said.lines == [("config_reload_failed", {"problems": ["ZeroDivisionError()"]})]
+
+
+class Watched:
+    """`told` is set once the watch has told of a change; `looks` does not wait between two looks."""
+
+    def __init__(self, path: Path) -> None:
+        self.told = asyncio.Event()
+        self._watch = Watch(path, self.told.set)
+
+    async def looks(self, times: int = 1) -> bool:
+        self.told.clear()
+        for _ in range(times):
+            await self._watch.look()
+        return self.told.is_set()
+
+
+async def test_a_file_that_is_written_little_by_little_counts_when_it_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text("models: {}\n")
+    watched = Watched(file)
+    assert not await watched.looks(2)
+    file.write_text("")
+    assert not await watched.looks(3), "an editor that empties it first"
+    for text in ("m", "mo", "mod"):
+        file.write_text(text)
+        assert not await watched.looks()
+    assert await watched.looks()
+    assert not await watched.looks(2), "once"
+    file.unlink()
+    assert not await watched.looks(3)
+    file.write_text("models: {a: {}}\n")
+    assert await watched.looks(2)
+
+
+async def test_a_file_that_is_replaced_is_noticed_behind_links_too(tmp_path: Path) -> None:
+    """As Kubernetes does it: the file is a link into a folder that is itself a link, and that one is replaced."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "gateway.yaml").write_text("models: {}\n")
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "gateway.yaml").symlink_to("..data/gateway.yaml")
+    watched = Watched(tmp_path / "gateway.yaml")
+    (tmp_path / "next").symlink_to("two")
+    (tmp_path / "next").rename(tmp_path / "..data")
+    assert await watched.looks(2)

@@ -10,6 +10,7 @@ import yaml
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
 
 _MAX_DEPTH = 30
+_MAX_NODES = 100_000  # a few aliases of aliases stand for millions
 
 
 def read_file(draft: Draft, path: Path) -> None:
@@ -21,10 +22,8 @@ def read_file(draft: Draft, path: Path) -> None:
     except UnicodeDecodeError as error:
         draft.problems.append(Problem(str(path), f"is not UTF-8 text (byte {error.start})"))
         return
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        value = _Reader(draft, path, loader).read(node, ()) if node is not None else {}
+        value = _parse(draft, path, text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -33,12 +32,20 @@ def read_file(draft: Draft, path: Path) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         draft.problems.append(Problem(str(path), f"not valid YAML: {error}"))
         return
-    finally:
-        loader.dispose()
     if isinstance(value, dict):
         draft.data = value
     elif value is not None:
         draft.problems.append(Problem(f"{path}:1", "must be settings of the form `name: value`"))
+
+
+def _parse(draft: Draft, path: Path, text: str) -> Any:
+    """Raises YAMLError, ValueError, RecursionError."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return _Reader(draft, path, loader).read(node, ()) if node is not None else {}
+    finally:
+        loader.dispose()
 
 
 @dataclass(slots=True)
@@ -48,11 +55,13 @@ class _Reader:
     draft: Draft
     path: Path
     loader: yaml.SafeLoader
+    nodes: int = 0
 
     def read(self, node: yaml.Node, keys: Keys) -> Any:
         self.draft.places.setdefault(keys, f"{self.path}:{node.start_mark.line + 1}")
-        if len(keys) > _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=node.start_mark)
+        self.nodes += 1
+        if len(keys) > _MAX_DEPTH or self.nodes > _MAX_NODES:
+            raise yaml.MarkedYAMLError(problem="nested too deeply, or too large", problem_mark=node.start_mark)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*keys, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):

@@ -47,7 +47,7 @@ class Catalogue:
                 settings.idle_timeout_s if model.idle_timeout_s is None else model.idle_timeout_s,
                 model.pinned,
                 uses_gpu_memory=not model.endpoints,
-                footprint_declared=model.footprint_mib is not None,
+                footprint_mib=model.footprint_mib,
                 weights=model.weights,
                 sleeps=model.sleep != "off",
                 parameters_mib=None if model.sleep == "off" else parameters_mib(str(model.repository), self._cache),

@@ -25,7 +25,7 @@ class ModelSpec:
     idle_timeout_s: float  # 0: never
     pinned: bool
     uses_gpu_memory: bool  # False: no GPUs at all (external engines)
-    footprint_declared: bool = False  # by the operator, and not to be corrected
+    footprint_mib: int | None = None  # as the operator declares it, and not to be corrected
     weights: tuple[float, ...] = ()
     sleeps: bool = False  # instead of being stopped, where that makes the room
     parameters_mib: int | None = None  # what its engines copy to the machine's memory; None: unknown

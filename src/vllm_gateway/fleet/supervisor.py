@@ -144,7 +144,7 @@ class Supervisor:
             state = board.models.setdefault(name, ModelState(spec))
             if state.spec != spec:
                 state.corrected_mib = 0
-            if state.spec.spec_hash != spec.spec_hash:
+            if (state.spec.spec_hash, state.spec.footprint_mib) != (spec.spec_hash, spec.footprint_mib):
                 state.failures, state.retry_at, state.last_error = 0, 0.0, None  # what failed may be put right
                 state.asleep_mib = None
             state.spec = spec
@@ -247,13 +247,13 @@ class Supervisor:
         state = board.models[one.model]
         state.log_tail = tail[-SHOWN_LINES:]
         larger_mib = self._larger_footprint(one, tail) if was is State.STARTING else None
-        if larger_mib and not state.spec.footprint_declared and state.corrections < MOST_CORRECTIONS:
+        if larger_mib and state.spec.footprint_mib is None and state.corrections < MOST_CORRECTIONS:
             state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
             board.effects.append(e.CorrectFootprint(one.model, larger_mib, one.reserved_mib))
             return  # the requests wait on
         said = root_cause(tail)
         state.last_error = f"{reason}: {said}" if said else reason
-        if larger_mib and state.spec.footprint_declared:
+        if larger_mib and state.spec.footprint_mib is not None:
             state.last_error += f" Its footprint_mib is {one.reserved_mib}; declare {larger_mib}, or none at all."
         state.start_failed = was is State.STARTING
         self._back_off(one, state, now)

@@ -4,6 +4,7 @@
 import io
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,7 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",
             "g.yaml:1: models.a.engine_arguments.0: an option and its value are two items of the list: [--max",
         ),
+        ("a: \0\n", "g.yaml: not valid YAML: unacceptable character #x0000"),
         ("runtime: podman\n", "g.yaml:1: runtime: must be 'docker' or 'process'"),
         ("log:\n", "g.yaml:1: log: must be settings of the form `name: value`"),
         ("process: {command: vllm serve}\n", "g.yaml:1: process.command: must be a list of the form [one, two]"),
@@ -166,6 +168,14 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
     path.write_text("models:\n  a: &a {repository: x, instances: 2}\n  b: {<<: *a, instances: 3}\n", "utf-8")
     assert [m.instances for m in load_settings(path, {}).models.values()] == [2, 3]
+
+
+def test_aliases_of_aliases_do_not_stand_for_millions(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]" for a, b in pairwise("abcdefgh")]
+    assert problems(tmp_path, "\n".join(lines))[0].startswith(
+        "g.yaml:1: not valid YAML: nested too deeply, or too large"
+    )
 
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:

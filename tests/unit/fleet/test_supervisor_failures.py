@@ -38,12 +38,14 @@ def test_corrections_come_to_an_end() -> None:
 
 
 def test_a_declared_footprint_is_not_corrected_but_the_right_one_is_told() -> None:
-    fleet = FleetInTheHead(spec("a", footprint_declared=True))
+    fleet = FleetInTheHead(spec("a", footprint_mib=60))
     fleet.want("a")
     (one,) = fleet.of("a")
     fleet.hear(e.Died(one.instance_id, "exit status 1", NO_CACHE, 1))
+    fleet.hear(e.Gone(one.instance_id))
     assert fleet.refusals
     assert "declare 75" in str(fleet.supervisor.models["a"].last_error)
+    assert started(fleet.reconfigure(spec("a", footprint_mib=75))), "its back-off is over"
 
 
 def test_an_operator_may_have_it_tried_again_now() -> None:
