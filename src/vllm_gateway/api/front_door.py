@@ -24,10 +24,9 @@ class FrontDoor(AiohttpServer):
     """Takes connections; ends them gracefully on shutdown, in both lanes."""
 
     def __init__(self, api: Api) -> None:
-        super().__init__(api.handle, access_log=None, handler_cancellation=True, auto_decompress=False)
+        super().__init__(api.handle, api.journal)
         self._opened = api.opened
         self.inference = api.inference
-        self.journal = api.journal
         self.loop = asyncio.get_running_loop()
         self.visitors: set[Visitor] = set()
         self.closing = False

@@ -74,6 +74,15 @@ def _list(draft: Draft, model: str, setting: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def find_missing_gpus(draft: Draft, settings: Settings) -> None:
+    """Where the configuration names the GPUs; what NVML lists shows at the start."""
+    there = len(settings.gpus.devices)
+    for name, model in settings.models.items():
+        if there and not model.endpoints and model.tensor_parallel_size > there:
+            message = f"an instance needs {model.tensor_parallel_size} GPUs, and `gpus.devices` has {there}"
+            draft.complain(("models", name, "tensor_parallel_size"), message)
+
+
 def find_bad_strategies(draft: Draft, settings: Settings) -> None:
     directory = Path(settings.strategies_dir) if settings.strategies_dir else None
     if directory is not None and not directory.is_dir():

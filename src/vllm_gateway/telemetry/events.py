@@ -53,7 +53,7 @@ CONFIG_NEEDS_RESTART = Event(
 REQUEST_FINISHED = Event(
     "request_finished",
     "info",
-    "The access line: one for each request. Times are in milliseconds.",
+    "The access line: one for each request; the method of what is no HTTP is `UNKNOWN`. Times are in milliseconds.",
     ("request_id", "method", "path", "status", "outcome", "duration_ms"),
     ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued"),
 )

@@ -127,14 +127,21 @@ async def test_other_methods_reach_no_instance(method: bytes) -> None:
         assert (await client.message(bodiless=method == b"HEAD")).status in (400, 404)
 
 
-async def test_garbage_is_refused() -> None:
+GARBAGE = (
+    b"FOO / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+    b"hello\r\n\r\n",
+    b"\0" * 100_000,
+)
+
+
+async def test_garbage_is_refused_and_told_of() -> None:
     async with house() as gateway:
-        for garbage in (
-            b"FOO / HTTP/1.1\r\n\r\n",
-            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-            b"hello\r\n\r\n",
-            b"\0" * 100_000,
-        ):
+        for count, garbage in enumerate(GARBAGE):
             client = await gateway.connect()
             await client.send(garbage)
-            assert (await client.ended()).startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
+            reply = await client.ended()
+            assert reply.startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
+            line = await gateway.line(count)
+            assert (line["status"], line["outcome"], line["model"]) == (400, "bad_request", None)
+            assert f"\r\nX-Request-Id: {line['request_id']}\r\n".encode() in reply

@@ -120,6 +120,11 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
         ("idle_timeout_s: 30m\n", 'g.yaml:1: idle_timeout_s: must be a number; got "30m"'),
         ("retry: {budget: 2}\n", "g.yaml:1: retry.budget: must be at most 1; got 2"),
         ("gpus: {source: static, devices: [{name: g}]}\n", "g.yaml:1: gpus.devices.0.memory_mib: is missing"),
+        (
+            "gpus: {source: static, devices: [{name: g, memory_mib: 1}]}\n"
+            "models: {a: {repository: x, tensor_parallel_size: 2}}\n",
+            "g.yaml:2: models.a.tensor_parallel_size: an instance needs 2 GPUs, and `gpus.devices` has 1",
+        ),
         ("docker: {shm_mib: 64}\n", "g.yaml:1: docker: `shm_mib` needs `ipc: private`"),
         (
             "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",
