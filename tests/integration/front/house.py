@@ -68,6 +68,7 @@ class House:
     api: Api
     door: FrontDoor
     queues: Queues
+    relay: Relay
     runner: web.ServerRunner
     fleet: NoFleet
     lines: list[dict[str, object]]
@@ -144,7 +145,7 @@ async def house(
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        made = House(api, door, queues, runner, fleet, lines, runner.addresses[0][1])
+        made = House(api, door, queues, relay, runner, fleet, lines, runner.addresses[0][1])
         made.publish(ports, max_in_flight)
         try:
             yield made
