@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import yaml
 
+from tests.waiting import until
 from vllm_gateway.telemetry.events import validate
 
 CHAT = "/v1/chat/completions"
@@ -75,10 +76,14 @@ class GatewayProcess:
     async def until(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 20) -> dict[str, Any]:
         """Waits until the status page fulfils `condition`."""
         page: dict[str, Any] = {}
+
+        async def fulfilled() -> bool:
+            nonlocal page
+            page = await self.status()
+            return condition(page)
+
         try:
-            async with asyncio.timeout(limit_s):
-                while not condition(page := await self.status()):
-                    await asyncio.sleep(0.02)
+            await until(fulfilled, limit_s)
         except TimeoutError:
             raise AssertionError(json.dumps(page, indent=1)) from None
         return page

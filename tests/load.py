@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import aiohttp
 
 from tests.gateway import CHAT
+from tests.waiting import until
 
 
 class Load:
@@ -38,9 +39,7 @@ class Load:
 
     async def more(self, count: int) -> None:
         goal = self.served + count
-        async with asyncio.timeout(30):
-            while self.served < goal:
-                await asyncio.sleep(0.02)
+        await until(lambda: self.served >= goal, 30)
 
     async def end(self) -> None:
         self._over.set()

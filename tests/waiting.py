@@ -2,14 +2,39 @@
 """How tests wait for what nothing tells them of: for the condition itself, with a limit."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+
+from yarl import URL
 
 LIMIT_S = 10.0
-_POLL_S = 0.002
+_LOOK_S = 0.002
+_ASK_S = 0.02  # where another process has to be asked
 
 
 async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
-    """Raises TimeoutError if it does not come true in time."""
+    """`condition` may be asynchronous. Raises TimeoutError if it does not come true in time."""
     async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(_POLL_S)
+        while True:
+            found, pause_s = condition(), _LOOK_S
+            if isinstance(found, Awaitable):
+                found, pause_s = await found, _ASK_S
+            if found:
+                return
+            await asyncio.sleep(pause_s)
+
+
+async def until_refused(url: str) -> None:
+    """Whoever listened there takes no connection any more."""
+    address = URL(url)
+
+    async def refused() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(address.host, address.port)
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:  # it was about to be accepted
+            return False
+        writer.close()
+        return False
+
+    await until(refused)

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.docker.containers import until_healthy
 from tests.lab.lab import Lab
 
 ROOT = Path(__file__).parents[2]
@@ -62,16 +63,7 @@ async def gateway_container(lab: Lab, docker: aiodocker.Docker, config: Path) ->
     await gateway.start()
     published = (await gateway.show())["NetworkSettings"]["Ports"]["8000/tcp"]
     url = f"http://127.0.0.1:{published[0]['HostPort']}"
-    async with aiohttp.ClientSession() as http, asyncio.timeout(30):
-        while True:
-            try:
-                async with http.get(f"{url}/health") as reply:
-                    assert reply.status == 200
-                    break
-            except aiohttp.ClientError:
-                state = (await gateway.show())["State"]
-                assert state["Running"], "".join(await gateway.log(stdout=True, stderr=True))
-                await asyncio.sleep(0.05)
+    await until_healthy(url, gateway)
     yield url
     await gateway.stop(t=10)
     assert (await gateway.show())["State"]["ExitCode"] == 0

@@ -20,10 +20,12 @@ import aiohttp
 import pytest
 from aiodocker.containers import DockerContainer
 
+from tests.docker.containers import assert_running, until_healthy
 from tests.lab import lab as labs
 from tests.lab import machine, processes
 from tests.lab.lab import Lab
 from tests.lab.place import Place
+from tests.waiting import until
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 RESERVED_MIB = 600
@@ -103,29 +105,13 @@ async def start_holder(docker: aiodocker.Docker, lab: Lab, device: str, mib: int
     """A container that holds GPU memory; returns once it does."""
     config = container_config(lab, [device, str(mib)], entrypoint=["python3", "-c", TAKE_MEMORY], device=device)
     container = await docker.containers.run(config)
-    async with asyncio.timeout(30):
-        while SimulatedGpus(lab.gpu_dir).gpu(device).used_mib != mib:
-            await assert_running(container)
-            await asyncio.sleep(0.02)
+
+    async def holds() -> bool:
+        await assert_running(container)
+        return SimulatedGpus(lab.gpu_dir).gpu(device).used_mib == mib
+
+    await until(holds, 30)
     return container
-
-
-async def until_healthy(url: str, container: DockerContainer) -> None:
-    """Engines say that they are ready only to those who ask."""
-    async with asyncio.timeout(60), aiohttp.ClientSession() as client:
-        while True:
-            await assert_running(container)
-            try:
-                async with client.get(f"{url}/health") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.05)
-
-
-async def assert_running(container: DockerContainer) -> None:
-    if not (await container.show())["State"]["Running"]:
-        pytest.fail("".join(await container.log(stdout=True, stderr=True)), pytrace=False)
 
 
 async def test_memory_of_a_container_is_seen_through_the_real_binding(lab: Lab, docker: aiodocker.Docker) -> None:

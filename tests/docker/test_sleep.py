@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sleepers on a real Docker engine: they outlive the gateway, are woken by the next one, and missed when they die."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
+from tests.docker.hand_over import SLOW, while_b_waits
 from tests.docker.test_gateway import FAST, config, containers, kill, model
 from tests.gateway import running_gateway
-from tests.integration.test_take_over import ended, folder_of, taking_over
+from tests.integration.test_take_over import ended
 from tests.lab.lab import Lab
 
 KEPT_MIB = 384  # what the simulated engine keeps asleep
@@ -41,26 +41,14 @@ async def test_a_new_gateway_adopts_sleepers_and_wakes_them(lab: Lab, tmp_path: 
 
 
 async def test_what_the_old_one_waits_for_is_woken_by_the_new_one(lab: Lab, tmp_path: Path) -> None:
-    """Its stream holds the only GPU, so the sleeper wakes only when the new one is in charge."""
     lab.reset_gpus(1, 40_000)
-    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
-    settings = config(lab, a=sleeper("a", environment=slow), b=sleeper("b")) | {"host_memory_mib": 100_000}
-    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
-        for name in "ba":
-            assert (await first.chat(name))[0] == 200
-        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
-        async with first.http.post("/v1/completions", json=body) as stream:
-            await stream.content.readline()
-            waiting = asyncio.create_task(first.chat("b"))
-            await first.event("instance_draining", model="a")
-            async with running_gateway(
-                folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
-            ) as second:
-                await first.event("gateway_handed_over")
-                text = await stream.content.read()
-                assert text.rstrip().endswith(b"data: [DONE]"), "nothing was stopped under it"
-                assert (await waiting)[0] == 200
-                assert len(second.events("instance_waking", model="b")) == 1
-                assert not second.events("instance_falling_asleep"), "the old one would not know"
-                await ended(first)
-                assert (await second.chat("b"))[0] == 200
+    a, b = sleeper("a", environment={**FAST, **SLOW}), sleeper("b")
+    settings = config(lab, a=a, b=b) | {"host_memory_mib": 100_000}
+    async with while_b_waits(lab, tmp_path, settings, before="ba") as hand_over:
+        text = await hand_over.stream.content.read()
+        assert text.rstrip().endswith(b"data: [DONE]"), "nothing was stopped under it"
+        assert (await hand_over.waiting)[0] == 200
+        assert len(hand_over.new.events("instance_waking", model="b")) == 1
+        assert not hand_over.new.events("instance_falling_asleep"), "the old one would not know"
+        await ended(hand_over.old)
+        assert (await hand_over.new.chat("b"))[0] == 200

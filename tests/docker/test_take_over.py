@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.docker.hand_over import SLOW, while_b_waits
 from tests.docker.test_gateway import FAST, config, containers, model
 from tests.gateway import running_gateway
 from tests.integration.test_take_over import ended, folder_of, taking_over
@@ -37,50 +38,28 @@ async def test_a_restart_under_load_loses_no_request_and_no_container(lab: Lab, 
 
 
 async def test_what_the_old_one_waits_for_is_started_by_the_new_one(lab: Lab, tmp_path: Path) -> None:
-    """Its stream holds the only GPU, so the other model starts only when the new one is in charge."""
     lab.reset_gpus(1, 40_000)
-    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
-    settings = config(lab, a=model("a", environment=slow), b=model("b"))
-    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
-        await first.chat("a")
-        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
-        async with first.http.post("/v1/completions", json=body) as stream:
-            await stream.content.readline()
-            waiting = asyncio.create_task(first.chat("b"))
-            await first.event("instance_draining", model="a")
-            async with running_gateway(
-                folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
-            ) as second:
-                await first.event("gateway_handed_over")
-                text = await stream.content.read()
-                assert text.rstrip().endswith(b"data: [DONE]"), "nothing was stopped under it"
-                assert (await waiting)[0] == 200
-                assert len(second.events("instance_starting", model="b")) == 1
-                await ended(first)
+    settings = config(lab, a=model("a", environment={**FAST, **SLOW}), b=model("b"))
+    async with while_b_waits(lab, tmp_path, settings) as hand_over:
+        text = await hand_over.stream.content.read()
+        assert text.rstrip().endswith(b"data: [DONE]"), "nothing was stopped under it"
+        assert (await hand_over.waiting)[0] == 200
+        assert len(hand_over.new.events("instance_starting", model="b")) == 1
+        await ended(hand_over.old)
 
 
 async def test_a_start_that_the_new_one_tries_in_vain_is_told_to_who_waits_at_the_old_one(
     lab: Lab, tmp_path: Path
 ) -> None:
     lab.reset_gpus(1, 40_000)
-    slow = {**FAST, "SIM_TOKENS_PER_S": "20"}
     broken = model("b", engine_arguments=["--no-such-option"])
-    settings = config(lab, a=model("a", environment=slow), b=broken)
-    async with running_gateway(folder_of(tmp_path, "0"), settings, lab.environment) as first:
-        await first.chat("a")
-        body = {"model": "a", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
-        async with first.http.post("/v1/completions", json=body) as stream:
-            await stream.content.readline()
-            waiting = asyncio.create_task(first.chat("b"))
-            await first.event("instance_draining", model="a")
-            async with running_gateway(
-                folder_of(tmp_path, "1"), settings, lab.environment, arguments=taking_over(first)
-            ):
-                status, _, answer = await waiting
-                assert (status, answer["error"]["code"]) == (503, "model_start_failed")
-                assert "--no-such-option" in answer["error"]["message"]
-                await stream.content.read()
-                await ended(first)
+    settings = config(lab, a=model("a", environment={**FAST, **SLOW}), b=broken)
+    async with while_b_waits(lab, tmp_path, settings) as hand_over:
+        status, _, answer = await hand_over.waiting
+        assert (status, answer["error"]["code"]) == (503, "model_start_failed")
+        assert "--no-such-option" in answer["error"]["message"]
+        await hand_over.stream.content.read()
+        await ended(hand_over.old)
 
 
 async def test_a_discovery_run_is_measured_by_the_gateway_that_adopts_it(lab: Lab, tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.gateway import GatewayProcess, running_gateway
+from tests.gateway import running_gateway
 from tests.integration.test_gateway import config, model
 from tests.integration.test_take_over import ended, engines, folder_of, taking_over
+from tests.waiting import until_refused
 
 SLOW = {"SIM_LOAD_S": "0.1", "SIM_TOKENS_PER_S": "20"}
 LONG = {"model": "a", "prompt": "x", "max_tokens": 1000, "stream": True, "ignore_eos": True}
@@ -38,24 +38,10 @@ async def test_told_twice_it_ends_now(number: signal.Signals, more: dict[str, in
     ):
         await stream.content.readline()
         gateway.process.send_signal(number)
-        await refuses(gateway)
+        await until_refused(gateway.url)
         gateway.process.send_signal(number)
         assert last_event(await stream.content.read())["error"]["code"] == "stopping"
         await ended(gateway)
-
-
-async def refuses(gateway: GatewayProcess) -> None:
-    """Waits until it takes no connection any more."""
-    host, port = gateway.url.removeprefix("http://").split(":")
-    async with asyncio.timeout(20):
-        while True:
-            with suppress(ConnectionResetError):  # it was about to be accepted
-                try:
-                    _, writer = await asyncio.open_connection(host, int(port))
-                except ConnectionRefusedError:
-                    return
-                writer.close()
-            await asyncio.sleep(0.02)
 
 
 async def test_told_while_it_asks_to_take_over(tmp_path: Path) -> None:

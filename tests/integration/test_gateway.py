@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from tests.gateway import running_gateway
+from tests.waiting import until
 
 FAST = {"SIM_LOAD_S": "0.2", "SIM_TTFT_S": "0", "SIM_WEIGHTS_MIB": "2000", "SIM_TOKENS_PER_S": "500"}
 
@@ -248,12 +249,12 @@ async def test_a_client_that_disconnects_ends_the_engines_work(stream: bool, tmp
 
 
 async def running_requests(http: aiohttp.ClientSession, address: str, count: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            async with http.get(f"http://{address}/metrics") as reply:
-                if re.search(rf"num_requests_running{{[^}}]*}} {count}(\.0)?$", await reply.text(), re.MULTILINE):
-                    return
-            await asyncio.sleep(0.02)
+    async def so_many() -> bool:
+        async with http.get(f"http://{address}/metrics") as reply:
+            page = await reply.text()
+        return re.search(rf"num_requests_running{{[^}}]*}} {count}(\.0)?$", page, re.MULTILINE) is not None
+
+    await until(so_many)
 
 
 async def test_on_sigterm_a_stream_in_flight_ends_properly_and_nothing_is_left(tmp_path: Path) -> None:

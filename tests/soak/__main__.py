@@ -3,6 +3,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from tests.faults.requests import KINDS, Request
 from tests.gateway import GatewayProcess, running_gateway
 from tests.soak.load import TOKENS, Answers, Load
 from tests.soak.trouble import Trouble
+from tests.waiting import until
 
 CLIENTS = 24
 FOOTPRINT_MIB = 4000
@@ -133,12 +135,16 @@ def _numbers(held_now: Held) -> Counter[str]:
 async def settled(gateway: GatewayProcess, expected: Expected | None = None) -> list[str]:
     """Waits until nothing starts, stops or is under way; what is wrong if that does not come."""
     wrong: list[str] = []
-    for _ in range(round(SETTLES_WITHIN_S / 0.1)):
-        wrong = unsettled(await gateway.status(), set(engine_pids(gateway.process.pid)), FOOTPRINT_MIB)
-        wrong += expected.left_over(await held(gateway)) if expected else []
-        if not wrong:
-            break
-        await asyncio.sleep(0.1)
+
+    async def is_settled() -> bool:
+        nonlocal wrong
+        found = unsettled(await gateway.status(), set(engine_pids(gateway.process.pid)), FOOTPRINT_MIB)
+        found += expected.left_over(await held(gateway)) if expected else []
+        wrong = found
+        return not wrong
+
+    with contextlib.suppress(TimeoutError):
+        await until(is_settled, SETTLES_WITHIN_S)
     return wrong
 
 

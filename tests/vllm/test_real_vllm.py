@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from tests.gateway import CHAT, GatewayProcess, running_gateway
+from tests.waiting import until
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
 COMPLETIONS = "/v1/completions"
@@ -104,9 +105,11 @@ async def test_a_client_that_disconnects_ends_the_engines_work(gateway: GatewayP
     body = {"model": "tiny", "prompt": "x", "max_tokens": MANY, "ignore_eos": True, "stream": stream}
     before = await generated(gateway.http, addresses)
     request = asyncio.create_task(ask(gateway.http, body))
-    async with asyncio.timeout(180):
-        while await generated(gateway.http, addresses) < before + 10:
-            await asyncio.sleep(0.02)
+
+    async def goes_on() -> bool:
+        return await generated(gateway.http, addresses) >= before + 10
+
+    await until(goes_on, 180)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
     async with asyncio.timeout(180):

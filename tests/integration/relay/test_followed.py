@@ -224,7 +224,7 @@ async def test_a_slow_client_of_a_followed_stream_holds_the_instance_back_and_ge
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(a_request())
         await until(lambda: any(connection.writing_paused for connection in between.server.connections))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # longer than the idle limit, which does not count while it is the client who is slow
         client.writer.transport.resume_reading()  # type: ignore[attr-defined]
         await client.reader.readuntil(b"\r\n\r\n")
         body = b""
@@ -258,7 +258,7 @@ async def test_the_wait_for_the_first_event_has_the_limit_of_the_first_byte() ->
     async def script(peer: Peer) -> None:
         await peer.message()
         await peer.send(HEAD)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # it reads the prompt
         await peer.send(chunk(b"data: end\n\n") + END)
 
     async with instance(script) as engine:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGTERM: at once by default, after what is in flight with `--shutdown-timeout`, never with the fault."""
 
-import asyncio
 import signal
 
 from tests.integration.simulator.launcher import Launcher
 from tests.integration.simulator.test_faults import read_events
-from tests.waiting import until
+from tests.waiting import until, until_refused
 from vllm_gateway.simulator.engine import DEAD_MESSAGE
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
@@ -50,19 +49,7 @@ async def test_a_slow_stop_holds_the_memory_and_refuses_connections(gpus: Simula
     engine = await launcher.ready(stop_s=30)
     engine.terminate()
     await engine.says("Shutting down")
-    host, port = engine.url.removeprefix("http://").split(":")
-
-    async def refused() -> bool:
-        try:
-            _, writer = await asyncio.open_connection(host, int(port))
-        except ConnectionRefusedError:
-            return True
-        writer.close()
-        return False
-
-    async with asyncio.timeout(5):
-        while not await refused():
-            await asyncio.sleep(0.01)
+    await until_refused(engine.url)
     assert gpus.gpus()[0].used_mib > 0
     engine.process.send_signal(signal.SIGKILL)
     await engine.exit_status()
