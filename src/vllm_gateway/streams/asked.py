@@ -6,6 +6,7 @@ request. That is exact only if nothing else decides what comes next. So each fie
 harmless, or harmless with certain values; a request with any other field is not continued.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -63,12 +64,7 @@ CARRIED_OVER = frozenset(
 _ONLY_HERE = frozenset(
     {
         "messages",
-        "prompt",
         "stream",
-        "stream_options",
-        "max_tokens",
-        "max_completion_tokens",
-        "min_tokens",
         "return_token_ids",
         "add_generation_prompt",
         "continue_final_message",
@@ -90,6 +86,9 @@ _ONLY_HERE = frozenset(
 """These shape the prompt or the reply, or are of no effect on the tokens."""
 
 _FREE = (CARRIED_OVER - {"stop"}) | _ONLY_HERE
+
+_COUNTS = frozenset({"max_tokens", "max_completion_tokens", "min_tokens"})
+"""What is left of these is asked of the next instance. Engines also take numbers in other forms than whole ones."""
 
 _HARMLESS_VALUES: Mapping[str, frozenset[bytes]] = {
     "n": _ONE,
@@ -165,6 +164,9 @@ class Asked:
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _stop = msgspec.json.Decoder(str | list[str] | None).decode
+_NUMBER = re.compile(rb'"?([0-9]{1,9})(?:\.0*)?"?')  # in the forms in which engines take one
+_ONE_PROMPT = re.compile(rb"\s*+(?:[^\[\s]|\[\s*+[^\[\s\"])")
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _options = msgspec.json.Decoder(_StreamOptions | None).decode
 
 
@@ -185,17 +187,28 @@ def asked(path: str, body: bytes) -> Asked | None:
         return None
     try:
         fields = _fields(body)
-        options = _options(fields.get("stream_options", b"null")) or _StreamOptions()
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None  # the engine says what is wrong with it
     if not _is_true(fields, "stream"):
         return None
+    options = _StreamOptions()
     obstacle = obstacle_for_ids = None
+    prompts = 1
     for name in fields.keys() - _FREE:
         value = bytes(fields[name])
-        if name == "stop" and _are_characters(value):
+        if name == "prompt":
+            prompts = _prompts(value)
+            obstacle = obstacle if prompts == 1 else "more than one prompt"
+        elif name == "stream_options":
+            try:
+                options = _options(value) or options
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                obstacle = name
+        elif name in _COUNTS:
+            obstacle = obstacle if value == b"null" or value.isdigit() else name
+        elif name == "stop" and _are_characters(value):
             continue  # nothing is held back for them, and none of them can begin before and end after
-        if name in _ONLY_FOR_IDS:
+        elif name in _ONLY_FOR_IDS:
             obstacle_for_ids = obstacle_for_ids if value in _OFF else name
         elif value not in _HARMLESS_VALUES.get(name, ()):
             obstacle = name
@@ -204,7 +217,7 @@ def asked(path: str, body: bytes) -> Asked | None:
         body,
         obstacle,
         obstacle_for_ids,
-        choices=_choices(fields),
+        choices=prompts * _choices(fields),
         token_ids=_is_true(fields, "return_token_ids"),
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
@@ -224,13 +237,25 @@ def _are_characters(stop: bytes) -> bool:
     return all(len(text) == 1 for text in texts) if isinstance(texts, list) else texts is not None and len(texts) == 1
 
 
+def _prompts(prompt: bytes) -> int:
+    """How many: a list of texts, or of lists of ids, is that many; a list of ids is one."""
+    if _ONE_PROMPT.match(prompt):
+        return 1
+    try:
+        return max(1, len(_list(prompt)))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 1  # none that an engine takes
+
+
 def _choices(fields: Fields) -> int:
-    """How many choices the reply has at least."""
-    wanted = bytes(fields.get("n", b"1"))
-    return max(1, int(wanted)) if wanted.isdigit() else 1
+    """How many choices each prompt has in the reply, at least."""
+    found = _NUMBER.fullmatch(bytes(fields.get("n", b"")))
+    return max(1, int(found[1])) if found else 1
 
 
 def with_token_ids(body: bytes) -> bytes:
-    """The same request, which asks for the ids of the tokens too. A byte insertion: large bodies are not re-written."""
-    start = body.index(b"{") + 1
-    return b'%b"return_token_ids":true,%b' % (body[:start], body[start:])
+    """The same request, which asks for the ids of the tokens too. A byte insertion: large bodies are not re-written.
+
+    At the end, where it holds even if the client has said otherwise.
+    """
+    return body[: body.rindex(b"}")] + b',"return_token_ids":true}'

@@ -13,7 +13,7 @@ from tests.unit.streams.engine import answer
 from tests.unit.streams.test_sse import split
 from vllm_gateway.streams import Ask, Finish, GiveUp, Resume, Tracker, asked, next_step
 from vllm_gateway.streams.asked import Kind, with_token_ids
-from vllm_gateway.streams.sse import EventReader, data_of
+from vllm_gateway.streams.sse import EventReader, data_of, event_of
 
 CHAT, COMPLETION = Kind.CHAT.value, Kind.COMPLETION.value
 
@@ -149,6 +149,12 @@ def test_best_effort_goes_on_from_the_text_where_ids_are_not_exact(path: str, ob
         ({"use_beam_search": True}, "use_beam_search"),
         ({"include_reasoning": False}, "include_reasoning"),
         ({"a_field_of_tomorrow": None}, "a_field_of_tomorrow"),
+        ({"stream_options": 3}, "stream_options"),
+        ({"max_tokens": 20.0}, "max_tokens"),
+        ({"max_completion_tokens": "20"}, "max_completion_tokens"),
+        ({"min_tokens": "5"}, "min_tokens"),
+        ({"prompt": ["a", "b"]}, "more than one prompt"),
+        ({"prompt": [[1, 2], [3]]}, "more than one prompt"),
     ],
 )
 def test_what_cannot_be_continued(more: dict[str, Any], obstacle: str) -> None:
@@ -164,6 +170,12 @@ def test_what_cannot_be_continued(more: dict[str, Any], obstacle: str) -> None:
         {"stop": "\n"},
         {"stop": ["\u2603", "."], "include_stop_str_in_output": True},
         {"stop": []},
+        {"prompt": ["a"]},
+        {"prompt": [[1, 2]]},
+        {"prompt": [1, 2]},
+        {"prompt": " "},
+        {"prompt": []},
+        {"stream_options": None, "max_tokens": None, "return_token_ids": False},
         {"seed": 3, "top_k": 5, "stop": None, "presence_penalty": 0, "user": "me", "logit_bias": {"5": 1}},
     ],
 )
@@ -209,9 +221,7 @@ def test_stop_characters_hold_for_what_follows(path: str) -> None:
     assert {**asked_for, **stops} == asked_for
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"[]", b'{"model": "m"}', b'{"stream": false}', b'{"stream": true, "stream_options": 3}']
-)
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"model": "m"}', b'{"stream": false}'])
 def test_what_is_no_request_for_a_stream(body: bytes) -> None:
     assert asked(CHAT, body) is None
 
@@ -298,6 +308,22 @@ def test_a_reply_of_two_choices_ends_when_both_have_a_reason() -> None:
     tracker = tracker_of(CHAT, body)
     tracker.feed(b"".join(events[:-2]) + events[-1])
     assert tracker.failed == "stream_incomplete"
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"n": "2"}, {"n": 2.0}, {"prompt": ["a", "b"]}])
+def test_however_two_choices_are_asked_for_one_that_is_missing_is_no_success(more: dict[str, Any]) -> None:
+    tracker = tracker_of(COMPLETION, request(COMPLETION, **more))
+    for index, reason in (0, None), (1, None), (0, "stop"):
+        choice = {"index": index, "text": "x", "logprobs": None, "finish_reason": reason, "token_ids": [7]}
+        assert tracker.feed(event_of(json.dumps({"id": "i", "choices": [choice]}).encode()))
+    assert isinstance(next_step(tracker), GiveUp)
+    tracker.feed(b"data: [DONE]\n\n")
+    assert tracker.failed == "stream_incomplete"
+
+
+def test_ids_are_asked_for_even_if_the_client_does_not_want_them() -> None:
+    body = request(CHAT, return_token_ids=False)
+    assert json.loads(tracker_of(CHAT, body).body) == {**json.loads(body), "return_token_ids": True}
 
 
 PIECES = ['"', "\\", ",", "token_ids", "\n", "é", " ", '","x":"', "]}]}", '"},"logprobs":null,"finish_reason":null']
