@@ -156,15 +156,16 @@ async def test_what_cannot_be_continued_ends_with_an_error_event(
                 pass
 
 
-async def test_a_stream_that_passes_as_it_comes_ends_with_an_error_event_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["reset", "done", "error"])
+async def test_a_stream_that_is_not_to_go_on_ends_with_an_error_event_too(tmp_path: Path, fault: str) -> None:
     async with running_gateway(tmp_path, two(resume="off")) as gateway:
         await ready(gateway, 2)
         whole = await events_of(gateway, CHAT, max_tokens=20)
-        await set_faults(gateway, "reset_after_tokens=5*1")
+        await set_faults(gateway, f"{fault}_after_tokens=5*1")
         events = await events_of(gateway, CHAT, max_tokens=20)
         assert events[-1]["error"]["code"] == "stream_interrupted"
         assert [event["choices"] for event in events[:-1]] == [event["choices"] for event in whole[:6]]
-        assert not gateway.events("stream_interrupted"), "nobody looked into it"
+        assert (await gateway.event("stream_interrupted"))["why"] == "resume is off"
 
 
 async def test_the_text_serves_where_the_ids_do_not(tmp_path: Path) -> None:

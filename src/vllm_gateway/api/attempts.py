@@ -53,7 +53,7 @@ class Attempts:
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply
         self.instance: InstanceView
 
-    def instructions(self, last_words: bytes = b"") -> Instructions:
+    def instructions(self) -> Instructions:
         """For the relay, at this try; at the last one the client gets what there is."""
         return Instructions(
             self.terms.limits,
@@ -62,7 +62,6 @@ class Attempts:
             began=self.queue.began(self.instance, self.info),
             watch=self.watch,
             has_given_up=is_giving_up if self.queue.has_tries_left(self.progress.attempts) else None,
-            last_words=last_words,
         )
 
     async def place(self) -> InstanceView:

@@ -15,10 +15,8 @@ from vllm_gateway.api.terms import Terms
 from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import Outcome, Queues, RequestInfo
-from vllm_gateway.streams import Asked, Resume, asked, is_known
+from vllm_gateway.streams import Asked, asked
 from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
-
-_CUT = ApiError("stream_interrupted", "The stream was cut before its end. Ask again.").event()
 
 
 class Inference:
@@ -87,25 +85,20 @@ class Inference:
         return carried
 
     async def _answer(self, client: Client, attempts: Attempts) -> Carried:
-        info, terms = attempts.info, attempts.terms
-        if not info.stream or not is_known(info.path):
-            return await self._plain(client, attempts, b"")
-        if terms.resume is not Resume.OFF or terms.keepalive:
-            wish = asked(info.path, info.body)
-            if wish is not None:
-                return await self._streamed(client, wish, attempts).serve()
-        return await self._plain(client, attempts, _CUT)
+        info = attempts.info
+        wish = asked(info.path, info.body) if info.stream else None
+        if wish is None:
+            return await self._plain(client, attempts)
+        return await self._streamed(client, wish, attempts).serve()
 
-    async def _plain(self, client: Client, attempts: Attempts, last_words: bytes) -> Carried:
+    async def _plain(self, client: Client, attempts: Attempts) -> Carried:
         """A reply that is passed on as it comes."""
         while True:
             instance = await attempts.place()
             outcome = Outcome.CLIENT_GONE
             try:
                 address = (instance.host, instance.port)
-                carried = await self._relay.carry(
-                    client, address, attempts.info.body, attempts.instructions(last_words)
-                )
+                carried = await self._relay.carry(client, address, attempts.info.body, attempts.instructions())
                 outcome = attempts.note(carried)
                 return carried
             except UpstreamFailed as failure:

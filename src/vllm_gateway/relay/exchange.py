@@ -9,7 +9,7 @@ import asyncio
 import enum
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain
-from vllm_gateway.relay.framing import LAST_CHUNK, BadFraming, Chunked, Framing, chunk
+from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
 from vllm_gateway.relay.heads import BadHead, ReplyHead, parse_reply_head, reply_head
 from vllm_gateway.relay.types import Carried, Instructions, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection
@@ -42,8 +42,6 @@ class Exchange:
         "_heard",
         "_held",
         "_instructions",
-        "_last_read",
-        "_last_words",
         "_loop",
         "_paused",
         "_quiet_until",
@@ -87,9 +85,7 @@ class Exchange:
         self.keeps_client = False  # the client's connection can take another request
 
         self._began = instructions.began  # until it is called
-        self._last_words = instructions.last_words
         self._held = b""  # of a head that is not complete
-        self._last_read = b""
         self._waits_for_body = True
         self._withheld: Withheld | None = None
         self._framing: Framing
@@ -221,8 +217,6 @@ class Exchange:
         self._reusable = head.keep_alive and framing.self_delimiting
         self.keeps_client = client.keep_alive and self.self_delimiting
         self._start_body(head, body)
-        if self._last_words and not (http_1_1 and chunked and head.is_event_stream):
-            self._last_words = b""
         persistence = (b"" if http_1_1 else b"keep-alive") if self.keeps_client else b"close"
         out = reply_head(head, own=self._instructions.own, chunked=chunked and http_1_1, connection=persistence)
         self._pass_on(body, out)
@@ -238,7 +232,7 @@ class Exchange:
     def _pass_on(self, data: bytes, head: bytes = b"") -> None:
         """Writes what has been read to the client; the reply's head goes out in one write with what follows it."""
         framing = self._framing
-        self._last_read = out = data
+        out = data
         try:
             if not self._unframe:
                 used = framing.feed(data)
@@ -350,21 +344,7 @@ class Exchange:
         self.broken = broken
         if broken is not None:
             self.keeps_client = False
-            if self._last_words and self._is_between_events():
-                last = chunk(self._last_words) + LAST_CHUNK
-                self._client_transport.write(last)
-                self.bytes_sent += len(last)
         self._over(clean=broken is None and self._reusable)
-
-    def _is_between_events(self) -> bool:
-        """Whether the client, having got all there is, can read another event: engines write each as a chunk."""
-        framing = self._framing
-        return (
-            isinstance(framing, Chunked)
-            and framing.is_between_chunks
-            and self._last_read.endswith(b"\n\n\r\n")
-            and not self._client_transport.is_closing()
-        )
 
     def _over(self, *, clean: bool) -> None:
         self.phase = _OVER

@@ -55,8 +55,6 @@ class Instructions:
     """Is shown the body as it comes, framing included."""
     has_given_up: HasGivenUp | None = None
     """Who judges whether a reply is the instance's failure."""
-    last_words: bytes = b""
-    """Sent where a stream of events is cut between two of them."""
 
 
 class UpstreamFailed(Exception):

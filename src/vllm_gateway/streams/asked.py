@@ -175,11 +175,6 @@ def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
     return _fields(body)
 
 
-def is_known(path: str) -> bool:
-    """Whether streams of this path are of the kinds known here."""
-    return path in _KINDS
-
-
 def asked(path: str, body: bytes) -> Asked | None:
     """What the body asks for; None if it is no request for a stream of these kinds."""
     kind = _KINDS.get(path)
