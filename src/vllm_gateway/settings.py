@@ -162,9 +162,9 @@ class Decisions(_Strict):
 class Retry(_Strict):
     """Requests whose instance failed before the first byte of its reply are tried on another one."""
 
-    attempts: int = Field(3, ge=1, le=10, description="In all, for one request; 1: never again.")
-    budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window.")
-    floor: int = Field(10, ge=0, description="So many retries in the window are always allowed.")
+    attempts: int = Field(3, ge=1, le=10, description="Instances that may get one request; 1: never again.")
+    budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window, at most.")
+    floor: int = Field(10, ge=0, description="Or so many in the window, if that is more.")
     window_s: Seconds = Field(60, gt=0, description="The window.")
     same_after_s: Seconds = Field(1, description="Then the only instance gets a request again that it failed.")
 

@@ -88,6 +88,45 @@ async def test_a_sick_fleet_is_not_beaten_to_death(tmp_path: Path) -> None:
         assert (await gateway.status())["models"]["a"]["retries_denied"] == 10
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_dead_instances_had_to_do_is_done_by_others(tmp_path: Path, stream: bool, count: int) -> None:
+    """Without a budget for anything else; also if all die at once, and the next ones have to be started."""
+    async with two_instances(tmp_path, retry={"floor": 0, "budget": 0}) as gateway:
+        for name in await instances(gateway):
+            await set_faults(gateway, name, "hold_after_tokens=2")
+        body = {"model": "a", "prompt": "x", "max_tokens": 8, "stream": stream}
+
+        async def ask() -> tuple[int, bytes]:
+            async with gateway.http.post("/v1/completions", json=body) as reply:
+                return reply.status, await reply.read()
+
+        asked = [asyncio.create_task(ask()) for _ in range(6)]
+        await gateway.until(
+            lambda page: all(one["in_flight"] == 3 for one in page["active_containers_by_name"].values())
+        )
+        names = list(await instances(gateway))
+        for pid in list(engine_pids(gateway.process.pid).values())[:count]:
+            os.kill(pid, signal.SIGKILL)
+        await gateway.event("instance_failed", count=count)
+        for name in names[count:]:
+            await set_faults(gateway, name)
+        answers = await asyncio.gather(*asked)
+        assert [status for status, _ in answers] == [200] * 6
+        assert all(said.endswith(b"[DONE]\n\n") for _, said in answers if stream)
+        assert (await gateway.status())["models"]["a"]["retries_denied"] == 0
+
+
+async def test_a_request_that_takes_too_long_says_nothing_about_its_instance(tmp_path: Path) -> None:
+    async with two_instances(tmp_path, timeouts={"request_s": 1}) as gateway:
+        for name in await instances(gateway):
+            await set_faults(gateway, name, "hold_after_tokens=2")
+        answers = await asyncio.gather(*(gateway.chat("a") for _ in range(8)))
+        assert {(status, answer["error"]["code"]) for status, _, answer in answers} == {(504, "request_timeout")}
+        assert {one["failures"] for one in (await instances(gateway)).values()} == {0}
+        assert not gateway.events("instance_suspect")
+
+
 async def test_an_instance_that_keeps_failing_is_ejected_and_comes_back(tmp_path: Path) -> None:
     async with two_instances(tmp_path) as gateway:
         sick, well = await instances(gateway)

@@ -246,6 +246,16 @@ async def test_what_the_engine_refuses_after_the_head_comes_as_an_event(tmp_path
         assert line["status"] == 200
 
 
+async def test_an_engines_own_error_after_the_head_is_not_tried_again(tmp_path: Path) -> None:
+    sick = {**SLOW, "SIM_LOAD_S": "1.5", "SIM_FAULTS": "status_500"}
+    async with running_gateway(
+        tmp_path, config(models={"m": model("m", environment=sick, cold_start="keepalive")})
+    ) as gateway:
+        (event,) = await events_of(gateway, CHAT)
+        assert event["error"]["message"] == "Internal server error (simulated)"
+        await gateway.event("request_finished", outcome="status_500", attempts=1)
+
+
 async def test_a_stream_waits_for_the_only_instance_to_come_back(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(models={"m": model("m", environment=SLOW)})) as gateway:
         await ready(gateway, 1)

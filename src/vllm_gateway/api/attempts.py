@@ -4,13 +4,26 @@
 import asyncio
 from collections.abc import Callable
 
-from vllm_gateway.api.errors import KINDS, ApiError
+from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.giving_up import is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.relay import Carried, Instructions, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
-from vllm_gateway.scheduling import InstanceView, ModelQueue, Outcome, Refused, RequestInfo
+from vllm_gateway.scheduling import InstanceView, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
+
+_NOBODY_GOT_IT = frozenset({"connect_refused", "connect_failed"})
+"""With these an instance has failed, but no try was used up."""
+_NOT_ITS_FAULT = frozenset({"request_timeout", "relay_closed"})
+
+
+class LastTryFailed(ApiError):
+    """An instance has failed the request, and no other one gets it."""
+
+
+def outcome_of(failure: UpstreamFailed) -> Outcome:
+    """What it says about the instance that there was no reply."""
+    return Outcome.CLIENT_GONE if failure.reason in _NOT_ITS_FAULT else Outcome.UNREACHABLE
 
 
 class Attempts:
@@ -20,12 +33,14 @@ class Attempts:
         "_demand",
         "_failed",
         "_goodbye",
+        "_tries",
         "deadline",
         "info",
         "instance",
         "own",
         "progress",
         "queue",
+        "reason",
         "terms",
         "watch",
     )
@@ -44,6 +59,8 @@ class Attempts:
         self._demand = demand
         self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
+        self.reason = ""  # why the last instance failed
+        self._tries = 0  # instances that got the request
         self.info = info
         self.queue = queue
         self.terms = terms
@@ -61,8 +78,12 @@ class Attempts:
             self.deadline,
             began=self.queue.began(self.instance, self.info),
             watch=self.watch,
-            has_given_up=is_giving_up if self.queue.has_tries_left(self.progress.attempts) else None,
+            has_given_up=is_giving_up if self.has_tries_left else None,
         )
+
+    @property
+    def has_tries_left(self) -> bool:
+        return self.queue.has_tries_left(self._tries)
 
     async def place(self) -> InstanceView:
         """Waits for a place on an instance; `release` gives it back. Raises ApiError."""
@@ -78,12 +99,15 @@ class Attempts:
                     self.instance = await acquired
         except Refused as refused:
             raise ApiError.of(refused.refusal) from None
+        except NotAgain:
+            raise self._last_try_failed() from None
         except TimeoutError:
             progress.limit_reached("request_timeout")
-            raise self.late("request_timeout") from None
+            raise self.late() from None
         finally:
             progress.queue_s += loop.time() - waits_since
         progress.attempts += 1
+        self._tries += 1
         progress.instance = self.instance.name
         return self.instance
 
@@ -111,34 +135,38 @@ class Attempts:
 
     def check_again(self, failure: UpstreamFailed) -> None:
         """Raises ApiError if the request is not to be tried again."""
-        self.check_open(failure.reason)
-        self.progress.limit_reached(failure.reason)
-        self.suspect(failure.reason)
-        if not (failure.retryable and self.may_try_again()):
-            raise self.late(failure.reason)
+        reason = failure.reason
+        self.check_open(reason)
+        self.progress.limit_reached(reason)
+        if reason == "request_timeout":
+            raise self.late()
+        self.suspect(reason)
+        if not (failure.retryable and self.has_tries_left):
+            raise self._last_try_failed()
 
     def check_open(self, reason: str) -> None:
         """Raises ApiError if it is the gateway that ends, and no instance that failed."""
         if reason == "relay_closed":
             raise ApiError.of(self._goodbye())
 
-    def may_try_again(self) -> bool:
-        return self.queue.may_try_again(self.progress.attempts)
-
     def suspect(self, reason: str) -> None:
         """The instance that had the request last failed it."""
+        self.reason = reason
+        self._tries -= reason in _NOBODY_GOT_IT
         self._failed |= {self.instance.instance_id}
         self._demand.suspect(self.instance.instance_id, reason)
 
-    def late(self, reason: str) -> ApiError:
-        """What the client is told when that was the last try."""
-        limits = self.terms.limits
+    def late(self) -> ApiError:
+        """What the client is told when its request has taken too long."""
+        text = f"The request was not answered within {self.terms.request_s} s (timeouts.request_s)."
+        return ApiError("request_timeout", text, retry_after_s=self.queue.retry_after_s())
+
+    def _last_try_failed(self) -> LastTryFailed:
+        limits, reason = self.terms.limits, self.reason
         texts = {
             "connect_timeout": f"No connection to an instance within {limits.connect_s:g} s (timeouts.connect_s).",
             "first_byte_timeout": f"An instance said nothing for {limits.first_byte_s} s (timeouts.first_byte_s).",
-            "request_timeout": f"The request was not answered within {self.terms.request_s} s (timeouts.request_s).",
         }
         failed = f"The instance that had the request failed before it answered ({reason}). Try again."
         code = reason if reason in texts else "instance_failed"
-        assert code in KINDS
-        return ApiError(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())
+        return LastTryFailed(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())

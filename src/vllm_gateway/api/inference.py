@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from vllm_gateway.api.attempts import Attempts
+from vllm_gateway.api.attempts import Attempts, outcome_of
 from vllm_gateway.api.body import wanted, with_model
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
@@ -102,7 +102,7 @@ class Inference:
                 outcome = attempts.note(carried)
                 return carried
             except UpstreamFailed as failure:
-                outcome = Outcome.UNREACHABLE
+                outcome = outcome_of(failure)
                 attempts.check_again(failure)
             except ValueError as error:
                 outcome = Outcome.CLIENT_ERROR

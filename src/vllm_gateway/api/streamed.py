@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import orjson
 
-from vllm_gateway.api.attempts import Attempts
+from vllm_gateway.api.attempts import Attempts, LastTryFailed, outcome_of
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.relay import Carried, Client, ClientGone, ClientStream, NoStream, Relay, UpstreamFailed
 from vllm_gateway.scheduling import Outcome
@@ -39,6 +39,7 @@ class StreamedRequest:
         self._tracker = Tracker(asked, attempts.terms.resume)
         self._stream = ClientStream(client, self._tracker, attempts.own)
         self._next = Ask(client.target, self._tracker.body, self._tracker)
+        self._cut_by: dict[str, object] | None = None  # what is known of the failure after which another one goes on
 
     async def serve(self) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if nothing of it is."""
@@ -48,6 +49,8 @@ class StreamedRequest:
         except ApiError as error:
             if not stream.begun:
                 raise
+            if isinstance(error, LastTryFailed) and self._tracker.begun:
+                error = self._interrupted(self._attempts.reason, "no other instance goes on")
             return self._end_with(error.event(), error.code)
         except ClientGone:
             if not stream.begun:
@@ -63,17 +66,21 @@ class StreamedRequest:
         attempts, stream = self._attempts, self._stream
         while True:
             await self._place()
+            if self._cut_by is not None:
+                attempts.progress.continued += 1
+                self._emit(events.STREAM_CONTINUED, **self._cut_by, how=self._next.how)
+                self._cut_by = None
             try:
                 carried = await self._part(self._next)
             except UpstreamFailed as failure:
-                if isinstance(failure, NoStream) and failure.status < 500:
+                if isinstance(failure, NoStream) and (failure.status < 500 or not self._tracker.begun):
                     return self._refused(failure)
-                self._check_again(failure)
+                attempts.check_again(failure)
                 continue
             if carried.broken is None or not stream.begun or stream.transport.is_closing():
                 return carried
             if carried.broken == "request_timeout":
-                raise attempts.late(carried.broken)
+                raise attempts.late()
             self._go_on(carried.broken)
             if stream.ended:
                 return self._told(None)
@@ -111,8 +118,8 @@ class StreamedRequest:
         except NoStream as failure:
             outcome = Outcome.SERVER_ERROR if failure.status >= 500 else Outcome.CLIENT_ERROR
             raise
-        except UpstreamFailed:
-            outcome = Outcome.UNREACHABLE
+        except UpstreamFailed as failure:
+            outcome = outcome_of(failure)
             raise
         except ValueError as error:
             outcome = Outcome.CLIENT_ERROR
@@ -132,22 +139,11 @@ class StreamedRequest:
             self._stream.write(step.events)
             self._stream.end()
             return
-        if isinstance(step, Ask) and attempts.may_try_again():
+        if isinstance(step, Ask) and attempts.has_tries_left:
             self._next = step
-            attempts.progress.continued += 1
-            self._emit(events.STREAM_CONTINUED, **self._known(reason), how=step.how)
+            self._cut_by = self._known(reason)
             return
         raise self._interrupted(reason, step.why if isinstance(step, GiveUp) else "it has failed too often")
-
-    def _check_again(self, failure: UpstreamFailed) -> None:
-        """An instance did not begin with its part. Raises ApiError if that is the end."""
-        self._attempts.check_open(failure.reason)
-        try:
-            self._attempts.check_again(failure)
-        except ApiError:
-            if self._tracker.begun:
-                raise self._interrupted(failure.reason, "no other instance goes on") from None
-            raise
 
     def _refused(self, failure: NoStream) -> Carried:
         """An engine does not want the request, and the client has a head that says otherwise."""

@@ -7,7 +7,7 @@ from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.prompt import Prompt
-from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings, Refused
+from vllm_gateway.scheduling.queue import ModelQueue, NotAgain, QueueSettings, Refused
 from vllm_gateway.scheduling.queues import Queues
 from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
@@ -19,6 +19,7 @@ __all__ = [
     "EngineMetrics",
     "InstanceView",
     "ModelQueue",
+    "NotAgain",
     "Outcome",
     "Placement",
     "Prompt",

@@ -54,21 +54,19 @@ class SlidingCount:
 
 
 class RetryBudget:
-    """In any `window_s`, the retries are at most `budget` times the first attempts in it, plus `floor`."""
+    """In any `window_s`, retries are at most `budget` times the first attempts in it, or `floor` if that is more."""
 
-    __slots__ = ("_retries", "_settings", "denied", "first_attempts")
+    __slots__ = ("_retries", "_settings", "first_attempts")
 
     def __init__(self, settings: Retry) -> None:
         self._settings = settings
         self.first_attempts = SlidingCount(settings.window_s)
-        self.denied = 0
         self._retries = SlidingCount(settings.window_s)
 
     def spend(self, now: float) -> bool:
         """Whether one more request may be tried again; if so it is counted."""
-        allowed = self._settings.budget * self.first_attempts.at_least(now) + self._settings.floor
+        allowed = max(self._settings.budget * self.first_attempts.at_least(now), self._settings.floor)
         if self._retries.at_most(now) + 1 > allowed:
-            self.denied += 1
             return False
         self._retries.add(now)
         return True

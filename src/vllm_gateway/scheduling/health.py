@@ -124,9 +124,11 @@ class PassiveHealth:
         record.probe = None
         if outcome is Outcome.CLIENT_GONE:
             return None
-        if outcome not in _GOOD:
-            return self._eject(instance_id, record, f"its probe failed ({outcome.value})", now)
-        return self._restore(instance_id, record, now)
+        if outcome in _GOOD:
+            return self._restore(instance_id, record, now)
+        if record.until is not None and now < record.until:
+            return None  # it had the request only for want of another instance
+        return self._eject(instance_id, record, f"its probe failed ({outcome.value})", now)
 
     def _good(self, instance_id: str, record: _Record, now: float) -> None:
         record.in_a_row = 0

@@ -40,6 +40,10 @@ class Refused(Exception):
         self.refusal = refusal
 
 
+class NotAgain(Exception):
+    """Instances have failed the request, and too many have been tried again already."""
+
+
 class _Waiter:
     __slots__ = ("client", "failed", "may_repeat", "place", "priority", "request")
 
@@ -55,9 +59,10 @@ class _Waiter:
 class ModelQueue:
     """Binds late: a request is given its instance when a place is free, not before.
 
-    The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they are
-    few (`RetryBudget`), and wait for an instance that has not failed them, as long as there is one. If there is none,
-    they come back to one that has, after a pause: an engine that is ending is gone by then, and its successor awaited.
+    The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they
+    wait for an instance that has not failed them, as long as there is one. If there is none, they come back to one that
+    has, after a pause: an engine that is ending is gone by then, and its successor awaited. They are few
+    (`RetryBudget`), but for those of an instance that has died: what it had to do, others have to do.
     Between two calls, nobody waits who could have a place.
     """
 
@@ -74,6 +79,7 @@ class ModelQueue:
         self.model = model
         self.placement = placement
         self.served = 0
+        self.retries_denied = 0
         self._retries = RetryBudget(settings.retry)
         self._health = PassiveHealth(settings.ejection)
         self._demand = demand
@@ -85,6 +91,7 @@ class ModelQueue:
         self._listed: frozenset[str] = frozenset()  # suspects too
         self._line: FairLine[_Waiter] = FairLine()
         self._again: OrderedDict[frozenset[str], OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
+        self._undecided: dict[_Waiter, None] = {}  # may come again if those who failed them are dead
         self._placed_by: dict[RequestInfo, Placement] = {}  # in flight: a strategy hears only of what it has placed
         self._closed: Refusal | None = None
 
@@ -102,36 +109,36 @@ class ModelQueue:
 
     @property
     def waiting(self) -> int:
-        return self._line.length + sum(map(len, self._again.values()))
+        return self._line.length + sum(map(len, self._again.values())) + len(self._undecided)
 
     async def acquire(
         self, request: RequestInfo, failed: frozenset[str] = frozenset(), *, waited_s: float = 0.0
     ) -> InstanceView:
-        """The instance that takes `request`; give it back with `release`. Raises Refused.
+        """The instance that takes `request`; give it back with `release`. Raises Refused or NotAgain.
 
         `failed` are the instances that have failed this request; `waited_s` is what it has waited before.
         """
         if self._closed is not None:
             raise Refused(self._closed)
-        if not self._line.length and (open_to_it := self._open(failed)):
+        may_come = self._may_come_again(failed) if failed else True
+        if may_come is False:
+            self.retries_denied += 1
+            raise NotAgain
+        if may_come and not self._line.length and (open_to_it := self._open(failed)):
             return self._place(request, failed, open_to_it)
         if self.waiting >= self._settings.size and not failed:
             text = f"{self._settings.size} requests wait for {self.model} already. Try again later."
             raise Refused(Refusal("queue_full", text, retry_after_s=self.retry_after_s()))
-        return await self._wait(request, failed, waited_s)
+        waiter = _Waiter(request, failed, self._priority(request))
+        if may_come:
+            self._add(waiter)
+        else:
+            self._undecided[waiter] = None
+        return await self._wait(waiter, waited_s)
 
-    def has_tries_left(self, attempts: int) -> bool:
-        """Whether so many attempts are not the last ones, if the budget allows."""
-        return attempts < self._settings.retry.attempts
-
-    def may_try_again(self, attempts: int) -> bool:
-        """Whether a request that failed so often gets another instance; if so, that is counted."""
-        return self.has_tries_left(attempts) and self._retries.spend(asyncio.get_running_loop().time())
-
-    @property
-    def retries_denied(self) -> int:
-        """How many were not tried again because too many had been."""
-        return self._retries.denied
+    def has_tries_left(self, tries: int) -> bool:
+        """Whether so many tries are not the last ones, if the budget allows."""
+        return tries < self._settings.retry.attempts
 
     def is_ejected(self, instance_id: str) -> bool:
         return self._health.is_ejected(instance_id)
@@ -149,14 +156,12 @@ class ModelQueue:
             served_per_s=self._retries.first_attempts.per_second(asyncio.get_running_loop().time()),
         )
 
-    async def _wait(self, request: RequestInfo, failed: frozenset[str], waited_s: float) -> InstanceView:
-        asked_s = _seconds(request.header("x-request-timeout"))
+    async def _wait(self, waiter: _Waiter, waited_s: float) -> InstanceView:
+        asked_s = _seconds(waiter.request.header("x-request-timeout"))
         limit_s = min(asked_s, self._settings.timeout_s)
-        waiter = _Waiter(request, failed, self._priority(request))
-        self._add(waiter)
         taken = False
         repeats = None
-        if failed:
+        if waiter.failed:
             pause_s = self._settings.retry.same_after_s
             repeats = asyncio.get_running_loop().call_later(pause_s, self._let_repeat, waiter)
         try:
@@ -190,6 +195,28 @@ class ModelQueue:
 
     # those who wait
 
+    def _may_come_again(self, failed: frozenset[str]) -> bool | None:
+        """Whether a request that these have failed may be tried again; None as long as it is not known.
+
+        It is a repetition, of which there may be few, unless they are dead. Of a suspect that is known soon.
+        """
+        if failed.isdisjoint(self._listed) or self._retries.spend(asyncio.get_running_loop().time()):
+            return True
+        return None if failed & (self._listed - self._ids) else False
+
+    def _decide(self) -> None:
+        """The table has changed: who is dead, and who is none."""
+        for waiter in list(self._undecided):
+            may_come = self._may_come_again(waiter.failed)
+            if may_come is None:
+                continue
+            del self._undecided[waiter]
+            if may_come:
+                self._add(waiter)
+            elif not waiter.place.done():
+                self.retries_denied += 1
+                waiter.place.set_exception(NotAgain())
+
     def _add(self, waiter: _Waiter) -> None:
         if waiter.failed:
             self._again.setdefault(waiter.failed, OrderedDict())[waiter] = None
@@ -199,6 +226,8 @@ class ModelQueue:
     def _remove(self, waiter: _Waiter) -> None:
         if not waiter.failed:
             self._line.remove(waiter)
+        elif waiter in self._undecided:
+            del self._undecided[waiter]
         elif same := self._again.get(waiter.failed):
             same.pop(waiter, None)
             if not same:
@@ -235,8 +264,9 @@ class ModelQueue:
         self.refuse(refusal)
 
     def refuse(self, refusal: Refusal) -> None:
-        waiters = [*self._line.clear(), *(waiter for same in self._again.values() for waiter in same)]
+        waiters = [*self._line.clear(), *(waiter for same in self._again.values() for waiter in same), *self._undecided]
         self._again.clear()
+        self._undecided.clear()
         for waiter in waiters:
             if not waiter.place.done():
                 waiter.place.set_exception(Refused(refusal))
@@ -287,6 +317,7 @@ class ModelQueue:
         self._listed = frozenset(route.instance_id for route in routes)
         self._health.keep(self._listed)
         self.placement.listed(self._views)
+        self._decide()
         self._serve_waiters()
 
     def _open(self, failed: Collection[str] = (), *, may_repeat: bool = False) -> Sequence[InstanceView]:

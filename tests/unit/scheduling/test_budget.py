@@ -15,14 +15,13 @@ def test_a_single_request_can_be_tried_again() -> None:
     budget = RetryBudget(SETTINGS)
     budget.first_attempts.add(1000.0)
     assert [budget.spend(1000.0) for _ in range(4)] == [True, True, True, False]
-    assert budget.denied == 1
 
 
 def test_a_fifth_of_many_can() -> None:
     budget = RetryBudget(SETTINGS)
     for number in range(100):
         budget.first_attempts.add(1000.0 + number / 10)
-    assert sum(budget.spend(1010.0) for _ in range(100)) == 23
+    assert sum(budget.spend(1010.0) for _ in range(100)) == 20
 
 
 def test_what_was_spent_comes_back_with_time() -> None:
@@ -53,7 +52,7 @@ def test_in_any_window_retries_stay_within_their_share(steps: list[tuple[float, 
         elif budget.spend(now):
             retries.append(now)
             window = [t for t in requests if now - 60 <= t <= now]
-            assert sum(now - 60 < t <= now for t in retries) <= 0.2 * len(window) + 3
+            assert sum(now - 60 < t <= now for t in retries) <= max(0.2 * len(window), 3)
 
 
 @given(st.lists(st.floats(0, 200), max_size=100), st.floats(0, 1e7))

@@ -80,6 +80,17 @@ def test_a_probe_decides_and_pauses_grow() -> None:
     assert not made.is_ejected("a")
 
 
+def test_a_request_that_comes_for_want_of_another_instance_is_no_probe_if_it_fails() -> None:
+    made = health()
+    fail(made, "a", 3)
+    for outcome, ejected in (Outcome.BROKEN, True), (Outcome.OK, False):
+        made.placed("a", request := object())
+        change = made.ended("a", request, outcome, 0.5)
+        assert (change is None) is ejected
+        assert made.is_ejected("a") is ejected
+    assert made.ejections == 1
+
+
 def test_a_probe_succeeds_as_soon_as_its_reply_begins() -> None:
     made = health()
     fail(made, "a", 3)

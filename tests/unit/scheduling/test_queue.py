@@ -140,6 +140,6 @@ async def test_new_settings_hold_for_those_who_come_from_now_on() -> None:
     await bench.wait("b")
     with pytest.raises(Refused):
         await bench.queue.acquire(request("c"))
-    assert not bench.queue.may_try_again(1)
+    assert not bench.queue.has_tries_left(1)
     bench.publish("i1", "i2")
     await until(lambda: bench.placed == ["a", "b"])

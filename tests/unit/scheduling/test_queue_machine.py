@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.scheduling.bench import Bench, request
 from vllm_gateway.routing import Refusal
-from vllm_gateway.scheduling import InstanceView, Outcome, Refused
+from vllm_gateway.scheduling import InstanceView, NotAgain, Outcome, Refused
 
 OUTCOMES = list(Outcome)
 
@@ -47,7 +47,7 @@ class Requests:
         info = request(f"r{len(self.tasks)}", client, **headers)
         try:
             view = await self.bench.queue.acquire(info, failed)
-        except Refused:
+        except (Refused, NotAgain):
             return
         done = asyncio.Event()
         self.held.append((view, done))
@@ -90,7 +90,8 @@ async def run(steps: list[tuple[str, object]], random: Random) -> None:
             case ("finish", int(number)) if requests.held:
                 requests.held[number % len(requests.held)][1].set()
             case ("publish", set(names)):
-                bench.publish(*sorted(names), places=random.randint(1, MOST_PLACES))
+                suspects = [name for name in sorted(names) if random.random() < 0.3]
+                bench.publish(*sorted(names), places=random.randint(1, MOST_PLACES), suspects=suspects)
             case ("refuse", _):
                 bench.queues.refuse("m", Refusal("no_room", "too large"))
             case ("turn", _):

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.unit.scheduling.bench import Bench, First, request
+from tests.unit.scheduling.bench import Bench, First, refusal_of, request
+from tests.waiting import until
+from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import (
     InstanceView,
+    NotAgain,
     Outcome,
     RequestInfo,
     Scheduler,
@@ -128,9 +131,59 @@ async def test_the_last_instance_keeps_its_requests_whatever_becomes_of_them() -
 
 async def test_a_request_is_tried_again_within_limits() -> None:
     bench = Bench()
-    assert not bench.queue.may_try_again(3)
-    assert [bench.queue.may_try_again(1) for _ in range(7)] == [True] * 5 + [False] * 2
+    bench.publish("i1", "i2", places=9)
+    assert (bench.queue.has_tries_left(2), bench.queue.has_tries_left(3)) == (True, False)
+    for _ in range(5):
+        await bench.queue.acquire(request(), frozenset({"i1"}))
+    for _ in range(2):
+        with pytest.raises(NotAgain):
+            await bench.queue.acquire(request(), frozenset({"i1"}))
     assert bench.queue.retries_denied == 2
+
+
+async def spend_the_budget(bench: Bench) -> None:
+    bench.publish("i1", "i2", places=9)
+    for _ in range(5):
+        await bench.queue.acquire(request(), frozenset({"i1"}))
+
+
+async def test_the_requests_of_a_dead_instance_are_no_repetitions() -> None:
+    bench = Bench()
+    await spend_the_budget(bench)
+    bench.publish("i2", places=9)
+    assert (await bench.queue.acquire(request(), frozenset({"i1"}))).instance_id == "i2"
+
+
+async def test_whether_an_instance_is_dead_is_waited_for() -> None:
+    bench = Bench()
+    await spend_the_budget(bench)
+    bench.publish("i1", "i2", places=9, suspects=["i1"])
+    (waits,) = await bench.wait("waits", failed=frozenset({"i1"}))
+    bench.publish("i2", places=9)
+    assert (await waits).instance_id == "i2"
+    assert not bench.queue.retries_denied
+
+
+async def test_who_waited_for_it_is_refused_if_it_lives() -> None:
+    bench = Bench()
+    await spend_the_budget(bench)
+    bench.publish("i1", "i2", places=9, suspects=["i1"])
+    stays, leaves = await bench.wait("stays", "leaves", failed=frozenset({"i1"}))
+    leaves.cancel()
+    await until(leaves.done)
+    bench.publish("i1", "i2", places=9)
+    with pytest.raises(NotAgain):
+        await stays
+    assert (bench.queue.waiting, bench.queue.retries_denied) == (0, 1)
+
+
+async def test_who_waits_for_it_is_refused_with_the_others() -> None:
+    bench = Bench()
+    await spend_the_budget(bench)
+    bench.publish("i1", "i2", places=9, suspects=["i1"])
+    (waits,) = await bench.wait("waits", failed=frozenset({"i1"}))
+    bench.queues.refuse("m", Refusal("no_room", "too large"))
+    assert (await refusal_of(waits)).code == "no_room"
 
 
 class Raises:
