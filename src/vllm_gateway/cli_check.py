@@ -10,12 +10,10 @@ from vllm_gateway.configuration import ConfigError, load_settings
 from vllm_gateway.settings import Settings
 
 
-def check(
-    config_file: Path | None, environ: Mapping[str, str], out: TextIO, overrides: Mapping[str, object] | None = None
-) -> int:
+def check(config_file: Path | None, environ: Mapping[str, str], out: TextIO) -> int:
     """Prints to `out`; 0: the configuration is good, 2: it is not."""
     try:
-        settings = load_settings(config_file, environ, overrides)
+        settings = load_settings(config_file, environ)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=out)

@@ -35,8 +35,8 @@ class GpuReading:
 
 
 class GpuProbe(Protocol):
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
-        """All GPUs by index. None for `our_pids`: nobody will tell processes apart, so they need not be asked for."""
+    def read(self) -> list[GpuReading]:
+        """All GPUs, by index. Raises ProbeError."""
 
 
 class StaticProbe:
@@ -48,7 +48,7 @@ class StaticProbe:
             for index, device in enumerate(devices)
         ]
 
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+    def read(self) -> list[GpuReading]:
         return list(self._readings)
 
 
@@ -58,7 +58,7 @@ class SimulatedProbe:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._gpus = SimulatedGpus(Path(directory))
 
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+    def read(self) -> list[GpuReading]:
         try:
             gpus = self._gpus.gpus()
         except (OSError, KeyError, ValueError) as error:
@@ -70,7 +70,7 @@ class SimulatedProbe:
                 gpu.name,
                 gpu.total_mib,
                 gpu.reserved_mib + gpu.used_mib,
-                None if our_pids is None else _by_pid(gpu.processes),
+                _by_pid(gpu.processes),
                 f"NVML error {gpu.error}" if gpu.error else None,
             )
             for gpu in gpus
@@ -85,7 +85,7 @@ class NvmlProbe:
         self._started = False
         self._known: dict[int, GpuReading] = {}  # a GPU that fell off the bus no longer tells its name
 
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+    def read(self) -> list[GpuReading]:
         with self._lock:
             self._start()
             try:
@@ -96,7 +96,7 @@ class NvmlProbe:
             if not count:
                 self._stop()
                 raise ProbeError("NVML lists no GPU. Let this machine or container see one.")
-            readings = [self._read_one(index, our_pids is not None) for index in range(count)]
+            readings = [self._read_one(index) for index in range(count)]
             if all(reading.problem for reading in readings):
                 self._stop()  # a reloaded driver is found by a new start only
             return readings
@@ -122,7 +122,7 @@ class NvmlProbe:
             except pynvml.NVMLError:
                 return  # there is nothing left to shut down
 
-    def _read_one(self, index: int, with_processes: bool) -> GpuReading:
+    def _read_one(self, index: int) -> GpuReading:
         known = self._known.get(index)
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -133,7 +133,7 @@ class NvmlProbe:
                 _text(pynvml.nvmlDeviceGetName(handle)),
                 int(memory.total) // MIB,
                 -(-int(memory.used) // MIB),
-                _nvml_processes(handle) if with_processes else None,
+                _nvml_processes(handle),
             )
         except pynvml.NVMLError as error:
             name, gpu_id, total = (known.name, known.gpu_id, known.total_mib) if known else ("unknown", str(index), 0)

@@ -129,7 +129,7 @@ class GpuMemory:
     async def _shared_reading(self, probe: GpuProbe) -> list[GpuReading]:
         """All who ask meanwhile share it: a driver that hangs holds one thread, and nobody for long."""
         if self._reading is None or self._reading.done():
-            self._reading = _in_thread_of_its_own(lambda: probe.read(frozenset()))
+            self._reading = _in_thread_of_its_own(probe.read)
         try:
             async with asyncio.timeout(READ_LIMIT_S):
                 return list(await asyncio.shield(self._reading))

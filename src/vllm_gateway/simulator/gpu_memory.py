@@ -143,10 +143,6 @@ class SimulatedGpus:
                 raise OutOfGpuMemoryError(now, mib)
             return self._allocate(uuid, mib, f"{name}-{secrets.token_hex(6)}")
 
-    def release(self, allocation: Allocation) -> None:
-        """The same as `allocation.release()`."""
-        allocation.release()
-
     def _allocate(self, uuid: str, mib: int, name: str) -> Allocation:
         # Readers skip hidden files: the allocation becomes visible only once it is locked and complete.
         hidden, visible = self._allocations / f".{name}", self._allocations / name

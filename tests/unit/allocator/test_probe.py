@@ -67,7 +67,7 @@ def test_simulated_gpus_are_read(tmp_path: Path) -> None:
     gpus.update(1, error=15)
     allocation = gpus.take("GPU-sim-0", 1000)
     try:
-        first, second = SimulatedProbe(tmp_path).read(OURS)
+        first, second = SimulatedProbe(tmp_path).read()
     finally:
         allocation.release()
     assert (first.gpu_id, first.used_mib, first.problem) == ("GPU-sim-0", 1300, None)
@@ -110,18 +110,17 @@ def test_one_broken_gpu_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch
     }.items():
         monkeypatch.setattr(pynvml, name, answer)
     probe = NvmlProbe()
-    assert probe.read(OURS)[1] == GpuReading("GPU-1", 1, "NVIDIA L4", 24576, 1001, {7: 600, 8: 100})
-    assert probe.read()[1].processes is None
+    assert probe.read()[1] == GpuReading("GPU-1", 1, "NVIDIA L4", 24576, 1001, {7: 600, 8: 100})
     broken.add(1)
-    first, second = probe.read(OURS)
+    first, second = probe.read()
     assert first.problem is None
     assert (second.gpu_id, second.name) == ("GPU-1", "NVIDIA L4")
     assert second.problem is not None
     processes[0].usedGpuMemory = None
-    assert probe.read(OURS)[0].processes is None
+    assert probe.read()[0].processes is None
     assert len(started) == 1
     broken.add(0)
-    assert all(reading.problem for reading in probe.read(OURS))
+    assert all(reading.problem for reading in probe.read())
     broken.clear()
-    assert not any(reading.problem for reading in probe.read(OURS))
+    assert not any(reading.problem for reading in probe.read())
     assert len(started) == 2, "a reloaded driver is found by a new start only"

@@ -30,7 +30,7 @@ class Probe:
         self.error: Exception | None = None
         self.hangs: threading.Event | None = None
 
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+    def read(self) -> list[GpuReading]:
         if self.hangs is not None:
             self.hangs.wait(10)
         if self.error is not None:

@@ -25,7 +25,7 @@ class Probe:
         self.hangs: threading.Event | None = None
         self.asked = 0
 
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+    def read(self) -> list[GpuReading]:
         self.asked += 1
         if self.hangs is not None:
             self.hangs.wait(10)
@@ -171,7 +171,7 @@ class Lagging:
     def __init__(self, used_mib: Iterator[int]) -> None:
         self._used_mib = used_mib
 
-    def read(self, our_pids: frozenset[int] | None = None) -> list[GpuReading]:
+    def read(self) -> list[GpuReading]:
         return [replace(CARD, used_mib=next(self._used_mib))]
 
 

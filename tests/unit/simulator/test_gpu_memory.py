@@ -38,7 +38,7 @@ def test_memory_is_taken_and_given_back(gpus: SimulatedGpus) -> None:
     assert gpus.gpu("GPU-sim-0").processes == [(os.getpid(), 600)]
     assert gpus.gpu("GPU-sim-0").free_mib == 300
     assert gpus.gpu("GPU-sim-1").free_mib == 1900
-    gpus.release(allocation)
+    allocation.release()
     allocation.release()
     assert gpus.gpu("GPU-sim-0").free_mib == 900
 

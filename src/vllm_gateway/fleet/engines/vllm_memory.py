@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from vllm_gateway.fleet.runtimes.output import says_out_of_memory
+
 _MORE = 1.25  # where the engine does not say how much is missing
 _LEAST_MORE = 1.1  # the next start must not fail for a few MiB again
 _GIB = 1024
@@ -12,7 +14,6 @@ _KV_CACHE = re.compile(
     r"\(([\d.]+) GiB KV cache is needed, which is larger than the available KV cache memory \(([\d.]+) GiB\)"
 )
 _NO_KV_CACHE = "No available memory for the cache blocks"
-_OUT_OF_MEMORY = re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory")
 
 
 def larger_footprint(mib: int, last_lines: Sequence[str]) -> int | None:
@@ -28,6 +29,6 @@ def larger_footprint(mib: int, last_lines: Sequence[str]) -> int | None:
     if found := _KV_CACHE.search(text):
         missing = math.ceil((float(found[1]) - float(found[2])) * _GIB)
         return max(mib + missing, math.ceil(mib * _LEAST_MORE))
-    if _NO_KV_CACHE in text or _OUT_OF_MEMORY.search(text):
+    if _NO_KV_CACHE in text or says_out_of_memory(last_lines):
         return math.ceil(mib * _MORE)
     return None
