@@ -78,7 +78,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return EXIT_BAD_CONFIG
     import uvloop
 
-    from vllm_gateway.serving import serve
+    from vllm_gateway.lifetime import serve
 
     return uvloop.run(serve(settings, load, arguments.config, take_over=arguments.take_over))
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "vllm_gateway"
-FREE = {"app", "serving", "cli", "__main__"}
+FREE = {"app", "serving", "lifetime", "cli", "__main__"}
 ALLOWED = {
     "api": {"scheduling", "relay", "routing", "settings", "streams", "telemetry"},
     "scheduling": {"routing", "telemetry", "settings"},
