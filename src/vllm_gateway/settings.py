@@ -87,7 +87,7 @@ class Server(_Strict):
     api_keys: tuple[str, ...] = Field((), description="Bearer tokens that clients must send; none: open to all.")
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
     control_socket: str | None = Field(None, description="Where a new gateway takes over from this one; none: derived.")
-    drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long streams in flight may finish.")
+    drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long requests in flight may take to finish.")
 
 
 class Docker(_Strict):
@@ -99,7 +99,7 @@ class Docker(_Strict):
     cache_dir: str | None = Field(
         None, description="Host folder mounted as the engine's Hugging Face cache; none: a Docker volume."
     )
-    volumes: tuple[Volume, ...] = Field((), description="More mounts for engines: /on/the/host:/in/the/engine[:ro].")
+    volumes: tuple[Volume, ...] = Field((), description="Further mounts for engines: /on/the/host:/in/the/engine[:ro].")
     pull: Literal["missing", "never", "always"] = "missing"
     on_exit: Literal["keep", "stop"] = Field("keep", description="What becomes of instances when the gateway ends.")
     ipc: Literal["host", "private"] = "host"
@@ -116,7 +116,7 @@ class Process(_Strict):
     """The `process` runtime: engines are child processes of the gateway."""
 
     command: tuple[str, ...] = Field(
-        ("vllm", "serve"), min_length=1, description="`simulated` alone stands for the simulated engine."
+        ("vllm", "serve"), min_length=1, description="`simulated` alone is the simulated engine."
     )
 
 
@@ -134,10 +134,10 @@ class Gpus(_Strict):
     source: Literal["nvml", "static", "simulated"] = "nvml"
     devices: tuple[Device, ...] = ()
     margin_mib: int = Field(512, ge=0, description="Left free on every GPU.")
-    min_resident_s: Seconds = Field(60, description="A model in use keeps its place for so long; 0: no quantum.")
+    min_resident_s: Seconds = Field(60, description="How long a model in use keeps its place; 0: no quantum.")
     max_swap_wait_s: Seconds = Field(
         120,
-        description="Beyond min_resident_s it keeps its place while its queue is served, until others waited so long.",
+        description="After min_resident_s it keeps its place while its queue is served, until others waited this long.",
     )
 
     @model_validator(mode="after")
@@ -155,8 +155,8 @@ class Log(_Strict):
 class Decisions(_Strict):
     """Why requests went where they went; of strategies that have scores."""
 
-    keep: int = Field(100, ge=0, le=10_000, description="The latest of each model, for GET /gateway/decisions.")
-    log_every: int = Field(0, ge=0, description="Every so many, one is logged; 0: none.")
+    keep: int = Field(100, ge=0, le=10_000, description="How many of each model to keep, for GET /gateway/decisions.")
+    log_every: int = Field(0, ge=0, description="One in this many is logged; 0: none.")
 
 
 class Retry(_Strict):
@@ -166,16 +166,16 @@ class Retry(_Strict):
     budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window, at most.")
     floor: int = Field(10, ge=0, description="Or so many in the window, if that is more.")
     window_s: Seconds = Field(60, gt=0, description="The window.")
-    same_after_s: Seconds = Field(1, description="Then the only instance gets a request again that it failed.")
+    same_after_s: Seconds = Field(1, description="After this, an only instance gets a request again that it failed.")
 
 
 class Ejection(_Strict):
     """An instance whose requests fail gets none for a while. Never the last one of a model."""
 
-    consecutive_failures: int = Field(3, ge=1, description="So many requests without a whole reply, in a row.")
-    error_rate: float = Field(0.5, gt=0, le=1, description="Or this share of at least 10 requests, 5xx replies too.")
-    window_s: Seconds = Field(30, gt=0, description="Over which the share is taken.")
-    max_share: float = Field(0.5, gt=0, le=1, description="Of a model's instances at once; one of two at least.")
+    consecutive_failures: int = Field(3, ge=1, description="This many requests in a row without a complete reply.")
+    error_rate: float = Field(0.5, gt=0, le=1, description="Or this share of at least 10 requests; 5xx replies count.")
+    window_s: Seconds = Field(30, gt=0, description="In which that share is counted.")
+    max_share: float = Field(0.5, gt=0, le=1, description="Most of a model's instances at once; at least one of two.")
 
 
 class Timeouts(_Strict):
@@ -199,8 +199,8 @@ class Model(_Strict):
     repository: str | None = Field(
         None, min_length=1, description="Hugging Face repository or a path the engine can read."
     )
-    endpoints: tuple[Endpoint, ...] = Field((), description="Engines that somebody else runs: http://host:port.")
-    instances: int = Field(1, ge=1, le=64, strict=True, description="Wanted side by side.")
+    endpoints: tuple[Endpoint, ...] = Field((), description="Engines that you run yourself: http://host:port.")
+    instances: int = Field(1, ge=1, le=64, strict=True, description="To run side by side.")
     aliases: tuple[ModelName, ...] = Field((), description="Other names that clients may use.")
     adapters: tuple[ModelName, ...] = Field((), description="LoRA adapters of its engines, as clients name them.")
     engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
@@ -212,14 +212,14 @@ class Model(_Strict):
     idle_timeout_s: Seconds | None = Field(None, description="Overrides the default; 0: never.")
     max_in_flight: int | None = Field(None, ge=1)
     weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        (), description="How strong instance 1, 2, ... is, against 1 where nothing is said."
+        (), description="Relative strength of instance 1, 2, ...; 1 for those not listed."
     )
     strategy: Strategy | None = None
     first_byte_timeout_s: Seconds | None = Field(None, description="Overrides `timeouts.first_byte_s`.")
     resume: Resume | None = None
     cold_start: ColdStart | None = None
     sleep: Sleep = Field(
-        "off", description="level_1: evicted, an instance sleeps (its parameters in the machine's memory)."
+        "off", description="level_1: an evicted instance sleeps (its parameters in the machine's memory)."
     )
 
     @model_validator(mode="after")
@@ -245,31 +245,33 @@ class Settings(_Strict):
     models: dict[ModelName, Model] = Field(default_factory=dict)
     strategy: Strategy = Field("round_robin", description="For every model that names none.")
     strategies_dir: str | None = None
-    slow_start_s: Seconds = Field(10, description="A new instance takes its full share only after so long; 0: at once.")
+    slow_start_s: Seconds = Field(10, description="How long a new instance takes to its full share; 0: at once.")
     decisions: Decisions = Decisions()
-    max_in_flight: int = Field(256, ge=1, description="Requests at once on one instance.")
-    queue_size: int = Field(1000, ge=1, description="Waiting requests of one model; beyond it: 429.")
+    max_in_flight: int = Field(256, ge=1, description="Most requests at once on one instance.")
+    queue_size: int = Field(1000, ge=1, description="Most waiting requests of one model; further ones get 429.")
     queue_timeout_s: Seconds = Field(600, gt=0, description="Longest wait for an instance.")
     priorities: dict[PriorityName, int] = Field(
         {"high": 10, "normal": 0, "low": -10},
         max_length=16,
-        description="Values of the X-Priority header; the higher number is served first.",
+        description="Values of the X-Priority header; higher numbers are served first.",
     )
     retry: Retry = Retry()
     ejection: Ejection = Ejection()
     timeouts: Timeouts = Timeouts()
-    resume: Resume = Field("exact", description="Whether a stream whose instance fails goes on with another one.")
-    cold_start: ColdStart = Field("wait", description="keepalive: a stream that waits for an instance gets comments.")
-    idle_timeout_s: Seconds = Field(1800, description="A model unused for so long is stopped; 0: never.")
-    host_memory_mib: Mib | None = Field(
-        None, description="What sleeping instances may hold of the machine's memory; none: half of it."
+    resume: Resume = Field("exact", description="Whether another instance continues a stream whose instance fails.")
+    cold_start: ColdStart = Field("wait", description="keepalive: comments keep a stream alive while it waits.")
+    idle_timeout_s: Seconds = Field(
+        1800, description="How long a model may be unused before it is stopped; 0: for ever."
     )
-    start_timeout_s: Seconds = Field(1200, gt=0, description="Longest start of an instance.")
+    host_memory_mib: Mib | None = Field(
+        None, description="Memory of the machine that sleeping instances may hold; none: half of it."
+    )
+    start_timeout_s: Seconds = Field(1200, gt=0, description="How long the start of an instance may take.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
     reload: Literal["signal", "watch"] = Field("signal", description="SIGHUP, or also a change of the file.")
     memory_footprint_file: str = "memory_footprints.json"
     record_trace: Annotated[str, AfterValidator(_plain_file)] | None = Field(
-        None, description="Lengths and hashes of requests, no content, as JSON lines for `vllm-gateway simulate`."
+        None, description="A file for lengths and hashes of requests, no content: for `vllm-gateway simulate`."
     )
     hf_token: str | None = Field(None, description="Passed to engines; never logged.")
 

@@ -12,12 +12,11 @@ LONGEST_PAUSE_S = 60.0
 FORGET_S = 120.0
 """After so long without a failure the pauses begin anew."""
 
-_GOOD = frozenset({Outcome.OK, Outcome.CLIENT_ERROR})
-_FAULTS = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN})
-
-
 MIN_REQUESTS = 10
 """Fewer do not make a rate."""
+
+_GOOD = frozenset({Outcome.OK, Outcome.CLIENT_ERROR})
+_FAULTS = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN})
 
 
 @dataclass(frozen=True, slots=True)
