@@ -32,7 +32,7 @@ class Event:
 GATEWAY_STARTING = Event("gateway_starting", "info", "The process began.", (), ("version", "runtime"))
 GATEWAY_READY = Event("gateway_ready", "info", "Clients can connect.", ("address",))
 GATEWAY_HANDED_OVER = Event(
-    "gateway_handed_over", "info", "Another gateway has taken over; this one serves the connections that it has."
+    "gateway_handed_over", "info", "Another gateway has taken over; this one finishes the connections it has."
 )
 CONTROL_SOCKET_PROBLEM = Event(
     "control_socket_problem", "warning", "No other gateway will be able to take over.", ("path", "problem")
@@ -42,18 +42,18 @@ GATEWAY_STOPPED = Event("gateway_stopped", "info", "The last line of a process."
 PARALLEL_MODELS_CONFIG = Event(
     "parallel_models_config", "info", "The number of instances wanted of each model.", ("models",), ("source",)
 )
-CONFIG_RELOADED = Event("config_reloaded", "info", "A changed configuration counts from now on.", ("models",))
+CONFIG_RELOADED = Event("config_reloaded", "info", "A changed configuration is in force from now on.", ("models",))
 CONFIG_RELOAD_FAILED = Event(
-    "config_reload_failed", "error", "A changed configuration is wrong; nothing of it counts.", ("problems",)
+    "config_reload_failed", "error", "A changed configuration is wrong, and none of it is applied.", ("problems",)
 )
 CONFIG_NEEDS_RESTART = Event(
-    "config_needs_restart", "warning", "Settings that count from the next start on.", ("settings",)
+    "config_needs_restart", "warning", "Settings that take effect at the next start.", ("settings",)
 )
 
 REQUEST_FINISHED = Event(
     "request_finished",
     "info",
-    "The access line: one for each request; the method of what is no HTTP is `UNKNOWN`. Times are in milliseconds.",
+    "The access line, one for each request (method `UNKNOWN`: it was not HTTP). Times are in milliseconds.",
     ("request_id", "method", "path", "status", "outcome", "duration_ms"),
     ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued"),
 )
@@ -61,7 +61,7 @@ REQUEST_FINISHED = Event(
 STREAM_CONTINUED = Event(
     "stream_continued",
     "warning",
-    "An instance failed within a stream; another one goes on (`how`: from the token ids, from the text, or anew).",
+    "An instance failed within a stream; another one continues it (`how`: from the token ids, from the text, or anew).",
     ("request_id", "model", "instance", "reason", "how"),
     ("tokens",),
 )
@@ -114,7 +114,7 @@ INSTANCE_WAKING = Event("instance_waking", "info", "An engine is told to wake up
 INSTANCE_NOT_MOVED = Event(
     "instance_not_moved",
     "error",
-    "An engine neither fell asleep nor woke up as it was told; it is stopped.",
+    "An engine did not fall asleep or wake up when it was told to; it is stopped.",
     ("instance", "model", "reason"),
 )
 INSTANCE_DRAINING = Event(
@@ -131,7 +131,7 @@ INSTANCE_STOPPED = Event("instance_stopped", "info", "An instance is gone.", ("i
 INSTANCE_STUCK = Event(
     "instance_stuck",
     "error",
-    "The runtime could not end an instance. It keeps its place in the books, and is tried again until it is gone.",
+    "The runtime could not end an instance. It keeps its place in the books, and the gateway keeps trying until it is gone.",
     ("instance", "model", "problem"),
 )
 INSTANCE_ADOPTED = Event(
@@ -158,7 +158,7 @@ INSTANCE_SUSPECT = Event(
 INSTANCE_EJECTED = Event(
     "instance_ejected",
     "warning",
-    "Too many requests to an instance failed; it gets none for `seconds`, then one to try.",
+    "Too many requests to an instance failed; it gets none for `seconds`, then one as a probe.",
     ("instance", "model", "reason", "seconds"),
 )
 INSTANCE_RESTORED = Event(
@@ -172,7 +172,7 @@ MODEL_NO_ROOM = Event(
     ("model", "reason"),
 )
 MODEL_BACKOFF = Event(
-    "model_backoff", "warning", "Starts failed; the next waits so long.", ("model", "seconds", "failures")
+    "model_backoff", "warning", "Starts failed; the next one waits for `seconds`.", ("model", "seconds", "failures")
 )
 EVICTION = Event(
     "eviction",
@@ -181,14 +181,14 @@ EVICTION = Event(
     ("model", "instance", "for_model"),
     ("asleep",),
 )
-IDLE_STOP = Event("idle_stop", "info", "A model was unused for so long and is stopped.", ("model", "seconds"))
+IDLE_STOP = Event("idle_stop", "info", "A model was unused for `seconds` and is stopped.", ("model", "seconds"))
 FOOTPRINT_MEASURED = Event(
     "footprint_measured", "info", "A footprint was measured and kept.", ("model", "footprint_mib"), ("key",)
 )
 FOOTPRINT_CORRECTED = Event(
     "footprint_corrected",
     "warning",
-    "An engine could not start for want of its share of GPU memory; it gets more from now on.",
+    "An engine could not start because its share of GPU memory was too small; it gets more from now on.",
     ("model", "footprint_mib", "was_mib"),
 )
 FOOTPRINT_FILE_DAMAGED = Event(
@@ -201,13 +201,13 @@ FOOTPRINT_FILE_DAMAGED = Event(
 FOOTPRINT_FILE_NOT_WRITTEN = Event(
     "footprint_file_not_written",
     "warning",
-    "What was measured is kept until the gateway ends, and must then be measured again.",
+    "Measured footprints are lost when the gateway ends, and must be measured again.",
     ("file", "problem"),
 )
 MEMORY_NOT_RETURNED = Event(
     "memory_not_returned",
     "warning",
-    "An instance is gone, its GPU memory is not free yet.",
+    "An instance is gone, but its GPU memory is not free yet.",
     ("instance", "gpus", "seconds"),
 )
 GPU_PROBLEM = Event("gpu_problem", "error", "A GPU cannot be used as configured.", ("gpu", "problem"))
@@ -215,13 +215,13 @@ GPU_PROBLEM = Event("gpu_problem", "error", "A GPU cannot be used as configured.
 RUNTIME_DOWN = Event("runtime_down", "error", "The runtime does not answer.", ("runtime",), ("problem",))
 RUNTIME_BACK = Event("runtime_back", "info", "The runtime answers again.", ("runtime",), ("seconds",))
 DOCKER_NETWORK_MISSING = Event(
-    "docker_network_missing", "warning", "No engine can start before `docker.network` exists.", ("network",)
+    "docker_network_missing", "warning", "No engine can start until `docker.network` exists.", ("network",)
 )
-IMAGE_PULL_STARTED = Event("image_pull_started", "info", "The engine's image is fetched.", ("image",))
+IMAGE_PULL_STARTED = Event("image_pull_started", "info", "The engine's image is being pulled.", ("image",))
 IMAGE_PULL_PROGRESS = Event(
-    "image_pull_progress", "info", "How far the image is.", ("image",), ("percent", "done_mib", "total_mib", "status")
+    "image_pull_progress", "info", "How far the pull is.", ("image",), ("percent", "done_mib", "total_mib", "status")
 )
-IMAGE_PULLED = Event("image_pulled", "info", "The engine's image is here.", ("image",), ("seconds",))
+IMAGE_PULLED = Event("image_pulled", "info", "The engine's image has been pulled.", ("image",), ("seconds",))
 
 ROUTING_DECISION = Event(
     "routing_decision",
@@ -239,7 +239,7 @@ STRATEGY_FAILED = Event(
 UNHANDLED_ERROR = Event(
     "unhandled_error",
     "error",
-    "A bug of the gateway, which goes on. Where it comes again and again, it is told once a minute.",
+    "A bug in the gateway, which carries on. A repeated one is logged once a minute.",
     ("error",),
     ("where", "traceback"),
 )
