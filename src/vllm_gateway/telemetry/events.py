@@ -131,7 +131,7 @@ INSTANCE_STOPPED = Event("instance_stopped", "info", "An instance is gone.", ("i
 INSTANCE_STUCK = Event(
     "instance_stuck",
     "error",
-    "The runtime could not end an instance. It keeps its place in the books; the gateway keeps trying until it is gone.",
+    "The runtime could not end an instance. It stays in the books, and the gateway keeps trying until it is gone.",
     ("instance", "model", "problem"),
 )
 INSTANCE_ADOPTED = Event(
