@@ -11,6 +11,8 @@ from vllm_gateway.api.errors import ApiError
 
 STALL_S = 60.0
 """How long a request that has begun may bring not a single byte."""
+LEAST_BYTES_PER_S = 1024
+"""So fast a body must come on average, after STALL_S: enough for a poor mobile network, whatever the length."""
 
 
 class Wanted(msgspec.Struct):
@@ -32,14 +34,21 @@ async def read_body(request: web.BaseRequest, limit: int, stall_s: float) -> byt
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     parts = bytearray()
+    clock = asyncio.get_running_loop().time
+    began = clock()
     try:
-        while block := await _more(request, stall_s):
+        while block := await _more(request, min(stall_s, body_time_s(len(parts), stall_s) - (clock() - began))):
             parts += block
             if len(parts) > limit:
                 raise too_large
     except TimeoutError:
         raise body_timeout() from None
     return bytes(parts)
+
+
+def body_time_s(received: int, stall_s: float) -> float:
+    """So long a body may have taken of which so many bytes have come."""
+    return stall_s + received / LEAST_BYTES_PER_S
 
 
 async def _more(request: web.BaseRequest, stall_s: float) -> bytes:

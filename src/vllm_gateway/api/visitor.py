@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from vllm_gateway.api.body import body_timeout
+from vllm_gateway.api.body import body_time_s, body_timeout
 from vllm_gateway.api.journal import Progress, request_id_of
 from vllm_gateway.api.request_head import MAX_HEAD_BYTES, RequestHead, may_become_a_head, parse_request_head
 
@@ -28,6 +28,7 @@ class Visitor(asyncio.Protocol):
         "_drained",
         "_head",
         "_heard_at",
+        "_length",
         "_missing",
         "_parts",
         "_peer",
@@ -50,7 +51,8 @@ class Visitor(asyncio.Protocol):
         self._progress: Progress | None = None
         self._caller = ""
         self._parts: list[bytes] = []  # of its body
-        self._missing = 0  # bytes of its body that have not come yet
+        self._length = 0  # of its body
+        self._missing = 0  # bytes of it that have not come yet
         self.ahead = b""  # what has come of the next request
         self._heard_at = 0.0
         self.reads_no_more = False  # for the requests ahead are more than are kept
@@ -131,12 +133,13 @@ class Visitor(asyncio.Protocol):
     # --- A request comes in
 
     def _take_head(self, data: bytes) -> None:
-        self.ahead = b""
+        begun, self.ahead = bool(self.ahead), b""
         end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
         if end < 0:
             if may_become_a_head(data):
                 self.ahead = data
-                self._heard_at = self._door.loop.time()
+                if not begun:
+                    self._heard_at = self._door.loop.time()
             else:
                 self._hand_over(data)
             return
@@ -159,7 +162,7 @@ class Visitor(asyncio.Protocol):
         else:
             self._heard_at = now
             self._parts.append(data[begins:])
-            self._missing = ends - len(data)
+            self._length, self._missing = length, ends - len(data)
 
     def _take_body(self, data: bytes) -> None:
         if len(data) > self._missing:
@@ -250,10 +253,14 @@ class Visitor(asyncio.Protocol):
         if self.transport.is_closing():
             if quiet_s > stall_s:
                 self.transport.abort()
-        elif self._missing and quiet_s > stall_s:
+        elif self._missing and (quiet_s > stall_s or self._body_takes_too_long(now, stall_s)):
             self._refuse_slow_body()
         elif quiet_s > (stall_s if self.ahead else idle_s):
             self._close()
+
+    def _body_takes_too_long(self, now: float, stall_s: float) -> bool:
+        assert self._progress is not None
+        return now - self._progress.began > body_time_s(self._length - self._missing, stall_s)
 
     def close_if_idle(self) -> None:
         if self._task is None and not self._missing and not self.ahead:

@@ -237,6 +237,46 @@ async def test_a_body_that_does_not_come_is_given_up(sent: bytes) -> None:
         await until(lambda: len(gateway.connections) == 0)
 
 
+async def drip(client: Peer, data: bytes, reply: "asyncio.Task[object]") -> None:
+    """A byte now and then, never long after the last one, as long as there is no reply."""
+    for byte in data:
+        await client.send(bytes([byte]))
+        if (await asyncio.wait([reply], timeout=0.05))[0]:
+            return
+    raise AssertionError("it was read to its end")
+
+
+@EXACT
+async def test_a_body_that_drips_is_refused(lane: str) -> None:
+    async with house(stall_s=0.3) as gateway:
+        client = await gateway.connect()
+        head, _, body = a_request(b'{"model":"m","x":"%s"}' % (b"y" * 500), lane=lane).partition(b"\r\n\r\n")
+        await client.send(head + b"\r\n\r\n")
+        asked = asyncio.create_task(client.message())
+        await drip(client, body, asked)
+        assert (await asked).status == 408
+        assert (await gateway.line())["outcome"] == "body_timeout"
+
+
+@EXACT
+async def test_a_body_that_comes_slowly_but_steadily_is_read(lane: str) -> None:
+    async with instance(answering(OK)) as engine, house(engine.port, stall_s=0.2) as gateway:
+        client = await gateway.connect()
+        request = a_request(b'{"model":"m","x":"%s"}' % (b"y" * 10_000), lane=lane)
+        for start in range(0, len(request), 1000):
+            await client.send(request[start : start + 1000])
+            await asyncio.sleep(0.05)  # as the network would have it
+        assert (await client.message()).status == 200
+
+
+async def test_a_head_that_drips_is_given_up() -> None:
+    async with house(stall_s=0.3) as gateway:
+        client = await gateway.connect()
+        ended = asyncio.create_task(client.ended())
+        await drip(client, a_request(headers=b"X: %s\r\n" % (b"y" * 500)), ended)
+        assert not gateway.lines
+
+
 @pytest.mark.parametrize("sent", [b"POST /v1/x HTTP/1.1\r\nHost", b"GET /health HT", b"PU"])
 async def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
     async with house(stall_s=0.1) as gateway:
