@@ -9,22 +9,19 @@ SLOTS = 12
 class SlidingCount:
     """Events of about the last `window_s`, in slots. Time is passed in and never runs backwards. O(1) to count."""
 
-    __slots__ = ("_began", "_counts", "_slot_s", "_tick", "_total")
+    __slots__ = ("_counts", "_slot_s", "_tick", "_total")
 
     def __init__(self, window_s: float) -> None:
         self._slot_s = window_s / SLOTS
         self._counts = [0] * (SLOTS + 1)  # of the oldest one, a part lies within the window
         self._total = 0
         self._tick = 0
-        self._began: float | None = None
 
     def add(self, now: float) -> None:
         if (tick := int(now / self._slot_s)) != self._tick:
             self._turn_to(tick)
         self._counts[tick % (SLOTS + 1)] += 1
         self._total += 1
-        if self._began is None:
-            self._began = now
 
     def at_least(self, now: float) -> int:
         """All that it counts happened within the window; some of the oldest are left out."""
@@ -37,13 +34,6 @@ class SlidingCount:
         if (tick := int(now / self._slot_s)) != self._tick:
             self._turn_to(tick)
         return self._total
-
-    def per_second(self, now: float) -> float:
-        """0 while nothing is known."""
-        if self._began is None:
-            return 0.0
-        seen_s = min(now - self._began, self._slot_s * SLOTS)
-        return self.at_most(now) / max(seen_s, self._slot_s)
 
     def _turn_to(self, tick: int) -> None:
         for passed in range(max(self._tick, tick - SLOTS - 1) + 1, tick + 1):

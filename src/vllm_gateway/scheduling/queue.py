@@ -13,7 +13,7 @@ from vllm_gateway.scheduling.budget import RetryBudget
 from vllm_gateway.scheduling.health import Change, PassiveHealth
 from vllm_gateway.scheduling.line import FairLine
 from vllm_gateway.scheduling.placement import Placement
-from vllm_gateway.scheduling.retry_after import retry_after_s
+from vllm_gateway.scheduling.retry_after import Turnover, retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
 from vllm_gateway.settings import Ejection, Retry
 
@@ -92,7 +92,8 @@ class ModelQueue:
         self._line: FairLine[_Waiter] = FairLine()
         self._again: OrderedDict[frozenset[str], OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
         self._undecided: dict[_Waiter, None] = {}  # may come again if those who failed them are dead
-        self._placed_by: dict[RequestInfo, Placement] = {}  # in flight: a strategy hears only of what it has placed
+        self._placed: dict[RequestInfo, tuple[Placement, float]] = {}  # in flight: by which strategy, and when
+        self._turnover = Turnover()
         self._closed: Refusal | None = None
 
     def configure(self, placement: Placement, settings: QueueSettings) -> None:
@@ -150,10 +151,12 @@ class ModelQueue:
 
     def retry_after_s(self) -> int:
         """When a client that is sent away should come again."""
+        now = asyncio.get_running_loop().time()
+        still_s = min((now - (view.last_used or now) for view in self._views), default=0.0)
         return retry_after_s(
             start_s=0.0 if self._views else self._demand.expected_start_s(self.model),
             waiting=self.waiting,
-            served_per_s=self._retries.first_attempts.per_second(asyncio.get_running_loop().time()),
+            served_per_s=self._turnover.per_s(still_s),
         )
 
     async def _wait(self, waiter: _Waiter, waited_s: float) -> InstanceView:
@@ -276,13 +279,16 @@ class ModelQueue:
     def release(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
         """Gives a place back; who is next takes it at once."""
         view.in_flight -= 1
-        view.last_used = asyncio.get_running_loop().time()
+        view.last_used = now = asyncio.get_running_loop().time()
         assert view.in_flight >= 0, view
         if outcome in _FAILURES:
             view.failures += 1
         if outcome in _FAILURES or self._health.troubled:
             self._judge(view, request, outcome)
-        self._placed_by.pop(request, self.placement).finished(request, view, outcome)
+        placement, placed_at = self._placed.pop(request, (self.placement, now))
+        if outcome is Outcome.OK:
+            self._turnover.kept(now - placed_at)
+        placement.finished(request, view, outcome)  # a strategy hears only of what it has placed
         if view.instance_id in self._listed:
             self._serve_waiters()
         elif view.in_flight == 0:
@@ -316,6 +322,8 @@ class ModelQueue:
         self._ids = frozenset(view.instance_id for view in self._views)
         self._listed = frozenset(route.instance_id for route in routes)
         self._health.keep(self._listed)
+        if self._views:
+            self._turnover.places = sum(view.max_in_flight for view in self._views)
         self.placement.listed(self._views)
         self._decide()
         self._serve_waiters()
@@ -339,8 +347,8 @@ class ModelQueue:
 
     def _place(self, request: RequestInfo, failed: Collection[str], open_to_it: Sequence[InstanceView]) -> InstanceView:
         chosen = self.placement.choose(request, open_to_it)
-        self._placed_by[request] = self.placement
         now = asyncio.get_running_loop().time()
+        self._placed[request] = (self.placement, now)
         if not failed:
             self._retries.first_attempts.add(now)
         if self._health.troubled:

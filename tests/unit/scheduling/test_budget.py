@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """However requests and failures come, retries stay within their share; single requests can always be tried again."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,15 +66,3 @@ def test_a_sliding_count_lies_between_its_bounds(waits: list[float], start: floa
         exact = sum(t > now - 60 for t in times)
         assert count.at_least(now) <= sum(t >= now - 60 for t in times)
         assert exact <= count.at_most(now) <= sum(t >= now - 66 for t in times)
-
-
-@pytest.mark.parametrize(("seconds", "rate"), [(1, 2.0), (20, 10.0), (600, 10.0)])
-def test_the_rate_is_that_of_the_window_or_of_what_was_seen(seconds: int, rate: float) -> None:
-    count = SlidingCount(60.0)
-    for number in range(seconds * 10):
-        count.add(500.0 + number / 10)
-    assert count.per_second(500.0 + seconds) == pytest.approx(rate, rel=0.1)
-
-
-def test_nothing_was_seen_yet() -> None:
-    assert SlidingCount(60.0).per_second(5.0) == 0.0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_gateway.fleet.start_times import UNKNOWN_S, StartTimes
-from vllm_gateway.scheduling.retry_after import LONGEST_S, SHORTEST_S, UNKNOWN_WAIT_S, retry_after_s
+from vllm_gateway.scheduling.retry_after import LONGEST_S, SHORTEST_S, UNKNOWN_WAIT_S, Turnover, retry_after_s
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,18 @@ def test_always_whole_seconds_within_bounds(start_s: float, waiting: int, served
     seconds = retry_after_s(start_s=start_s, waiting=waiting, served_per_s=served_per_s)
     assert isinstance(seconds, int)
     assert SHORTEST_S <= seconds <= LONGEST_S
+
+
+def test_places_come_back_as_fast_as_requests_give_them_back() -> None:
+    turnover = Turnover()
+    turnover.places = 8
+    assert turnover.per_s(0.0) == 0.0
+    turnover.kept(2.0)
+    assert turnover.per_s(1.0) == 4.0
+    assert turnover.per_s(16.0) == 0.5, "what it once was says little while nothing moves"
+    for _ in range(200):
+        turnover.kept(4.0)
+    assert turnover.per_s(0.0) == pytest.approx(2.0, rel=0.01)
 
 
 def test_a_start_takes_as_long_as_the_last_ones() -> None:
