@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _OWNER = "owner"  # locked for as long as the owner of its folder lives
-_BOUND_S = 60.0  # a socket that has a name for so long listens, or never will
+_BOUND_S = 60.0  # a socket that has had a name for this long listens, or never will
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vllm_gateway.settings import Gpus, Settings
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
-_QUIET_S = 1.0  # where others take new connections: no request for so long, and the kept ones are closed
+_QUIET_S = 1.0  # where others take new connections: after this long without a request, the kept ones are closed
 _CALLED_AGAIN_S = 2.0  # until whoever starts gateways has called the next one, and its code is loaded
 
 

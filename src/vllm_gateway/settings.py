@@ -164,7 +164,7 @@ class Retry(_Strict):
 
     attempts: int = Field(3, ge=1, le=10, description="Instances that may get one request; 1: never again.")
     budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window, at most.")
-    floor: int = Field(10, ge=0, description="Or so many in the window, if that is more.")
+    floor: int = Field(10, ge=0, description="Or this many in the window, if that is more.")
     window_s: Seconds = Field(60, gt=0, description="The window.")
     same_after_s: Seconds = Field(1, description="After this, an only instance gets a request again that it failed.")
 

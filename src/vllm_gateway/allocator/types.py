@@ -52,9 +52,11 @@ class Need:
 @dataclass(frozen=True, slots=True)
 class Policy:
     margin_mib: int = 512  # left free on every GPU
-    min_resident_s: float = 60.0  # a resident in use keeps its place so long
-    max_swap_wait_s: float = 120.0  # and beyond that while its queue is served, until another has waited so long
-    idle_s: float = 2.0  # a resident unused for so long is not in use
+    min_resident_s: float = 60.0  # how long a resident in use keeps its place
+    max_swap_wait_s: float = (
+        120.0  # beyond that it keeps it while its queue is served, until another has waited this long
+    )
+    idle_s: float = 2.0  # a resident unused for this long is not in use
     host_mib: int = 0  # of the machine's memory, for what sleeps
 
 

@@ -14,7 +14,7 @@ from vllm_gateway.streams import Ask, Asked, Finish, GiveUp, Tracker, comment, e
 from vllm_gateway.telemetry import events
 
 QUIET_S = 1.0
-"""So long a stream waits for its instance before its client is told that it lives."""
+"""How long a stream waits for its instance before its client gets a sign of life."""
 COMMENT_EVERY_S = 5.0
 
 
@@ -39,6 +39,7 @@ class StreamedRequest:
         self._tracker = Tracker(asked, attempts.terms.resume)
         self._stream = ClientStream(client, self._tracker, attempts.own)
         self._next = Ask(client.target, self._tracker.body, self._tracker)
+        self._timer: asyncio.TimerHandle  # of the next sign of life
         self._cut_by: dict[str, object] | None = None  # what is known of the failure after which another one goes on
 
     async def serve(self) -> Carried:

@@ -28,7 +28,7 @@ from vllm_gateway.telemetry import events as log_events
 
 TICK_S = 0.5
 GPU_READ_S = 2.0
-STRANGERS_S = 30.0  # so often containers of no instance are looked for
+STRANGERS_S = 30.0  # how often containers of no instance are looked for
 METRICS_AGAIN_S = 1.0
 REST_S = 60.0  # for starts and stops under way when another gateway takes over
 

@@ -15,7 +15,7 @@ from vllm_gateway.fleet.memory import GpuMemory, Used
 from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
 from vllm_gateway.fleet.tasks import Tasks
 
-RUNTIME_BACK_S = 30.0  # so long a start waits for a runtime that does not answer
+RUNTIME_BACK_S = 30.0  # how long a start waits for a runtime that does not answer
 RUNTIME_POLL_S = 0.5
 LONGEST_PAUSE_S = 15.0  # between two attempts to end an instance that the runtime cannot end
 ERROR_PAUSE_S = 5.0

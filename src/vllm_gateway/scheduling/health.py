@@ -10,7 +10,7 @@ from vllm_gateway.settings import Ejection
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 FORGET_S = 120.0
-"""After so long without a failure the pauses begin anew."""
+"""After this long without a failure the pauses begin anew."""
 
 MIN_REQUESTS = 10
 """Fewer do not make a rate."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 PATIENCE = 8
-"""So many places go to other priorities before one that waits has its turn."""
+"""How many places go to other priorities before one that waits has its turn."""
 
 
 class Waiting(Protocol):

@@ -7,7 +7,7 @@ from vllm_gateway.scheduling.types import InstanceView
 
 
 def spare_newcomers(instances: Sequence[InstanceView], now: float, ramp_s: float) -> Sequence[InstanceView]:
-    """Without the newcomers that have their share: so much of what the busiest has as of the ramp is behind them.
+    """Without newcomers that have their share: as much of what the busiest has as they have of the ramp behind them.
 
     Everyone may have one request. Where all are new, all are equal.
     """

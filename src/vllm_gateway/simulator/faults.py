@@ -44,7 +44,7 @@ STREAM_FAULTS = {
 """Each happens once the value (0) of tokens of a reply has been sent; where nothing is streamed, instead of a reply."""
 
 HOLD_FAULTS = {
-    "hold_after_tokens": "replies stop at so many tokens (0), or before their end, and go on when this is lifted",
+    "hold_after_tokens": "replies stop at this many tokens (0), or before their end, and go on when this is lifted",
 }
 STOP_FAULTS = {"ignore_sigterm": "SIGTERM does nothing"}
 

@@ -72,7 +72,7 @@ class Tracker:
         self.obstacle = asked.obstacle_to(resume)  # why another instance cannot go on
         self.prompt_ids: bytes | None = None  # a JSON list
         self.ids = bytearray()  # ids of the reply so far, with commas before each
-        self.shown = 0  # so much of `ids` stands in texts that the client has
+        self.shown = 0  # how much of `ids` stands in texts that the client has
         self.ids_complete = True
         self.texts: list[bytes] | None = (
             [] if resume is Resume.BEST_EFFORT else None
