@@ -156,21 +156,18 @@ class Exchange:
             self._weigh(self._withheld, data)
 
     def _take_head(self, data: bytes) -> None:
+        instructions = self._instructions
         while True:
+            searched = 0
             if self._held:
                 searched = max(0, len(self._held) - 3)
-                data = self._held + data
-                self._held = b""
-            else:
-                searched = 0
+                data, self._held = self._held + data, b""
             end = data.find(b"\r\n\r\n", searched) + 4
-            if (end if end > 3 else len(data)) > self._instructions.limits.max_head_bytes:
-                self._fail("bad_reply", retryable=True, detail="head over the limit")
-                return
             if end <= 3:
-                self._held = data
-                if data.count(b"\n", searched) != data.count(b"\r\n", max(0, searched - 1)):
-                    self._fail("bad_reply", retryable=True, detail="line ends without a carriage return")
+                self._hold_head(data, searched)
+                return
+            if end > instructions.limits.max_head_bytes:
+                self._fail("bad_reply", retryable=True, detail="head over the limit")
                 return
             try:
                 head = parse_reply_head(data[:end])
@@ -178,9 +175,8 @@ class Exchange:
                 self._fail("bad_reply", retryable=True, detail=str(error))
                 return
             data = data[end:]
-            has_given_up = self._instructions.has_given_up
-            if head.status >= 500 and has_given_up is not None:
-                self._withheld = Withheld(head, head.framing(self._client.method), has_given_up)
+            if head.status >= 500 and instructions.has_given_up is not None:
+                self._withheld = Withheld(head, head.framing(self._client.method), instructions.has_given_up)
                 self._weigh(self._withheld, data)
                 return
             if head.status >= 200:
@@ -191,6 +187,14 @@ class Exchange:
                 return
             if not data:  # an interim reply: for us alone
                 return
+
+    def _hold_head(self, data: bytes, searched: int) -> None:
+        """Keeps a head that is not complete; refuses one that can no longer become a good one."""
+        self._held = data
+        if len(data) > self._instructions.limits.max_head_bytes:
+            self._fail("bad_reply", retryable=True, detail="head over the limit")
+        elif data.count(b"\n", searched) != data.count(b"\r\n", max(0, searched - 1)):
+            self._fail("bad_reply", retryable=True, detail="line ends without a carriage return")
 
     def _weigh(self, withheld: Withheld, data: bytes) -> None:
         """Keeps a reply back until it can be told whether it is for the client."""
