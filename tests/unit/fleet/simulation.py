@@ -142,6 +142,25 @@ class FleetInTheHead:
                     return one
         raise AssertionError(f"{model} does not start")
 
+    def adopt(self, model: str, gpu_id: str, mib: int, spec_hash: str = "hash") -> Instance:
+        """Started by another gateway, which has a request there."""
+        number = self.registry.free_number(model)
+        one = Instance(
+            self.registry.new_id(),
+            self.registry.name_of(model, number),
+            model,
+            number,
+            spec_hash,
+            max_in_flight=8,
+            gpu_ids=(gpu_id,),
+            reserved_mib=mib,
+            adopted=True,
+            launched=True,
+            launched_at=self.now,
+        )
+        self.activity.busy[one.instance_id] = 1
+        return self.registry.add(one)
+
     def of(self, model: str, state: State | None = None) -> list[Instance]:
         return [one for one in self.registry.by_model(model) if state is None or one.state is state]
 

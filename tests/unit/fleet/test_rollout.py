@@ -5,6 +5,7 @@ from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import gone
 from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import ModelSpec
 
 
 def hashes(fleet: FleetInTheHead, model: str, *states: State) -> list[str]:
@@ -140,20 +141,16 @@ def test_nobody_is_reprieved_for_a_model_that_is_gone() -> None:
     assert fleet.of("a", State.DRAINING) == [a]
 
 
-def adopted(fleet: FleetInTheHead, model: str, gpu: str = "gpu0") -> Instance:
-    """Of a gateway that hands over, and has a request there."""
+def handing_over(*specs: ModelSpec) -> FleetInTheHead:
+    """Another gateway still has requests here."""
+    fleet = FleetInTheHead(*specs, gpus=2)
     fleet.activity.alone = False
-    number = fleet.registry.free_number(model)
-    name = fleet.registry.name_of(model, number)
-    one = Instance(fleet.registry.new_id(), name, model, number, "hash", 8, adopted=True, launched=True)
-    one.gpu_ids, one.reserved_mib, one.launched_at = (gpu,), 60, fleet.now
-    fleet.activity.busy[one.instance_id] = 1
-    return fleet.registry.add(one)
+    return fleet
 
 
 def test_what_another_gateway_still_uses_of_a_model_that_is_gone_is_drained() -> None:
-    fleet = FleetInTheHead(spec("b"), gpus=2)
-    one = adopted(fleet, "a")
+    fleet = handing_over(spec("b"))
+    one = fleet.adopt("a", "gpu0", 60)
     assert not stopped(fleet.hear(e.Inherited([gone("a")])))
     assert fleet.of("a", State.DRAINING) == [one]
     fleet.hear(e.BecameReady(one.instance_id))
@@ -166,8 +163,8 @@ def test_what_another_gateway_still_uses_of_a_model_that_is_gone_is_drained() ->
 
 
 def test_what_another_gateway_still_uses_is_replaced_when_it_is_ready_to_this_one_too() -> None:
-    fleet = FleetInTheHead(spec("a", spec_hash="new"), gpus=2)
-    one = adopted(fleet, "a")
+    fleet = handing_over(spec("a", spec_hash="new"))
+    one = fleet.adopt("a", "gpu0", 60)
     fleet.tick(1)
     assert one.state is State.STARTING
     fleet.hear(e.BecameReady(one.instance_id))
@@ -176,8 +173,8 @@ def test_what_another_gateway_still_uses_is_replaced_when_it_is_ready_to_this_on
 
 
 def test_of_a_surplus_that_another_gateway_still_uses_the_idle_one_goes() -> None:
-    fleet = FleetInTheHead(spec("a"), gpus=2)
-    busy, idle = adopted(fleet, "a"), adopted(fleet, "a", "gpu1")
+    fleet = handing_over(spec("a"))
+    busy, idle = fleet.adopt("a", "gpu0", 60), fleet.adopt("a", "gpu1", 60)
     fleet.activity.busy.pop(idle.instance_id)
     assert stopped(fleet.tick(1)) == [idle.instance_id]
     assert busy.state is State.STARTING

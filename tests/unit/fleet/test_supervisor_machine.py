@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.fleet.simulation import FleetInTheHead, spec
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.adoption import gone
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.runtimes import Running
@@ -34,8 +35,10 @@ class AnyFleet(RuleBasedStateMachine):
     specs: tuple[ModelSpec, ...] = SPECS
     footprints: Mapping[str, int] = {"small": 30, "pair": 45, "wide": 60, "pinned": 20, "new": 80}
 
-    @initialize(gpus=st.integers(min_value=1, max_value=3), young_s=st.sampled_from([0.0, 60.0]))
-    def begin(self, gpus: int, young_s: float) -> None:
+    @initialize(
+        gpus=st.integers(min_value=1, max_value=3), young_s=st.sampled_from([0.0, 60.0]), takes_over=st.booleans()
+    )
+    def begin(self, gpus: int, young_s: float, takes_over: bool) -> None:
         self.young_s, self.count = young_s, gpus
         self.fleet = FleetInTheHead(
             *self.specs,
@@ -46,6 +49,21 @@ class AnyFleet(RuleBasedStateMachine):
             min_resident_s=young_s,
             host_mib=HOST_MIB,
         )
+        if takes_over:
+            self.take_over()
+
+    def take_over(self) -> None:
+        """From a gateway that has requests on instances which this one has no use for."""
+        self.fleet.activity.alone = False
+        self.fleet.adopt("pair", "gpu0", 45, spec_hash="earlier")
+        self.fleet.adopt("left out", "gpu0", 40)
+        self.hear(e.Inherited([gone("left out")]))
+
+    @rule()
+    def the_other_gateway_ends(self) -> None:
+        if not self.fleet.activity.alone:
+            self.fleet.activity.alone = True
+            self.fleet.activity.busy.clear()
 
     def hear(self, event: e.Event) -> None:
         for effect in self.fleet.hear(event):
@@ -261,6 +279,7 @@ class AnyFleet(RuleBasedStateMachine):
         """Whatever has happened: when everybody behaves again, everything that fits is served in the end."""
         if not hasattr(self, "fleet"):
             return
+        self.the_other_gateway_ends()
         self.the_first_gpu_is_read(0, None)
         self.reconfigure(*self.specs)
         for model in ("small", "pinned"):
