@@ -10,8 +10,9 @@ from typing import Any
 import aiodocker
 import pytest
 
-from tests.docker.test_gateway import config, containers, model
+from tests.docker.test_gateway import config, containers, model, streaming
 from tests.gateway import GatewayProcess, running_gateway
+from tests.integration.test_reload import reload
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
 
@@ -61,13 +62,34 @@ async def _left_behind(docker: aiodocker.Docker, lab: Lab, name: str) -> str:
     return made.id
 
 
-async def test_what_was_to_be_stopped_meanwhile_is_stopped_then(lab: Lab, gate: Gate, tmp_path: Path) -> None:
+async def test_meanwhile_nothing_makes_way_for_what_cannot_be_started(lab: Lab, gate: Gate, tmp_path: Path) -> None:
     lab.reset_gpus(1, 40_000)
     settings = config(lab, a=model("a"), b=model("b"))
     async with running_gateway(tmp_path, settings, {**lab.environment, "DOCKER_HOST": gate.url}) as gateway:
         assert (await gateway.chat("a"))[0] == 200
         await gate.shut()
+        await gateway.event("runtime_down")
         waiting = asyncio.create_task(gateway.chat("b"))
+        await gateway.until(lambda page: page["models"]["b"]["queued"] == 1)
+        changed = config(lab, a=model("a", engine_arguments=["--seed", "7"]), b=model("b"))
+        await reload(gateway, tmp_path, changed)
+        for _ in range(3):
+            assert (await gateway.chat("a"))[0] == 200
+        assert not gateway.events("instance_draining")
+        await gate.open()
+        assert (await waiting)[0] == 200
+        assert await containers(lab) == ["vllm_server_b_instance_1"]
+
+
+async def test_what_was_to_be_stopped_meanwhile_is_stopped_then(lab: Lab, gate: Gate, tmp_path: Path) -> None:
+    lab.reset_gpus(1, 40_000)
+    settings = config(lab, a=model("a"), b=model("b"))
+    async with running_gateway(tmp_path, settings, {**lab.environment, "DOCKER_HOST": gate.url}) as gateway:
+        async with streaming(gateway, "a") as content:
+            waiting = asyncio.create_task(gateway.chat("b"))
+            await gateway.event("instance_draining", model="a")
+            await gate.shut()
+            await content.read()
         await gateway.event("instance_stopping", model="a")
         page = await gateway.status()
         assert page["active_containers_by_name"]["vllm_server_a_instance_1"]["state"] == "stopping", "it is there"

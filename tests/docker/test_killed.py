@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.docker.test_gateway import FAST, config, model
+from tests.docker.test_gateway import config, model
 from tests.gateway import GatewayProcess, running_gateway
 from tests.lab.lab import Lab
 

@@ -26,6 +26,7 @@ class Board:
     models: dict[str, ModelState]
     say: Callable[..., None]
     gpus: Sequence[Gpu] = ()
+    runtime_away: bool = False
     effects: list[e.Effect] = field(default_factory=list)
 
     # seeing

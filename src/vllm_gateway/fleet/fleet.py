@@ -217,7 +217,7 @@ class Fleet:
         """A bug costs one decision or one effect: whatever else was decided is done, and the next event is heard."""
         effects: Sequence[e.Effect] = ()
         with self._tasks.contain(f"hearing {type(event).__name__}"):
-            effects = self.supervisor.on(event, self._now())
+            effects = self.supervisor.on(event, self._now(), runtime_away=self._runtime.problem is not None)
         with self._tasks.contain("publishing the routing table"):
             if self.registry.version != self._published:
                 self._published = self.registry.version

@@ -113,7 +113,7 @@ class Reconciler:
         """A new one beside the old where there is room, and then the old one leaves; else the old one leaves first."""
         board, spec = self.board, state.spec
         old = rollout.outdated(board, state)
-        if not old or not rollout.may_replace_next(board, state, now):
+        if board.runtime_away or not old or not rollout.may_replace_next(board, state, now):
             return
         if len(board.awake(spec.name)) <= spec.instances:
             if blocked:
@@ -139,7 +139,7 @@ class Reconciler:
             spec.name,
             footprint.mib,
             spec.gpu_count,
-            may_evict=first,
+            may_evict=first and not self.board.runtime_away,
             may_drain_busy=footprint.known or waited_s >= policy.max_swap_wait_s,
             waited_s=waited_s,
         )
@@ -165,7 +165,7 @@ class Reconciler:
                     one.model,
                     one.reserved_mib,
                     len(one.gpu_ids),
-                    may_evict=first,
+                    may_evict=first and not board.runtime_away,
                     waited_s=state.waited_s(now),
                     gpu_ids=one.gpu_ids,
                 )

@@ -54,11 +54,13 @@ class Supervisor:
     def gpus(self) -> Sequence[Gpu]:
         return self._board.gpus
 
-    def on(self, event: e.Event, now: float) -> list[e.Effect]:
+    def on(self, event: e.Event, now: float, *, runtime_away: bool = False) -> list[e.Effect]:
         """What to do about `event`. Effects are to be carried out in their order.
 
+        While the runtime is away, what runs serves on, and makes way for nothing that could not be started anyway.
         Should it raise, what was decided before that is among the effects of the next event.
         """
+        self._board.runtime_away = runtime_away
         self._hear(event, now)
         if not self._handed_over:
             self._reconciler.reconcile(now)
@@ -311,7 +313,9 @@ class Supervisor:
             spec = state.spec
             live = [one for one in board.live(spec.name) if not one.external]
             idle = [one for one in live if one.state in (State.READY, State.SLEEPING)]
-            if not idle or spec.pinned or not spec.idle_timeout_s or board.activity.waiting(spec.name):
+            if board.runtime_away or not idle or spec.pinned or not spec.idle_timeout_s:
+                continue
+            if board.activity.waiting(spec.name):
                 continue
             if any(board.activity.in_flight(one.instance_id) for one in idle):
                 continue

@@ -59,6 +59,7 @@ class FleetInTheHead:
         host_mib: int = 1000,
     ) -> None:
         self.now = 1000.0
+        self.runtime_away = False
         self.host_mib = host_mib
         self.activity = SimulatedActivity()
         self.registry = ContainerRegistry("vllm_server")
@@ -81,7 +82,7 @@ class FleetInTheHead:
         return Footprint(self.footprints.get(model, 60), known=model not in self.unknown)
 
     def hear(self, event: e.Event) -> list[e.Effect]:
-        effects = self.supervisor.on(event, self.now)
+        effects = self.supervisor.on(event, self.now, runtime_away=self.runtime_away)
         for effect in effects:
             if isinstance(effect, e.Refuse):
                 self.refusals.append((effect.model, effect.refusal))

@@ -64,11 +64,11 @@ class House:
         self.tick_fails = False
         hear = fleet.supervisor.on
 
-        def on(event: e.Event, now: float) -> list[e.Effect]:
+        def on(event: e.Event, now: float, *, runtime_away: bool = False) -> list[e.Effect]:
             self.ticks += isinstance(event, e.Tick)
             if self.tick_fails and isinstance(event, e.Tick):
                 raise TypeError("'NoneType' object is not iterable")
-            return hear(event, now)
+            return hear(event, now, runtime_away=runtime_away)
 
         fleet.supervisor.on = on  # type: ignore[method-assign]
 

@@ -154,6 +154,18 @@ def test_a_suspect_is_marked_in_the_table_until_it_is_cleared() -> None:
     assert [route.suspect for route in fleet.registry.table().of("a")] == [False]
 
 
+def test_while_the_runtime_is_away_nothing_makes_way() -> None:
+    fleet = FleetInTheHead(spec("a", idle_timeout_s=60.0), spec("b"))
+    fleet.run("a")
+    fleet.runtime_away = True
+    fleet.want("b")
+    fleet.reconfigure(spec("a", idle_timeout_s=60.0, spec_hash="other"), spec("b"))
+    fleet.tick(100)
+    assert fleet.of("a", State.READY)
+    fleet.runtime_away = False
+    assert stopped(fleet.tick(1)), "b waits for the room"
+
+
 def test_a_start_has_a_limit() -> None:
     fleet = FleetInTheHead(spec("a"))
     fleet.want("a")

@@ -224,6 +224,10 @@ class AnyFleet(RuleBasedStateMachine):
         if one := self.pick(which, State.STOPPING, State.FAILED):
             self.hear(e.Stuck(one.instance_id, "device or resource busy"))
 
+    @rule(away=st.booleans())
+    def the_runtime_goes_or_comes_back(self, away: bool) -> None:
+        self.fleet.runtime_away = away
+
     @rule(which=PICK, cleared=st.booleans())
     def is_suspected(self, which: int, cleared: bool) -> None:
         if one := self.pick(which, State.READY, State.DRAINING):
@@ -280,6 +284,7 @@ class AnyFleet(RuleBasedStateMachine):
         if not hasattr(self, "fleet"):
             return
         self.the_other_gateway_ends()
+        self.fleet.runtime_away = False
         self.the_first_gpu_is_read(0, None)
         self.reconfigure(*self.specs)
         for model in ("small", "pinned"):
