@@ -146,9 +146,13 @@ class Reconciler:
         return plan(need, self.board.gpus, self.board.residents(), policy, now)
 
     def _wake(self, state: ModelState, now: float, *, first: bool) -> bool:
-        """Wakes the sleeper for which the fewest make way, if there is one that has room where it sleeps."""
+        """Wakes the sleeper for which the fewest make way, if there is one that has room where it sleeps.
+
+        Sleeping and waking need no runtime; what it could not stop makes no room while it is away.
+        """
         plans = self._wake_plans(state, now, first=first)
         found = [(one, answer) for one, answer in plans if isinstance(answer, Placement)]
+        found = [(one, answer) for one, answer in found if not (answer.evict and self.board.runtime_away)]
         if not found:
             return False
         one, placement = min(found, key=lambda each: (len(each[1].evict), len(each[1].sleep)))
@@ -165,7 +169,7 @@ class Reconciler:
                     one.model,
                     one.reserved_mib,
                     len(one.gpu_ids),
-                    may_evict=first and not board.runtime_away,
+                    may_evict=first,
                     waited_s=state.waited_s(now),
                     gpu_ids=one.gpu_ids,
                 )

@@ -45,6 +45,13 @@ def test_who_makes_room_sleeps_and_is_woken_when_it_is_wanted() -> None:
     assert len(started(fleet.effects)) == 2, "nothing was ever started again"
 
 
+def test_models_take_turns_asleep_while_the_runtime_is_away() -> None:
+    fleet, a, b = two()
+    fleet.runtime_away = True
+    assert told_to_sleep(fleet.want("a")) == [b.instance_id]
+    assert told_to_wake(fleet.asleep(b)) == [a.instance_id]
+
+
 def test_a_stream_in_flight_is_not_cut_by_sleep() -> None:
     fleet = FleetInTheHead(sleeper("a"), sleeper("b"))
     a = fleet.run("a")
