@@ -16,6 +16,7 @@ from vllm_gateway.telemetry import events
 QUIET_S = 1.0
 """How long a stream waits for its instance before its client gets a sign of life."""
 COMMENT_EVERY_S = 5.0
+_NOT_ITS_FAULT = frozenset({"relay_closed", "request_timeout"})
 
 
 class StreamedRequest:
@@ -80,8 +81,6 @@ class StreamedRequest:
                 continue
             if carried.broken is None or not stream.begun or stream.transport.is_closing():
                 return carried
-            if carried.broken == "request_timeout":
-                raise attempts.late()
             self._go_on(carried.broken)
             if stream.ended:
                 return self._told(None)
@@ -130,11 +129,14 @@ class StreamedRequest:
         return carried
 
     def _go_on(self, reason: str) -> None:
-        """The instance failed within the stream. Raises ApiError if that is the end."""
+        """The stream was cut before its end. Raises ApiError if nobody can go on, or nobody may."""
         attempts, tracker = self._attempts, self._tracker
         if not tracker.is_finished:
             attempts.check_open(reason)
-        attempts.suspect(reason)
+            if reason == "request_timeout":
+                raise attempts.late()
+        if reason not in _NOT_ITS_FAULT:
+            attempts.suspect(reason)
         step = next_step(tracker)
         if isinstance(step, Finish):
             self._stream.write(step.events)
