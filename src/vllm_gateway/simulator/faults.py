@@ -23,6 +23,7 @@ HTTP_FAULTS = {
     "health_503": "the engine core is dead: /health 503, generations 500",
     "silent": "connections are accepted and nothing is answered",
     "refuse_connections": "new connections are refused; value: for how many seconds (0: for ever)",
+    "full_backlog": "new connections are neither accepted nor refused",
     "status_500": "generations get 500",
     "status_503": "generations get 503",
     "sleep_500": "/sleep gets 500, and the engine stays awake",

@@ -8,6 +8,7 @@ the client closes the connection, that task is cancelled at once: this is how th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -264,20 +265,32 @@ class HttpServer:
         self.connections: set[Connection] = set()
         self.stopping = False
         self._listener: asyncio.Server | None = None
+        self._jam = contextlib.ExitStack()
 
     async def listen(self) -> None:
         """Opens the port (the same one each time); does nothing if it is open."""
         if self._listener is not None or self.stopping:
             return
+        self._jam.close()
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(lambda: Connection(self), self.host, self.port, backlog=2048)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def refuse(self) -> None:
         """New connections are refused from now on; those that are open stay."""
+        self._jam.close()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    def jam(self) -> None:
+        """New connections wait from now on, before a full backlog; those that are open stay."""
+        self.refuse()
+        address = (self.host, self.port)
+        self._jam.enter_context(socket.create_server(address, backlog=0))
+        first = self._jam.enter_context(socket.socket())
+        first.setblocking(False)
+        first.connect_ex(address)  # there is room for one
 
     def close(self) -> None:
         """Stops listening and closes what is idle; what is being answered goes on."""

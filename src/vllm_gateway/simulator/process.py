@@ -128,8 +128,11 @@ class SimulatedEngineProcess:
         log.info("Application shutdown complete.", process="APIServer")
 
     async def _apply_refusal(self) -> None:
-        """Stops or begins to listen as the fault `refuse_connections` says; with a value, for that many seconds."""
+        """Stops or begins to listen as the faults say; `refuse_connections` may have a value, so many seconds."""
         assert self._server is not None
+        if self._faults.is_set("full_backlog"):
+            self._server.jam()
+            return
         seconds = self._faults.value("refuse_connections")
         if seconds is None:
             await self._server.listen()

@@ -289,9 +289,9 @@ async def set_faults(context: Context, request: Request, reply: Reply) -> None:
         context.faults.replace(given)
     except (ValueError, TypeError, AttributeError) as error:
         raise ApiError(400, str(error)) from None
-    send_json(reply, context.faults.texts())
     if context.on_faults_changed is not None:
         await context.on_faults_changed()
+    send_json(reply, context.faults.texts())
 
 
 def routes(context: Context) -> list[Route]:

@@ -101,6 +101,18 @@ async def test_connections_are_refused_for_a_while(launcher: Launcher) -> None:
         await until(answers)
 
 
+async def test_a_full_backlog_leaves_new_connections_waiting_and_those_there_are_open(launcher: Launcher) -> None:
+    engine = await launcher.ready()
+    url = f"{engine.url}/health"
+    await engine.faults("full_backlog")
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(sock_connect=0.3)) as other:
+        with pytest.raises(aiohttp.ConnectionTimeoutError):
+            await other.get(url)
+        await engine.faults()
+        async with other.get(url) as reply:
+            assert reply.status == 200
+
+
 @pytest.mark.parametrize("fault", ["garbage", "cut_head"])
 async def test_a_reply_that_is_no_http(launcher: Launcher, fault: str) -> None:
     engine = await launcher.ready(faults=f"{fault}*1")
