@@ -47,12 +47,12 @@ class Fault:
     """More settings of the cell's model."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of its engines' environment."""
-    server: Mapping[str, object] = field(default_factory=dict)
-    """Settings of the gateway's `server`, where it is alone."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """More of the gateway's, where it is alone."""
     kinds: tuple[str, ...] = ()
     """Of the requests, if not all that the phase can have."""
     stays_held: bool = False
-    """Requests are kept in their phase; what ends them is the gateway."""
+    """Requests are kept in their phase, also if the fault is there first; what ends them is the gateway."""
 
     @property
     def instances(self) -> int:
@@ -74,10 +74,10 @@ async def play(scene: Scene, fault: Fault, phase: Phase) -> None:
     first = fault.comes_first(phase)
     if first:
         await fault.strike(scene)
-    if first or phase is Phase.CONNECTING:
-        scene.send(phase, fault.kinds)
+    if phase is Phase.CONNECTING or (first and not fault.stays_held):
+        scene.send(fault.kinds)
     else:
-        await scene.bring_into(phase, fault.kinds)
+        await scene.bring_into(fault.kinds)
     if not first:
         await fault.strike(scene)
     if not fault.stays_held:

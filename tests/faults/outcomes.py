@@ -29,14 +29,29 @@ def answered(words: str) -> Outcome:
     return _whole_or(words, lambda said: False, some=False)
 
 
-def error(code: str, words: str) -> Outcome:
+def error(code: object, words: str) -> Outcome:
     """That, and where there is another instance whole answers from there; never a connection that breaks."""
     return _whole_or(words, lambda said: _code(said) == code and said.cut is None)
+
+
+def for_now(code: str, words: str) -> Outcome:
+    """That error, and when to come again."""
+    return _whole_or(words, lambda said: _code(said) == code and said.retry_after_s >= 1)
+
+
+def event(code: str, words: str) -> Outcome:
+    """That error as the last event of a stream, and no `[DONE]`."""
+    return _whole_or(words, lambda said: said.status == 200 and _code(said) == code and not (said.done or said.cut))
 
 
 def mostly(words: str) -> Outcome:
     """The whole answer; or, as chance will have it, an error with its code. Never a connection that breaks."""
     return _whole_or(words, lambda said: _code(said) is not None and said.cut is None, some=False)
+
+
+def perhaps(code: str, words: str) -> Outcome:
+    """The whole answer, or that error."""
+    return _whole_or(words, lambda said: _code(said) == code and said.cut is None, some=False)
 
 
 def refused(code: str, words: str) -> Outcome:
@@ -84,11 +99,13 @@ def _served(scene: Scene) -> None:
 ANSWERED = answered("answered by the other instance")
 CONTINUED = answered("continued by the other instance, the stream is whole")
 ANSWERED_LATER = answered("answered by the other instance, after `first_byte_timeout_s`")
+CONNECTED_LATER = answered("answered by the other instance, after `timeouts.connect_s`")
 CONTINUED_LATER = answered("continued by the other instance after `timeouts.idle_s`, the stream is whole")
 COMPLETED = answered("completed by the gateway: all was said")
 COMPLETED_LATER = answered("completed by the gateway after `timeouts.idle_s`: all was said")
 UNDISTURBED = answered("not noticed")
 SERVED = Outcome("answered when it is there", _served)
+SERVED_AT_LAST = Outcome("answered by the next start, which gets more", _served)
 LEFT = Outcome("the engine stops working for it", _left)
 CUT = cut("the connection breaks")
 CUT_AND_ADOPTED = cut("the connection breaks; the next gateway adopts the engines")

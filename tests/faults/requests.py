@@ -37,7 +37,14 @@ KINDS = {
 STREAMS = tuple(name for name, kind in KINDS.items() if kind.stream)
 TWO_CHOICES = "completion stream of two choices"
 """Cannot be continued."""
-_MORE_KINDS = {TWO_CHOICES: Kind(COMPLETIONS, {"prompt": "Reliability is", "n": 2, "stream": True})}
+SENSELESS = ("chat that makes no sense", "chat stream that makes no sense")
+"""Engines answer with status 400."""
+_COLD = {"messages": _MESSAGES, "temperature": -1}
+_MORE_KINDS = {
+    TWO_CHOICES: Kind(COMPLETIONS, {"prompt": "Reliability is", "n": 2, "stream": True}),
+    SENSELESS[0]: Kind(CHAT, _COLD),
+    SENSELESS[1]: Kind(CHAT, {**_COLD, "stream": True}),
+}
 
 
 @dataclass(slots=True)
@@ -86,7 +93,7 @@ class Request:
         kind: str,
         *,
         tokens: int = TOKENS,
-        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
         pause_s: float = 0.0,
     ) -> None:
         """`pause_s`: after each event of a stream, of a client that reads slowly."""
@@ -94,7 +101,7 @@ class Request:
         self.said = Said()
         self._heard = asyncio.Event()
         self._pause_s = pause_s
-        self._headers = {"X-Request-Id": request_id} if request_id else {}
+        self._headers = headers or {}
         asked = (KINDS | _MORE_KINDS)[kind]
         body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **asked.body}
         self.task = asyncio.create_task(self._run(http, asked, body))

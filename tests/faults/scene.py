@@ -19,6 +19,8 @@ from tests.faults.requests import KINDS, Request
 from tests.gateway import GatewayProcess
 
 FOOTPRINT_MIB = 1000
+GPU_RESERVED_MIB = 1000
+"""More than the driver keeps for itself on a GPU of the lab."""
 PLACES = 4
 """Requests at once on one instance."""
 LIMIT_S = 20.0
@@ -38,6 +40,7 @@ class Scene:
         self.requests: list[Request] = []
         self.blockers: list[Request] = []
         self.phase: Phase
+        self.footprint_mib = FOOTPRINT_MIB
         self.lasts = AsyncExitStack()
         """What a strike keeps open until the end of the scene."""
         self.reference: dict[str, Request] = {}
@@ -66,9 +69,9 @@ class Scene:
             self.engines.append(Engine(name, address, pids[int(address.rpartition(":")[2])], control))
         self._before = await self._idle()
 
-    async def bring_into(self, phase: Phase, kinds: Sequence[str] = ()) -> None:
-        """Requests are in that phase and stay there."""
-        way = WAYS[phase]
+    async def bring_into(self, kinds: Sequence[str] = ()) -> None:
+        """Requests are in the phase and stay there."""
+        phase, way = self.phase, WAYS[self.phase]
         if way.hold is None:
             return
         for engine in self.engines:
@@ -77,7 +80,7 @@ class Scene:
         if phase is Phase.QUEUED:
             self.blockers = [Request(self._http, self.model, "chat") for _ in range(places)]
             await self._in_flight(places)
-        self.send(phase, kinds)
+        self.send(kinds)
         if phase is Phase.QUEUED:
             await self.gateway.until(lambda page: page["models"][self.model]["queued"] == len(self.requests), LIMIT_S)
         elif phase is Phase.BEFORE:
@@ -86,11 +89,21 @@ class Scene:
             for request in self.requests:
                 await request.until(way.hold, LIMIT_S)
 
-    def send(self, phase: Phase, kinds: Sequence[str] = ()) -> None:
+    def send(self, kinds: Sequence[str] = (), headers: Mapping[str, str] | None = None) -> None:
         """As many as there are places, so that every instance has some."""
-        kinds = kinds or WAYS[phase].kinds
+        kinds = kinds or WAYS[self.phase].kinds
         count = PLACES * max(len(self.engines), 1)
-        self.requests = [Request(self._http, self.model, kinds[n % len(kinds)]) for n in range(count)]
+        self.requests = [Request(self._http, self.model, kinds[n % len(kinds)], headers=headers) for n in range(count)]
+
+    async def more_come(self, headers: Mapping[str, str] | None = None) -> None:
+        """It is these that the cell is about. They end while those that came before are still held."""
+        self.blockers += self.requests
+        self.send(headers=headers)
+        await self._ended(self.requests)
+
+    def ask(self, model: str) -> None:
+        """Another one than the scene's."""
+        self.blockers.append(Request(self._http, model, "chat"))
 
     async def release(self) -> None:
         """Engines go on; the fault stays."""
@@ -167,7 +180,7 @@ class Scene:
             async with asyncio.timeout(LIMIT_S):
                 while True:
                     page = await self.gateway.status()
-                    wrong = unsettled(page, set(self._running()), FOOTPRINT_MIB)
+                    wrong = unsettled(page, set(self._running()), self.footprint_mib)
                     if (ready := page["models"][self.model]["running"]) != self._wanted:
                         wrong.append(f"{ready} of {self._wanted} instances run")
                     now = await held(self.gateway)

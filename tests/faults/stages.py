@@ -9,11 +9,9 @@ from tests.faults.faults import Fault, Stage
 from tests.faults.matrix import cells
 from tests.faults.outcomes import CannotHappen
 from tests.faults.phases import Phase
-from tests.faults.scene import FOOTPRINT_MIB, PLACES
+from tests.faults.scene import FOOTPRINT_MIB, GPU_RESERVED_MIB, PLACES
 from tests.lab.lab import Lab
 
-GPU_RESERVED_MIB = 1000
-"""More than the driver keeps for itself on a GPU of the lab."""
 FAST = {"SIM_LOAD_S": "0.1", "SIM_WEIGHTS_MIB": "100", "SIM_TOKENS_PER_S": "500"}
 
 
@@ -40,7 +38,7 @@ def configuration(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "runtime": "process",
         "process": {"command": ["simulated"]},
         "gpus": {"source": "simulated", "devices": [device] * 2, "margin_mib": 0, "min_resident_s": 0},
-        "timeouts": {"idle_s": 1.5, "client_s": 1.5},
+        "timeouts": {"connect_s": 1, "idle_s": 1.5, "client_s": 1.5},
         "models": models,
     }
 

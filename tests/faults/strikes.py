@@ -6,9 +6,7 @@ import io
 import json
 import signal
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import aiohttp
 import yaml
@@ -16,7 +14,7 @@ from yarl import URL
 
 from tests.faults.faults import Act
 from tests.faults.phases import Phase
-from tests.faults.scene import Scene
+from tests.faults.scene import GPU_RESERVED_MIB, LIMIT_S, Scene
 from tests.gateway import running_gateway
 
 _AWAY_S = 1.0
@@ -36,6 +34,26 @@ def engine_fails_by(fault: str) -> Act:
         await scene.target.set(fault)
 
     return strike
+
+
+def every_engine_fails_by(fault: str) -> Act:
+    async def strike(scene: Scene) -> None:
+        for engine in scene.engines:
+            await engine.set(fault)
+
+    return strike
+
+
+async def engine_is_ejected_and_comes_back(scene: Scene) -> None:
+    """What the gateway thinks of it changes with the requests that it gets."""
+    engine, gateway = scene.target, scene.gateway
+    async with asyncio.timeout(LIMIT_S):
+        while not gateway.events("instance_ejected", instance=engine.name):
+            await gateway.chat(scene.model)
+        await engine.lift(*engine.faults)
+        while not gateway.events("instance_restored", instance=engine.name):
+            assert (await gateway.chat(scene.model))[0] == 200
+    await scene.nothing_left()
 
 
 async def engine_comes_to(scene: Scene) -> None:
@@ -95,32 +113,6 @@ async def gateway_gives_over(scene: Scene) -> None:
     )
 
 
-async def model_changes(scene: Scene) -> None:
-    """Its instances are replaced one by one by such with other arguments."""
-    config = yaml.safe_load(scene.gateway.file.read_text(encoding="utf-8"))
-    config["models"][scene.model]["engine_arguments"] = ["--max-model-len", "4096"]
-    await _reload(scene, config, "config_reloaded")
-
-
-async def replaced(scene: Scene) -> None:
-    for engine in scene.engines:
-        await scene.gateway.event("instance_stopped", instance=engine.name, model=scene.model)
-    await scene.nothing_left()
-
-
-async def configuration_breaks(scene: Scene) -> None:
-    config = yaml.safe_load(scene.gateway.file.read_text(encoding="utf-8"))
-    await _reload(scene, {**config, "modles": {}}, "config_reload_failed")
-    scene.gateway.file.write_text(yaml.safe_dump(config), encoding="utf-8")
-
-
-async def _reload(scene: Scene, config: Mapping[str, Any], told: str) -> None:
-    before = len(scene.gateway.events(told))
-    scene.gateway.file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    scene.gateway.process.send_signal(signal.SIGHUP)
-    await scene.gateway.event(told, count=before + 1)
-
-
 async def gpu_falls_off(scene: Scene) -> None:
     """NVML answers every call on it with `GPU is lost`."""
     assert scene.docker is not None
@@ -132,6 +124,21 @@ async def gpu_comes_back(scene: Scene) -> None:
     assert scene.docker is not None
     scene.docker.gpus.update(0, error=0)
     await scene.gateway.until(lambda page: not any(gpu["problem"] for gpu in page["gpus"]))
+    await scene.nothing_left()
+
+
+async def strangers_take_the_memory(scene: Scene) -> None:
+    """All that is free, on every GPU."""
+    assert scene.docker is not None
+    gpus = scene.docker.gpus
+    for gpu in gpus.gpus():
+        scene.lasts.callback(gpus.take(gpu, gpu.free_mib, "stranger").release)
+    await scene.gateway.until(lambda page: all(gpu["foreign_mib"] > GPU_RESERVED_MIB for gpu in page["gpus"]))
+
+
+async def strangers_leave(scene: Scene) -> None:
+    await scene.lasts.aclose()
+    await scene.gateway.until(lambda page: all(gpu["foreign_mib"] <= GPU_RESERVED_MIB for gpu in page["gpus"]))
     await scene.nothing_left()
 
 
@@ -150,11 +157,16 @@ async def driver_comes_back(scene: Scene) -> None:
     await scene.nothing_left()
 
 
-async def driver_comes_back_and_it_is_served(scene: Scene) -> None:
-    assert not scene.gateway.events("instance_starting", model=scene.model)
-    await driver_comes_back(scene)
-    assert (await scene.gateway.chat(scene.model))[0] == 200
-    await scene.started()
+def and_it_is_served(room_comes_back: Act) -> Act:
+    """Nothing was started before there was room."""
+
+    async def afterwards(scene: Scene) -> None:
+        assert not scene.gateway.events("instance_starting", model=scene.model)
+        await room_comes_back(scene)
+        assert (await scene.gateway.chat(scene.model))[0] == 200
+        await scene.started()
+
+    return afterwards
 
 
 async def docker_goes_away(scene: Scene) -> None:
@@ -204,10 +216,12 @@ async def same_engines_go_on(scene: Scene) -> None:
 
 
 async def new_engines_run(scene: Scene) -> None:
-    """That the engines ended is nothing against the model in the next phase."""
+    """That the engines ended is nothing against a model in the next cell; those of other models ended, too."""
+    page = await scene.gateway.status()
+    for name in [name for name, model in page["models"].items() if model["failures"]]:
+        async with scene.gateway.http.post(f"/gateway/models/{name}/retry") as reply:
+            assert reply.status == 200
     await scene.nothing_left()
-    async with scene.gateway.http.post(f"/gateway/models/{scene.model}/retry") as reply:
-        assert reply.status == 200
 
 
 async def container_runs_out_of_memory(scene: Scene) -> None:
@@ -223,3 +237,21 @@ async def container_runs_out_of_memory(scene: Scene) -> None:
 
 async def nothing(scene: Scene) -> None:
     """The fault is in the model's settings."""
+
+
+async def start_has_failed(scene: Scene) -> None:
+    assert (await scene.gateway.chat(scene.model))[0] == 503
+
+
+async def footprint_was_corrected(scene: Scene) -> None:
+    """And both instances run with it."""
+    scene.footprint_mib = scene.gateway.events("footprint_corrected", model=scene.model)[-1]["footprint_mib"]
+    await scene.started()
+
+
+async def nobody_was_blamed(scene: Scene) -> None:
+    finished = [line for line in scene.gateway.events("request_finished", model=scene.model) if line["status"] == 400]
+    assert {line["attempts"] for line in finished} == {1}
+    assert not scene.gateway.events("instance_suspect", model=scene.model)
+    assert not scene.gateway.events("instance_ejected", model=scene.model)
+    await scene.nothing_left()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that befall the gateway itself: each cell has one of its own."""
+"""Faults that befall the gateway itself, or need one of another make: each cell has one of its own."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from tests.gateway import running_gateway
 
 @pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.ALONE))
 async def test_what_is_promised(tmp_path: Path, fault: Fault, phase: Phase, outcome: Outcome) -> None:
-    config = {**configuration({"m": model(fault)}), "server": fault.server}
+    config = {**configuration({"m": model(fault)}), **fault.settings}
     async with (
         running_gateway(tmp_path, config, may_be_killed=True) as gateway,
-        a_scene(gateway, "m") as scene,
+        a_scene(gateway, "m", instances=fault.instances, kinds=fault.kinds) as scene,
     ):
         await play(scene, fault, phase)
         outcome.check(scene)

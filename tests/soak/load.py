@@ -48,7 +48,8 @@ class Load:
         request_id = f"soak-{len(self.ids)}"
         self.ids.append(request_id)
         pause_s = 0.05 if _LEAVES <= chance < _LEAVES + _IS_SLOW else 0.0
-        request = Request(self._http, model, kind, tokens=tokens, request_id=request_id, pause_s=pause_s)
+        headers = {"X-Request-Id": request_id}
+        request = Request(self._http, model, kind, tokens=tokens, headers=headers, pause_s=pause_s)
         if chance < _LEAVES:
             await asyncio.wait({request.task}, timeout=self._random.uniform(0, 0.5))
             if not request.task.done():

@@ -3,21 +3,25 @@
 
 import signal
 
-from tests.faults import strikes
-from tests.faults.faults import Fault, Side
+from tests.faults import reloads, strikes
+from tests.faults.faults import Fault, Side, Stage
 from tests.faults.matrix.rows import ONLY_IN_STREAMS, before_the_reply, in_the_stream, row
 from tests.faults.outcomes import (
     ANSWERED,
     ANSWERED_LATER,
     COMPLETED,
     COMPLETED_LATER,
+    CONNECTED_LATER,
     CONTINUED,
     CONTINUED_LATER,
     UNDISTURBED,
+    answered,
     error,
+    for_now,
 )
 from tests.faults.requests import TWO_CHOICES
 
+_AFTER_A_TURN = answered("answered when the other model has had its turn")
 _INTERRUPTED = error("stream_interrupted", "an error event `stream_interrupted`")
 
 FAULTS = (
@@ -84,6 +88,14 @@ FAULTS = (
         costs_engine=True,
     ),
     Fault(
+        "never-accepts",
+        "never accepts a connection: its backlog is full",
+        Side.ENGINE,
+        strikes.engine_fails_by("full_backlog"),
+        row(CONNECTED_LATER, CONNECTED_LATER, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        costs_engine=True,
+    ),
+    Fault(
         "answers-503",
         "answers 503",
         Side.ENGINE,
@@ -100,6 +112,16 @@ FAULTS = (
         befalls_new=True,
     ),
     Fault(
+        "answers-500",
+        "answers 500, with any other error",
+        Side.ENGINE,
+        strikes.engine_fails_by("status_500"),
+        before_the_reply(error(500, "the engine's error as it came; failing on, it is ejected until it is well")),
+        befalls_new=True,
+        costs_engine=True,
+        afterwards=strikes.engine_is_ejected_and_comes_back,
+    ),
+    Fault(
         "garbage",
         "answers with something that is not HTTP",
         Side.ENGINE,
@@ -114,6 +136,15 @@ FAULTS = (
         strikes.engine_fails_by("cut_head"),
         before_the_reply(ANSWERED),
         befalls_new=True,
+    ),
+    Fault(
+        "all-fail",
+        "answers with something that is not HTTP, and so does the other one",
+        Side.ENGINE,
+        strikes.every_engine_fails_by("garbage"),
+        before_the_reply(for_now("instance_failed", "502 `instance_failed`, after some tries within the budget")),
+        befalls_new=True,
+        costs_engine=True,
     ),
     Fault(
         "error-event",
@@ -155,5 +186,14 @@ FAULTS = (
         in_the_stream(CONTINUED),
         befalls_new=True,
         costs_engine=True,
+    ),
+    Fault(
+        "makes-way",
+        "makes way for another model, and so does the other one",
+        Side.ENGINE,
+        reloads.another_model_needs_the_room,
+        row(_AFTER_A_TURN, _AFTER_A_TURN, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        stage=Stage.ALONE,
+        afterwards=reloads.room_comes_back,
     ),
 )

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults that befall the gateway itself, and changes of its configuration."""
 
-from tests.faults import strikes
+from tests.faults import reloads, strikes
 from tests.faults.faults import Fault, Side, Stage
 from tests.faults.matrix.rows import always, row
-from tests.faults.outcomes import COMPLETED, CUT, CUT_AND_ADOPTED, UNDISTURBED, answered, error, refused
+from tests.faults.outcomes import COMPLETED, CUT, CUT_AND_ADOPTED, UNDISTURBED, answered, error, perhaps, refused
 from tests.faults.scene import Scene
 
 _REFUSED = refused("stopping", "finished, or refused")
 _STOPPING = error("stopping", "503 `stopping`")
 _SAYS_GOODBYE = error("stopping", "an error event `stopping`")
+_GONE = error("model_not_found", "404 `model_not_found`: it is no longer served")
+_OR_GONE = perhaps("model_not_found", "finished, or 404 `model_not_found`")
 _FINISHED = answered("finished before the gateway ends")
 
 FAULTS = (
@@ -29,7 +31,7 @@ FAULTS = (
         strikes.gateway_is_told_to_end,
         row(_STOPPING, _REFUSED, _STOPPING, _SAYS_GOODBYE, COMPLETED),
         stage=Stage.ALONE,
-        server={"drain_timeout_s": 0.5},
+        settings={"server": {"drain_timeout_s": 0.5}},
         stays_held=True,
         afterwards=Scene.gateway_ended,
     ),
@@ -64,16 +66,32 @@ FAULTS = (
         "model-changes",
         "reads a configuration in which the model is another",
         Side.GATEWAY,
-        strikes.model_changes,
+        reloads.model_is_another,
         always(UNDISTURBED),
         costs_engine=True,
-        afterwards=strikes.replaced,
+        afterwards=reloads.instances_were_replaced,
+    ),
+    Fault(
+        "model-added",
+        "reads a configuration with one more model",
+        Side.GATEWAY,
+        reloads.model_is_new,
+        always(UNDISTURBED),
+        afterwards=reloads.new_one_is_served,
+    ),
+    Fault(
+        "model-removed",
+        "reads a configuration without the model",
+        Side.GATEWAY,
+        reloads.model_is_gone,
+        row(_GONE, _OR_GONE, UNDISTURBED, UNDISTURBED, UNDISTURBED),
+        afterwards=reloads.model_is_back,
     ),
     Fault(
         "bad-configuration",
         "reads a configuration that is wrong",
         Side.GATEWAY,
-        strikes.configuration_breaks,
+        reloads.is_wrong,
         always(UNDISTURBED),
     ),
 )

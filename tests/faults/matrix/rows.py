@@ -7,6 +7,7 @@ from tests.faults.phases import Phase
 TOO_LATE = CannotHappen("its status has been sent")
 ONLY_IN_STREAMS = CannotHappen("nothing is streamed yet")
 SAID_ALL = CannotHappen("the engine has said all")
+HAS_A_PLACE = CannotHappen("it has its place")
 NO_INSTANCE = CannotHappen("there is no instance")
 
 
@@ -16,6 +17,10 @@ def row(queued: Promise, connecting: Promise, before: Promise, stream: Promise, 
 
 def always(promise: Promise) -> dict[Phase, Promise]:
     return dict.fromkeys(Phase, promise)
+
+
+def when_queued(promise: Promise) -> dict[Phase, Promise]:
+    return row(promise, HAS_A_PLACE, HAS_A_PLACE, HAS_A_PLACE, HAS_A_PLACE)
 
 
 def before_the_reply(promise: Promise) -> dict[Phase, Promise]:
