@@ -53,13 +53,13 @@ class DockerEngine:
             await asyncio.to_thread(dockerd.launch, self._place)
 
     def engine_pids(self) -> dict[int, int]:
-        """port -> pid of every container of a gateway; one that does not run has no port."""
-        found = {}
+        """port -> pid of every container of a gateway; a number < 0 where it has no port, or does not run."""
+        found: dict[int, int] = {}
         for one in self._api.get("/containers/json", all="true"):
             if _OWNER in one["Labels"]:
                 ports = [port["PublicPort"] for port in one["Ports"] if "PublicPort" in port]
                 with suppress(DockerApiError):  # it has been removed meanwhile
-                    found[ports[0] if ports else 0] = self._inspect(one["Id"])["State"]["Pid"]
+                    found[ports[0] if ports else -1 - len(found)] = self._inspect(one["Id"])["State"]["Pid"]
         return found
 
     async def limit_memory(self, container: str, mib: int) -> None:

@@ -61,5 +61,11 @@ class Engine:
     async def _tell(self) -> None:
         if self.out_of_reach:
             return
+        try:
+            await self._post()
+        except aiohttp.ClientConnectionError:  # Docker has just come back: the kept connection is none any more
+            await self._post()
+
+    async def _post(self) -> None:
         async with self.http.post(f"http://{self.address}/sim/faults", json=self.faults) as reply:
             assert reply.status == 200, await reply.text()

@@ -44,7 +44,9 @@ def configuration(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def shared_configuration(stage: Stage) -> dict[str, Any]:
-    return configuration({model_name(fault, phase): model(fault) for fault, phase, _ in cells(stage)})
+    pinned = stage is Stage.DOCKER  # there strangers take the GPUs' memory: nobody is to make way for who finds none
+    models = {model_name(fault, phase): {"pinned": pinned, **model(fault)} for fault, phase, _ in cells(stage)}
+    return configuration(models)
 
 
 def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
