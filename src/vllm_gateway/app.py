@@ -12,13 +12,16 @@ from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
-from vllm_gateway.api.status import DecisionsPage, Status
 from vllm_gateway.api.terms import shortest, terms_of
+from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.control.routes import Control
+from vllm_gateway.control.status import DecisionsPage, Status
+from vllm_gateway.control.status_page import status_of
 from vllm_gateway.fleet.fleet import Fleet
+from vllm_gateway.fleet.predecessor import CannotTakeOver, Predecessor, ToldToBoth, WithPredecessor, Work
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
-from vllm_gateway.handover import CannotTakeOver, Predecessor, ToldToBoth, WithPredecessor, Work
 from vllm_gateway.relay import Relay
 from vllm_gateway.scheduling import (
     Change,
@@ -30,8 +33,6 @@ from vllm_gateway.scheduling import (
     QueueSettings,
     make_strategy,
 )
-from vllm_gateway.settings import Settings
-from vllm_gateway.status_page import status_of
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.trace import TraceRecorder
 
@@ -82,15 +83,22 @@ class Gateway:
             emit=emit,
             recorder=self.recorder,
         )
+        journal = Journal(emit, log.write_line)
+        control = Control(
+            names=self._names,
+            metrics=journal.metrics,
+            status=self.status,
+            retry=self.fleet.retry,
+            decisions=self.decisions,
+        )
         self.api = Api(
             names=self._names,
             keys=self._keys,
             inference=self.inference,
-            journal=Journal(emit, log.write_line),
-            status=self.status,
+            journal=journal,
+            control=control,
             problems=self.fleet.problems,
-            retry=self.fleet.retry,
-            decisions=self.decisions,
+            state_of=lambda model: self.status().models[model].state,
             max_body=settings.server.max_body_mib << 20,
         )
         self._handed_over = False

@@ -16,9 +16,9 @@ import pytest
 from tests.docker.registry import serving_image
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
+from vllm_gateway.configuration.settings import Docker, Log
 from vllm_gateway.fleet.runtimes import Launch, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
-from vllm_gateway.settings import Docker, Log
 from vllm_gateway.telemetry import log
 
 # Listens before it says so, and ends as it is told by the one who connects: with that exit status.

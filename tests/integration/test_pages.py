@@ -16,7 +16,7 @@ from yarl import URL
 
 from tests.gateway import CHAT, running_gateway
 from tests.integration.test_gateway import config, model
-from vllm_gateway.api.status import Status
+from vllm_gateway.control.status import Status
 
 
 async def test_the_status_page_has_its_documented_shape(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from tests.gateway import running_gateway
 from tests.integration.test_gateway import config, model
 from tests.integration.test_take_over import ended, engines, folder_of
 from tests.load import Load
-from vllm_gateway import listening as listening_module
-from vllm_gateway.listening import inherited
+from vllm_gateway.service import listening as listening_module
+from vllm_gateway.service.listening import inherited
 
 
 @pytest.fixture

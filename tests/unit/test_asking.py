@@ -7,7 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vllm_gateway.cli_asking import Address, retry, status
+from vllm_gateway.cli.client import Address
+from vllm_gateway.cli.retry import retry
+from vllm_gateway.cli.status import status
 
 
 class Stranger(BaseHTTPRequestHandler):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_gateway.configuration import load_settings
+from vllm_gateway.configuration.loading import load_settings
 from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, load_strategy, make_strategy
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_gateway.leftovers import own_folder, remove_dead_sockets
+from vllm_gateway.service.leftovers import own_folder, remove_dead_sockets
 
 HOLDS_ONE = """
 import sys
-from vllm_gateway.leftovers import own_folder
+from vllm_gateway.service.leftovers import own_folder
 with own_folder("mine-") as folder:
     print(folder, flush=True)
     sys.stdin.read()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from vllm_gateway.allocator.probe import ProbeError
-from vllm_gateway.configuration import ConfigError, Problem
-from vllm_gateway.reloading import FIXED, Reloader, Watch, keep_fixed
+from vllm_gateway.configuration.loading import ConfigError, Problem
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.scheduling import StrategyError
-from vllm_gateway.settings import Settings
+from vllm_gateway.service.reloading import FIXED, Reloader, Watch, keep_fixed
 
 OLD = Settings.model_validate({"server": {"port": 8000}, "models": {"a": {"repository": "a"}}})
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pynvml
 
 from vllm_gateway.allocator.types import Gpu
-from vllm_gateway.settings import Device
+from vllm_gateway.configuration.settings import Device
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 MIB = 1 << 20

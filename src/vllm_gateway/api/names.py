@@ -21,6 +21,10 @@ class ModelNames:
         """What engines know by its name: models and adapters."""
         return sorted({*self._names.values(), *self._adapters})
 
+    def aliases_of(self, model: str) -> list[str]:
+        """What else it is called; adapters are something else."""
+        return [name for name, of in self._names.items() if of == model != name and name not in self._adapters]
+
     def model_of(self, name: str) -> str:
         """Raises ApiError model_not_found."""
         model = self._names.get(name)

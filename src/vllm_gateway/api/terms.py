@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.relay import Limits
-from vllm_gateway.settings import Settings
 from vllm_gateway.streams import Resume
 
 

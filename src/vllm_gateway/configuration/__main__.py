@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints the JSON schema: `python -m vllm_gateway.configuration > config/schema.json`."""
 
-from vllm_gateway.configuration import schema
+from vllm_gateway.configuration.loading import schema
 
 print(schema(), end="")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_gateway.configuration.draft import Draft, Keys
+from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.scheduling import StrategyError, make_strategy
-from vllm_gateway.settings import Model, Settings
 
 _ENGINE_SETTINGS = (
     "instances",

@@ -10,8 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.configuration.words import words
-from vllm_gateway.settings import Settings
 
 Keys = tuple[str | int, ...]
 

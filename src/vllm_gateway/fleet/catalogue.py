@@ -8,11 +8,11 @@ from pathlib import Path
 from vllm_gateway.allocator.estimate import estimate_mib, parameters_mib
 from vllm_gateway.allocator.footprints import FootprintStore, footprint_key
 from vllm_gateway.allocator.types import Gpu, Policy
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet.engines import vllm
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.models import Footprint, ModelSpec
 from vllm_gateway.fleet.runtimes import Launch
-from vllm_gateway.settings import Settings
 
 
 def host_memory_mib() -> int:

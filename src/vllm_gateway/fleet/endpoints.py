@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.health import Health
 from vllm_gateway.fleet.instance import Instance
@@ -13,7 +14,6 @@ from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.fleet.tasks import Tasks
-from vllm_gateway.settings import Settings
 
 POLL_S = 1.0
 MOST_LOOKS_PER_S = 50

@@ -8,6 +8,7 @@ from functools import partial
 
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, ProbeError
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt, follow, gone, remove_strangers
@@ -23,7 +24,6 @@ from vllm_gateway.fleet.runtimes import Launch, Runtime, RuntimeDown
 from vllm_gateway.fleet.supervisor import Supervisor
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.routing import Activity, Traffic
-from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import events as log_events
 
 TICK_S = 0.5

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many requests of a model may be tried again: a share of all, so that a sick fleet is not beaten to death."""
 
-from vllm_gateway.settings import Retry
+from vllm_gateway.configuration.settings import Retry
 
 SLOTS = 12
 

@@ -4,8 +4,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from vllm_gateway.configuration.settings import Ejection
 from vllm_gateway.scheduling.types import Outcome
-from vllm_gateway.settings import Ejection
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from vllm_gateway.configuration.settings import Ejection, Retry
 from vllm_gateway.routing import Demand, Refusal, Route
 from vllm_gateway.scheduling.budget import RetryBudget
 from vllm_gateway.scheduling.health import Change, PassiveHealth
@@ -15,7 +16,6 @@ from vllm_gateway.scheduling.line import FairLine
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.retry_after import Turnover, retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
-from vllm_gateway.settings import Ejection, Retry
 
 NORMAL = "normal"
 _FAILURES = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR})

@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import orjson
 import structlog
 
-from vllm_gateway.settings import Log
+from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.events import Event, Level
 

@@ -14,7 +14,7 @@ from tests.integration.relay.wire import Message, Peer
 from tests.waiting import until
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.inference import Inference
-from vllm_gateway.api.journal import Journal
+from vllm_gateway.api.journal import Journal, Progress
 from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
@@ -61,6 +61,13 @@ class NoFleet:
 
     def suspect(self, instance_id: str, reason: str) -> None:
         self.heard.append(f"suspect {instance_id} {reason}")
+
+
+class NoPages:
+    """No route but those of inference."""
+
+    def answer(self, request: web.BaseRequest, progress: Progress) -> None:
+        return None
 
 
 @dataclass
@@ -131,10 +138,9 @@ async def house(
             keys=ApiKeys(keys),
             inference=inference,
             journal=journal,
-            status=_never,
+            control=NoPages(),
             problems=list,
-            retry=_never,
-            decisions=_never,
+            state_of=_never,
             max_body=MAX_BODY,
             stall_s=stall_s,
         )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_gateway.configuration import ENVIRONMENT
+from vllm_gateway.configuration.loading import ENVIRONMENT
+from vllm_gateway.configuration.settings import Process
 from vllm_gateway.fleet.runtimes import Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
-from vllm_gateway.settings import Process
 
 Make = Callable[[str], Awaitable[ProcessRuntime]]
 
@@ -166,7 +166,7 @@ GATEWAY = """
 import asyncio, sys
 from vllm_gateway.fleet.runtimes import Launch
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
-from vllm_gateway.settings import Process
+from vllm_gateway.configuration.settings import Process
 
 async def main():
     runtime = ProcessRuntime(Process(command=(sys.executable, "-c", sys.argv[1])), None)

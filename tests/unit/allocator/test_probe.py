@@ -8,7 +8,7 @@ import pynvml
 import pytest
 
 from vllm_gateway.allocator.probe import GpuReading, NvmlProbe, ProbeError, SimulatedProbe, StaticProbe, as_gpus
-from vllm_gateway.settings import Device
+from vllm_gateway.configuration.settings import Device
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 OURS = frozenset({7})

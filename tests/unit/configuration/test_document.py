@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from vllm_gateway.configuration import ALLOWED_MODELS, ENVIRONMENT, PARALLEL_MODELS
-from vllm_gateway.settings import Settings
+from vllm_gateway.configuration.loading import ALLOWED_MODELS, ENVIRONMENT, PARALLEL_MODELS
+from vllm_gateway.configuration.settings import Settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text("utf-8")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_gateway.cli_check import check
-from vllm_gateway.configuration import ConfigError, Problem, load_settings, schema
+from vllm_gateway.cli.check import check
+from vllm_gateway.configuration.loading import ConfigError, Problem, load_settings, schema
 
 CONFIG = Path(__file__).parents[3] / "config"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_gateway.configuration import ConfigError, load_parallel_models_config, load_settings
-from vllm_gateway.settings import Log
+from vllm_gateway.configuration.loading import ConfigError, load_parallel_models_config, load_settings
+from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import log
 
 DEFAULT = {"gemma3-4B": 2}

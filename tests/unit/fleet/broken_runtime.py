@@ -3,8 +3,8 @@
 
 import asyncio
 
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running
-from vllm_gateway.settings import Settings
 
 NOBODY = Running("handle", "127.0.0.1", 9)  # nothing listens there
 

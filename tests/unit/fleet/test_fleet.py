@@ -14,6 +14,7 @@ from tests.unit.fleet.simulation import SimulatedActivity
 from tests.waiting import until
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuReading
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet import endpoints as endpoints_module
 from vllm_gateway.fleet import engine_metrics as metrics_module
 from vllm_gateway.fleet import events as e
@@ -22,7 +23,6 @@ from vllm_gateway.fleet import memory as memory_module
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.routing import EngineMetrics, Refusal, RoutingTable
-from vllm_gateway.settings import Settings
 
 
 class Probe:

@@ -7,9 +7,9 @@ import aiohttp
 import pytest
 
 from tests.unit.simulator.in_process import engine_in_process
+from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.fleet.engines import vllm, vllm_sleep
 from vllm_gateway.fleet.runtimes import Running
-from vllm_gateway.settings import Model, Settings
 
 SLEEPY = Model(repository="test/m", sleep="level_1")
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from vllm_gateway.configuration.settings import Docker
 from vllm_gateway.fleet.runtimes import Launch
 from vllm_gateway.fleet.runtimes.docker_spec import container_config, found
-from vllm_gateway.settings import Docker
 
 LAUNCH = Launch("s_m_instance_2", "m", 2, "image:1", ("--model", "m"), {"A": "b=c"}, ("GPU-a", "GPU-b"), 4096, "abc")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.waiting import until
+from vllm_gateway.configuration.settings import Retry
 from vllm_gateway.routing import Refusal, Route, RoutingTable
 from vllm_gateway.scheduling import (
     InstanceView,
@@ -21,7 +22,6 @@ from vllm_gateway.scheduling import (
     RequestInfo,
     Scheduler,
 )
-from vllm_gateway.settings import Retry
 
 
 @dataclass

@@ -4,8 +4,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_gateway.configuration.settings import Retry
 from vllm_gateway.scheduling.budget import RetryBudget, SlidingCount
-from vllm_gateway.settings import Retry
 
 SETTINGS = Retry(budget=0.2, floor=3, window_s=60)
 

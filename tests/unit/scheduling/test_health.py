@@ -4,9 +4,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_gateway.configuration.settings import Ejection
 from vllm_gateway.scheduling.health import FORGET_S, LONGEST_PAUSE_S, PassiveHealth
 from vllm_gateway.scheduling.types import Outcome
-from vllm_gateway.settings import Ejection
 
 TWO = ("a", "b")
 

@@ -7,12 +7,12 @@ import pytest
 
 from tests.unit.scheduling.bench import Bench, request
 from tests.waiting import until
+from vllm_gateway.configuration.settings import Retry
 from vllm_gateway.scheduling import (
     Outcome,
     QueueSettings,
     Refused,
 )
-from vllm_gateway.settings import Retry
 
 
 async def test_a_free_place_is_taken_without_waiting() -> None:

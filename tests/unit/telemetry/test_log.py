@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from vllm_gateway.settings import Log
+from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import events, log
 
 
@@ -111,7 +111,7 @@ def test_a_reader_that_does_not_read_never_makes_the_gateway_wait() -> None:
 
 def test_a_process_writes_everything_before_it_ends() -> None:
     program = (
-        "from vllm_gateway.settings import Log; from vllm_gateway.telemetry import events, log\n"
+        "from vllm_gateway.configuration.settings import Log; from vllm_gateway.telemetry import events, log\n"
         "log.configure(Log())\n"
         "for n in range(3000): log.get_logger().emit(events.GATEWAY_READY, address=str(n))"
     )

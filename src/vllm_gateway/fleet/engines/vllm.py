@@ -6,8 +6,8 @@ import math
 
 import orjson
 
+from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.fleet.engines import vllm_sleep
-from vllm_gateway.settings import Model, Settings
 
 _MEMORY_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes", "--kv-cache-memory")
 _READABLE_STEPS = 10_000  # vLLM takes the share as a decimal fraction; round down, never over the reservation

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vllm_gateway.settings import Settings
+from vllm_gateway.configuration.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ import aiodocker
 import aiohttp
 from aiodocker.containers import DockerContainer
 
+from vllm_gateway.configuration.settings import Docker, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
 from vllm_gateway.fleet.tasks import Tasks
-from vllm_gateway.settings import Docker, Settings
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
 

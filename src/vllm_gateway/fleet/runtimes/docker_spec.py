@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_gateway.configuration.settings import Docker
 from vllm_gateway.fleet.runtimes import Found, Launch, Running
-from vllm_gateway.settings import Docker
 
 _LABEL = "vllm-gateway."
 OWNER_LABEL = _LABEL + "owner"

@@ -17,9 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_gateway.configuration.settings import Process, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
-from vllm_gateway.settings import Process, Settings
 
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0

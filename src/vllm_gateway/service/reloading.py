@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from vllm_gateway.allocator.probe import ProbeError
-from vllm_gateway.configuration import ConfigError
+from vllm_gateway.configuration.loading import ConfigError
+from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.scheduling import StrategyError
-from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import events
 
 Stamp = tuple[int, int, int]

@@ -24,14 +24,13 @@ import socket
 import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.leftovers import remove_dead_sockets
-from vllm_gateway.routing import Activity, Refusal, Traffic, not_served
-from vllm_gateway.settings import Settings
+from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.fleet.predecessor import CannotTakeOver, Work
+from vllm_gateway.routing import Refusal, not_served
+from vllm_gateway.service.leftovers import remove_dead_sockets
 
 REPORT_S = 0.1
 LIMIT_S = 120.0  # for the old one to come to rest, and for the new one to become ready
@@ -40,18 +39,6 @@ _TAKE_OVER = "take over"
 _READY = "ready"
 _MOST_SOCKETS = 16
 _LONGEST_LINE = 1 << 20
-
-
-class CannotTakeOver(Exception):
-    """The running gateway cannot hand over, or does not answer. The text says why."""
-
-
-@dataclass(slots=True)
-class Work:
-    """What a gateway still has to do: requests in flight by container, and requests waiting by model."""
-
-    in_flight: dict[str, int] = field(default_factory=dict)
-    waiting: dict[str, int] = field(default_factory=dict)
 
 
 def control_path(settings: Settings, port: int | None) -> Path:
@@ -230,43 +217,6 @@ class Predecessor:
             self.work = Work()
             self.gone = True
             self._connection.close()
-
-
-class WithPredecessor:
-    """An `Activity` to which the requests that a predecessor still has belong too."""
-
-    def __init__(self, own: Activity, predecessor: Predecessor, registry: ContainerRegistry) -> None:
-        self._own = own
-        self._predecessor = predecessor
-        self._registry = registry
-
-    @property
-    def alone(self) -> bool:
-        return self._predecessor.gone
-
-    def waiting(self, model: str) -> int:
-        return self._own.waiting(model) + self._predecessor.work.waiting.get(model, 0)
-
-    def in_flight(self, instance_id: str) -> int:
-        one = self._registry.get(instance_id)
-        theirs = self._predecessor.work.in_flight.get(one.running.handle, 0) if one and one.running else 0
-        return self._own.in_flight(instance_id) + theirs
-
-    def last_used(self, instance_id: str) -> float | None:
-        return self._own.last_used(instance_id)
-
-
-class ToldToBoth:
-    """A `Traffic` that lets a predecessor know whose wait is over."""
-
-    def __init__(self, own: Traffic, predecessor: Predecessor) -> None:
-        self.publish, self.measured = own.publish, own.measured
-        self._own = own
-        self._predecessor = predecessor
-
-    def refuse(self, model: str, refusal: Refusal) -> None:
-        self._own.refuse(model, refusal)
-        self._predecessor.refuse(model, refusal)
 
 
 class _Lines:

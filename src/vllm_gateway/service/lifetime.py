@@ -13,15 +13,16 @@ from pathlib import Path
 from vllm_gateway import __version__
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.app import names_of
-from vllm_gateway.ending import Ending
+from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.fleet.predecessor import CannotTakeOver
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
-from vllm_gateway.handover import CannotTakeOver, Predecessor, Successor, control_path
-from vllm_gateway.listening import inherited, port_of
-from vllm_gateway.reloading import WATCH_S, Reloader, Watch
 from vllm_gateway.scheduling import StrategyError
-from vllm_gateway.serving import Serving, serving
-from vllm_gateway.settings import Settings
+from vllm_gateway.service.ending import Ending
+from vllm_gateway.service.handover import Predecessor, Successor, control_path
+from vllm_gateway.service.listening import inherited, port_of
+from vllm_gateway.service.reloading import WATCH_S, Reloader, Watch
+from vllm_gateway.service.serving import Serving, serving
 from vllm_gateway.telemetry import events, log
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

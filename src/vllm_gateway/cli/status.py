@@ -1,10 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status page as a readable table."""
+"""`vllm-gateway status`: GPUs, models and instances of a running gateway as readable tables."""
 
+import argparse
+import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_gateway.columns import columns
+from vllm_gateway.cli import client
+from vllm_gateway.cli.columns import columns
+
+WHAT = "GPUs, models and instances of a running gateway"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as the gateway answers it")
+    client.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return status(client.address_of(arguments), as_json=arguments.json)
+
+
+def status(address: client.Address, *, as_json: bool) -> int:
+    """Returns the exit status."""
+    try:
+        page = address.ask("GET", "/gateway/status", "active_containers_by_name")
+    except client.NoAnswer as error:
+        print(f"vllm-gateway status: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(page, indent=2) if as_json else table(page))
+    return 0
 
 
 def table(page: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of `vllm-gateway simulate`, apart from what it does: other commands need not load the simulator."""
+"""`vllm-gateway simulate`: its arguments, apart from what it does: other commands need not load the simulator."""
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+WHAT = "compare strategies on recorded traffic, without engines"
 MOST_INSTANCES = 256
 
 
@@ -21,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategies-dir", type=Path, metavar="DIR", help="as `strategies_dir` in the configuration")
     parser.add_argument("--json", action="store_true", help="a list of objects, one for each strategy")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the distributions of the time to first token")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from vllm_gateway.cli.simulating import simulate
+
+    return simulate(arguments)
 
 
 def _names(text: str) -> list[str]:

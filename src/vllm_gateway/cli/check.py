@@ -1,17 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `check` command: says what a configuration would run, or everything that is wrong with it."""
+"""`vllm-gateway check`: says what a configuration would run, or everything that is wrong with it."""
 
+import argparse
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from vllm_gateway.columns import columns
-from vllm_gateway.configuration import ConfigError, load_settings
-from vllm_gateway.settings import Settings
+from vllm_gateway.cli.columns import columns
+from vllm_gateway.cli.serve import CONFIG, EXIT_BAD_CONFIG
+
+if TYPE_CHECKING:
+    from vllm_gateway.configuration.settings import Settings
+
+WHAT = "read the configuration, say what would run and every problem in it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return check(arguments.config, os.environ, sys.stdout)
 
 
 def check(config_file: Path | None, environ: Mapping[str, str], out: TextIO) -> int:
     """Prints to `out`; 0: the configuration is good, 2: it is not."""
+    from vllm_gateway.configuration.loading import ConfigError, load_settings
+
     try:
         settings = load_settings(config_file, environ)
     except ConfigError as error:
@@ -19,12 +36,12 @@ def check(config_file: Path | None, environ: Mapping[str, str], out: TextIO) -> 
             print(problem, file=out)
         count = len(error.problems)
         print(f"{count} problem{'' if count == 1 else 's'}", file=out)
-        return 2
+        return EXIT_BAD_CONFIG
     print("\n".join(_describe(settings)), file=out)
     return 0
 
 
-def _describe(settings: Settings) -> list[str]:
+def _describe(settings: "Settings") -> list[str]:
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     access = f"{len(server.api_keys)} API keys" if server.api_keys else "no API key: open to all who can reach it"
@@ -41,7 +58,7 @@ def _describe(settings: Settings) -> list[str]:
     ]
 
 
-def _describe_machine(settings: Settings) -> list[str]:
+def _describe_machine(settings: "Settings") -> list[str]:
     """Where the gateway's own engines run; nothing if it has none."""
     if all(model.endpoints for model in settings.models.values()):
         return []

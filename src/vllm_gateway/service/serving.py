@@ -12,11 +12,11 @@ from aiohttp import web
 
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.app import Gateway
-from vllm_gateway.ending import Ending
-from vllm_gateway.handover import Predecessor
-from vllm_gateway.leftovers import own_folder
-from vllm_gateway.listening import BACKLOG, bind, port_of, url_of
-from vllm_gateway.settings import Gpus, Settings
+from vllm_gateway.configuration.settings import Gpus, Settings
+from vllm_gateway.service.ending import Ending
+from vllm_gateway.service.handover import Predecessor
+from vllm_gateway.service.leftovers import own_folder
+from vllm_gateway.service.listening import BACKLOG, bind, port_of, url_of
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients

@@ -3,11 +3,11 @@
 
 from vllm_gateway import __version__
 from vllm_gateway.allocator.types import Gpu
-from vllm_gateway.api.status import GpuStatus, Health, HostMemory, InstanceStatus, ModelStatus, Status
+from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.control.status import GpuStatus, Health, HostMemory, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.scheduling import Queues
-from vllm_gateway.settings import Settings
 
 
 def status_of(settings: Settings, fleet: Fleet, queues: Queues, *, now: float, uptime_s: float) -> Status:

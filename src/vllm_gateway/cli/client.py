@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands `status` and `retry`: ask a running gateway, and say who answers if it is none."""
+"""The one client of a running gateway that all commands use; it says who answers if that is none."""
 
+import argparse
 import json
-import sys
+import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote
-
-from vllm_gateway.cli_status import table
 
 _TIMEOUT_S = 10
 _ELSEWHERE = "Name another address with --url."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which gateway to ask, and with which key."""
+    here = os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000")
+    parser.add_argument("--url", default=here, help="default: VLLM_GATEWAY_URL, else http://127.0.0.1:8000")
+    parser.add_argument("--api-key", metavar="KEY", help="if it asks for one; default: VLLM_GATEWAY_API_KEY")
+
+
+def address_of(arguments: argparse.Namespace) -> "Address":
+    return Address(arguments.url, arguments.api_key or os.environ.get("VLLM_GATEWAY_API_KEY"))
 
 
 class NoAnswer(Exception):
@@ -54,24 +63,3 @@ def _refusal(base: str, error: urllib.error.HTTPError) -> str:
         return str(json.load(error)["error"]["message"])
     except (ValueError, LookupError, TypeError, OSError):
         return f"What answers at {base} is not this gateway (HTTP {error.code}). {_ELSEWHERE}"
-
-
-def status(address: Address, *, as_json: bool) -> int:
-    """Returns the exit status, as `retry` does."""
-    try:
-        page = address.ask("GET", "/gateway/status", "active_containers_by_name")
-    except NoAnswer as error:
-        print(f"vllm-gateway status: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(page, indent=2) if as_json else table(page))
-    return 0
-
-
-def retry(address: Address, model: str) -> int:
-    try:
-        found = address.ask("POST", f"/gateway/models/{quote(model)}/retry", "running")
-    except NoAnswer as error:
-        print(f"vllm-gateway retry: {error}", file=sys.stderr)
-        return 1
-    print(f"{model}: {found['state']}, {found['running']} of {found['wanted']} running")
-    return 0

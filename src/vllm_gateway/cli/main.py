@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a whole: which commands there are, and the exit status."""
+
+import argparse
+import signal
+from collections.abc import Callable, Sequence
+
+from vllm_gateway import __version__
+from vllm_gateway.cli import check, retry, serve, simulate, status
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:  # before or after the gateway's own handling of it
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vllm-gateway", description="One OpenAI-compatible address in front of vLLM.")
+    parser.add_argument("--version", action="version", version=f"vllm-gateway {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in (
+        ("serve", serve),
+        ("check", check),
+        ("status", status),
+        ("retry", retry),
+        ("simulate", simulate),
+    ):
+        added = commands.add_parser(
+            name, help=command.WHAT, description=f"{command.WHAT[0].upper()}{command.WHAT[1:]}."
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    return parser

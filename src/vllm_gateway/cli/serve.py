@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-gateway serve`: runs the gateway."""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+WHAT = "run the gateway"
+CONFIG = "YAML; without it the environment says what to serve"
+EXIT_BAD_CONFIG = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
+    parser.add_argument("--host", help="address to listen on, before `server.host`")
+    parser.add_argument("--port", type=int, help="before `server.port`; 0: any free one")
+    parser.add_argument("--take-over", action="store_true", help="from the gateway that runs there, losing no request")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from vllm_gateway.configuration.loading import ConfigError, load_settings
+
+    given = {"server.host": arguments.host, "server.port": arguments.port}
+    load = partial(load_settings, arguments.config, os.environ, given)
+    try:
+        settings = load()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    import uvloop
+
+    from vllm_gateway.service.lifetime import serve
+
+    return uvloop.run(serve(settings, load, arguments.config, take_over=arguments.take_over))

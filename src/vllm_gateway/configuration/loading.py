@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the config file, the environment and the command line into Settings, and reports every problem at once."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vllm_gateway.configuration.contradictions import find_bad_strategies, find_contradictions, find_missing_gpus
+from vllm_gateway.configuration.draft import ConfigError, Draft, Problem, without_repeats
+from vllm_gateway.configuration.environment import (
+    ALLOWED_MODELS,
+    DEFAULT_PARALLEL_MODELS,
+    ENVIRONMENT,
+    PARALLEL_MODELS,
+    parallel_models,
+    read_environment,
+    read_models,
+)
+from vllm_gateway.configuration.file import read_file
+from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.log import get_logger
+
+__all__ = [
+    "ALLOWED_MODELS",
+    "ENVIRONMENT",
+    "PARALLEL_MODELS",
+    "ConfigError",
+    "Problem",
+    "load_parallel_models_config",
+    "load_settings",
+    "schema",
+]
+
+_log = get_logger()
+
+
+def load_settings(
+    config_file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object] | None = None
+) -> Settings:
+    """Overrides (`{"server.port": 8001}`; None: not given) before environment before file before defaults."""
+    draft = Draft()
+    if config_file is not None:
+        read_file(draft, config_file)
+    read_environment(draft, environ)
+    read_models(draft, environ)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            draft.put(tuple(name.split(".")), value, "command line")
+    find_contradictions(draft)
+    try:
+        settings = Settings.model_validate(draft.data)
+    except ValidationError as error:
+        problems = [draft.explain(details) for details in error.errors(include_url=False)]
+        raise ConfigError(without_repeats(draft.problems + problems)) from None
+    find_missing_gpus(draft, settings)
+    find_bad_strategies(draft, settings)
+    if draft.problems:
+        raise ConfigError(without_repeats(draft.problems))
+    counts = {name: model.instances for name, model in settings.models.items()}
+    load_parallel_models_config(environ, counts if draft.names_models else None)
+    return settings
+
+
+def load_parallel_models_config(
+    environ: Mapping[str, str] | None = None, configured: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """How many instances of which model are wanted; logged as an event. Raises ConfigError.
+
+    PARALLEL_MODELS_JSON of `environ` (default: the process's own) before the `configured` numbers; where neither names
+    a model, `{"gemma3-4B": 2}`.
+    """
+    problems: list[Problem] = []
+    wanted = parallel_models(os.environ if environ is None else environ, problems)
+    if problems:
+        raise ConfigError(problems)
+    models = {**(configured or {}), **(wanted or {})} or dict(DEFAULT_PARALLEL_MODELS)
+    source = PARALLEL_MODELS if wanted else "configuration" if configured else "default"
+    _log.emit(events.PARALLEL_MODELS_CONFIG, models=models, source=source)
+    return models
+
+
+def schema() -> str:
+    """The JSON schema of the config file, for editors."""
+    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

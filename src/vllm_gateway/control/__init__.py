@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP in for people and their tools: /gateway/..., /metrics."""

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routes of the control API: what operators and their tools may ask for, and may do."""
+
+from collections.abc import Callable, Mapping
+
+from aiohttp import hdrs, web
+
+from vllm_gateway.api.answers import as_json, only_get
+from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.journal import Progress
+from vllm_gateway.api.names import ModelNames
+from vllm_gateway.control.metrics import CONTENT_TYPE, MetricsPage
+from vllm_gateway.control.status import DecisionsPage, Status
+from vllm_gateway.telemetry.metrics import RequestMetrics
+
+_MODELS, _RETRY = "/gateway/models/", "/retry"
+
+
+class Control:
+    """A dictionary look-up, as in `api`."""
+
+    def __init__(
+        self,
+        *,
+        names: ModelNames,
+        metrics: RequestMetrics,
+        status: Callable[[], Status],
+        retry: Callable[[str], None],
+        decisions: Callable[[str], DecisionsPage],
+    ) -> None:
+        self._names = names
+        self._metrics = MetricsPage(metrics, status)
+        self._status = status
+        self._retry = retry
+        self._decisions = decisions
+        self._pages: Mapping[str, Callable[[web.BaseRequest, Progress], web.Response]] = {
+            "/": self._send_on_to_status,
+            "/gateway/status": self._show_status,
+            "/gateway/decisions": self._show_decisions,
+            "/metrics": self._show_metrics,
+        }
+
+    def answer(self, request: web.BaseRequest, progress: Progress) -> web.Response | None:
+        """None: no such route. Raises ApiError."""
+        path = request.rel_url.raw_path
+        if page := self._pages.get(path):
+            only_get(request)
+            return page(request, progress)
+        if path.startswith(_MODELS) and path.endswith(_RETRY):
+            return self._try_again(request, progress)
+        return None
+
+    def _send_on_to_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        """For a person with a browser."""
+        return web.Response(status=307, headers={hdrs.LOCATION: "/gateway/status"})
+
+    def _show_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        return as_json(self._status(), progress)
+
+    def _try_again(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        if request.method != hdrs.METH_POST:
+            raise ApiError("method_not_allowed", f"{request.path} takes POST.")
+        name = request.rel_url.path.removeprefix(_MODELS).removesuffix(_RETRY)
+        model = self._names.model_of(name)
+        self._retry(model)
+        return as_json(self._status().models[model], progress)
+
+    def _show_decisions(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        name = request.rel_url.query.get("model")
+        if not name:
+            raise ApiError("model_missing", f"Say which model: {request.path}?model=NAME", param="model")
+        return as_json(self._decisions(self._names.model_of(name)), progress)
+
+    def _show_metrics(self, request: web.BaseRequest, progress: Progress) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
