@@ -12,4 +12,6 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=utility
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["vllm-gateway"]
+# Every address of the container: without VLLM_GATEWAY_API_KEYS (or server.api_keys) it does not start, unless it is told
+# that all who reach it are to be served (VLLM_GATEWAY_OPEN=true), as in compose.yaml.
 CMD ["serve", "--config", "/config/gateway.yaml", "--host", "0.0.0.0"]

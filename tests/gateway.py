@@ -21,7 +21,7 @@ from vllm_gateway.telemetry.events import validate
 CHAT = "/v1/chat/completions"
 
 # As systemd does it: the sockets are number 3, 4, ..., and the process that execs is the one that LISTEN_PID names.
-_LIKE_SYSTEMD = """
+LIKE_SYSTEMD = """
 import fcntl, os, sys
 aside = [fcntl.fcntl(int(one), fcntl.F_DUPFD_CLOEXEC, 100) for one in sys.argv[1].split(",")]
 os.closerange(3, 100)
@@ -115,7 +115,7 @@ async def running_gateway(
     command = ["-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0", *arguments]
     numbers = [one.fileno() for one in handed_in]
     if numbers:
-        command = ["-c", _LIKE_SYSTEMD, ",".join(map(str, numbers)), *command]
+        command = ["-c", LIKE_SYSTEMD, ",".join(map(str, numbers)), *command]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -130,7 +130,7 @@ async def running_gateway(
         gateway.url = (await gateway.event("gateway_ready"))["address"]
         unix = gateway.url.removeprefix("unix:") if gateway.url.startswith("unix:") else None
         async with aiohttp.ClientSession(
-            "http://gateway" if unix else gateway.url,
+            "http://localhost" if unix else gateway.url,
             connector=aiohttp.UnixConnector(unix) if unix else None,
             timeout=aiohttp.ClientTimeout(total=60),
         ) as gateway.http:

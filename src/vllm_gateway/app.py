@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
+from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal
-from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import shortest, terms_of
@@ -36,8 +36,6 @@ from vllm_gateway.scheduling import (
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.trace import TraceRecorder
 
-_OURS_ALONE = frozenset({"authorization", "cookie", "x-api-key"})  # credentials for the gateway, not for engines
-
 
 class Gateway:
     """Everything of one running gateway. Use `serving`."""
@@ -59,7 +57,7 @@ class Gateway:
         self._probe = self._make_probe(settings)
         self.fleet = Fleet(settings, self._runtime(simulated_gpu_dir), self._probe, footprints, emit)
         terms = terms_of(settings)
-        self.relay = Relay(shortest(terms), drop_request_headers=_OURS_ALONE)
+        self.relay = Relay(shortest(terms), drop_request_headers=FOR_THE_GATE)
         self.queues = Queues(
             placements,
             self.fleet,
@@ -72,7 +70,6 @@ class Gateway:
         traffic = ToldToBoth(self.queues, predecessor) if predecessor else self.queues
         self.fleet.attach(traffic, activity, _measured(placements))
         self._names = ModelNames(names_of(settings), _adapters(settings))
-        self._keys = ApiKeys(settings.server.api_keys)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
         self.inference = Inference(
             names=self._names,
@@ -93,7 +90,7 @@ class Gateway:
         )
         self.api = Api(
             names=self._names,
-            keys=self._keys,
+            gate=Gate(settings.server),
             inference=self.inference,
             journal=journal,
             control=control,
@@ -144,7 +141,7 @@ class Gateway:
             await self.fleet.prepare(probe)
             self._probe = probe
         self.settings = settings
-        self._keys.configure(settings.server.api_keys)
+        self.api.gate = Gate(settings.server)
         self._names.configure(names_of(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings)

@@ -35,6 +35,7 @@ def container(lab: Lab, config: Path) -> dict[str, Any]:
         f"{lab.place.library_directory}:/nvml:ro",
     ]
     environment = {
+        "VLLM_GATEWAY_OPEN": "true",
         "DOCKER_NETWORK_NAME": NETWORK,
         "MEMORY_FOOTPRINT_FILE": "/tmp/footprints.json",
         "PYTHONPATH": "/gateway/src:/packages",

@@ -79,7 +79,7 @@ async def client_stops_reading(scene: Scene) -> None:
     await asyncio.get_running_loop().sock_connect(client, (str(url.host), url.port))
     body = {"model": scene.model, "prompt": "x", "n": 100, "max_tokens": 5000, "ignore_eos": True, "stream": True}
     text = json.dumps(body)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: stalled-{scene.model}\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: stalled-{scene.model}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
     await asyncio.get_running_loop().sock_sendall(client, (head + text).encode())
 

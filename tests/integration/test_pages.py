@@ -63,7 +63,7 @@ async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(tmp_path: P
         url = URL(gateway.url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
             "Content-Type: application/json\r\nContent-Length: 17\r\n\r\n".encode()
         )
         async with asyncio.timeout(10):

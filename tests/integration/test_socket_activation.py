@@ -2,15 +2,19 @@
 """Sockets that systemd holds: served, kept over restarts, handed over, and no business of engines."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
+import yaml
 
 from tests.faults.engines import engine_pids
-from tests.gateway import running_gateway
+from tests.gateway import LIKE_SYSTEMD, running_gateway
 from tests.integration.test_gateway import config, model
 from tests.integration.test_take_over import ended, engines, folder_of
 from tests.load import Load
@@ -40,6 +44,46 @@ async def test_every_socket_is_served_and_engines_get_none(listening: socket.soc
             held = {os.readlink(one) for one in Path(f"/proc/{engine}/fd").iterdir()}
             assert not held & {f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in (listening, other)}
             assert b"LISTEN_" not in Path(f"/proc/{engine}/environ").read_bytes()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_one_that_others_reach_is_not_served_without_keys(host: str, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(yaml.safe_dump(config()), "utf-8")
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        number = listening.fileno()
+        command = [
+            sys.executable,
+            "-c",
+            LIKE_SYSTEMD,
+            str(number),
+            "-m",
+            "vllm_gateway.cli",
+            "serve",
+            "--config",
+            str(file),
+        ]
+        ended = subprocess.run(command, pass_fds=[number], capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert f"http://{f'[{host}]' if ':' in host else host}:" in ended.stderr
+    assert "add the line `open: true` under `server:`" in ended.stderr
+
+
+async def test_nor_does_it_lose_its_keys_while_it_is_served(tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listening:
+        settings = config(server={"api_keys": ["k"]})
+        async with running_gateway(tmp_path, settings, handed_in=[listening]) as gateway:
+            gateway.file.write_text(yaml.safe_dump({**config(), "server": {}}), "utf-8")
+            gateway.process.send_signal(signal.SIGHUP)
+            failed = await gateway.event("config_reload_failed")
+            assert "add the line `open: true` under `server:`" in failed["problems"][0]
+            async with gateway.http.get("/v1/models") as reply:
+                assert reply.status == 401
+            gateway.file.write_text(yaml.safe_dump({**config(), "server": {"open": True}}), "utf-8")
+            gateway.process.send_signal(signal.SIGHUP)
+            await gateway.event("config_reloaded")
+            async with gateway.http.get("/v1/models") as reply:
+                assert reply.status == 200
 
 
 async def test_a_unix_socket(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_json_in_the_pages_is_json(page: Path) -> None:
 
 
 def test_the_service_has_longer_to_stop_than_requests_have_to_finish() -> None:
-    (service,) = [text for text in blocks(DOCS / "starting.md", "ini") if "[Service]" in text]
+    service = text_of(ROOT / "deploy/systemd/vllm-gateway.service")
     (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", service, re.MULTILINE)
     assert int(stop_s) > load_settings(None, {}).server.drain_timeout_s
 

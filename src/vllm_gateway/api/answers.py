@@ -4,7 +4,6 @@
 import orjson
 from aiohttp import hdrs, web
 
-from vllm_gateway.api.cors import ANY_ORIGIN
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 
@@ -18,5 +17,4 @@ def only_get(request: web.BaseRequest) -> None:
 def as_json(value: object, progress: Progress) -> web.Response:
     """`value`: of dataclasses, dictionaries, lists and numbers."""
     body = orjson.dumps(value)
-    headers = {"X-Request-Id": progress.request_id, **ANY_ORIGIN}
-    return web.Response(body=body, content_type="application/json", headers=headers)
+    return web.Response(body=body, content_type="application/json", headers=progress.headers)

@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import Callable
 
+from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.giving_up import is_giving_up
 from vllm_gateway.api.journal import Progress
@@ -65,7 +66,9 @@ class Attempts:
         self.queue = queue
         self.terms = terms
         self.progress = progress
-        self.own = own_headers((("X-Request-Id", info.request_id),))
+        self.own = own_headers(
+            (("X-Request-Id", info.request_id),), for_client=progress.cors.lines, withheld=OF_ENGINES
+        )
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply
         self.instance: InstanceView

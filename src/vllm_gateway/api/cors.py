@@ -1,19 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of any origin may call /v1/, as with vLLM itself, which says so on its own replies; API keys keep them out."""
+"""What browsers are told: whether a page of another site may read a reply. Every reply to it says the same."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-ANY_ORIGIN: Mapping[str, str] = {"Access-Control-Allow-Origin": "*"}
+OF_ENGINES = (
+    "Access-Control-Allow-Origin",
+    "Access-Control-Allow-Credentials",
+    "Access-Control-Allow-Headers",
+    "Access-Control-Allow-Methods",
+    "Access-Control-Allow-Private-Network",
+    "Access-Control-Expose-Headers",
+    "Access-Control-Max-Age",
+)
+"""What engines say of it goes to nobody: it is the gateway that pages talk to."""
 
 
-def preflight(request: web.BaseRequest) -> web.Response | None:
-    """The answer to a browser that asks, without a key, whether a page may send its request; None: it is no such."""
-    if request.method != hdrs.METH_OPTIONS or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in request.headers:
-        return None
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """What goes with each reply to one site; nothing, if its pages are to read none."""
+
+    headers: Mapping[str, str]
+    lines: bytes
+    """The same as they are written."""
+
+
+NO_CORS = Cors({}, b"")
+
+
+def cors_for(origin: str) -> Cors:
+    """`*`: pages of all sites may read it."""
+    headers: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin}
+    if origin != "*":
+        headers[hdrs.VARY] = hdrs.ORIGIN
+    return Cors(headers, "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode())
+
+
+def is_preflight(request: web.BaseRequest) -> bool:
+    """Whether a browser asks, without a key, if a page may send its request."""
+    return request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+
+
+def preflight(request: web.BaseRequest, of_all_replies: Mapping[str, str]) -> web.Response:
     headers: dict[str, str] = {
-        **ANY_ORIGIN,
+        **of_all_replies,
         hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
         hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "*"),
         hdrs.ACCESS_CONTROL_MAX_AGE: "600",

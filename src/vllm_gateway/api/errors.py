@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error that clients get from the gateway itself: OpenAI's error object with a stable code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -8,7 +9,6 @@ from http import HTTPStatus
 import orjson
 from aiohttp import web
 
-from vllm_gateway.api.cors import ANY_ORIGIN
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling.retry_after import whole_seconds
 from vllm_gateway.streams import event_of
@@ -22,6 +22,8 @@ class Kind:
 
 KINDS = {
     "invalid_api_key": Kind(401, "authentication_error"),
+    "host_not_allowed": Kind(403, "permission_error"),
+    "origin_not_allowed": Kind(403, "permission_error"),
     "bad_request": Kind(400, "invalid_request_error"),
     "model_missing": Kind(400, "invalid_request_error"),
     "model_not_found": Kind(404, "model_not_found"),
@@ -72,9 +74,9 @@ class ApiError(Exception):
         """The same for a stream that has begun: its last event."""
         return event_of(self.body())
 
-    def headers(self, request_id: str) -> dict[str, str]:
-        """All but those that say how long the body is."""
-        headers = {"Content-Type": "application/json; charset=utf-8", "X-Request-Id": request_id, **ANY_ORIGIN}
+    def headers(self, of_all_replies: Mapping[str, str]) -> dict[str, str]:
+        """All but those that say how long the body is; `of_all_replies`: to this request."""
+        headers = {"Content-Type": "application/json; charset=utf-8", **of_all_replies}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(whole_seconds(self.retry_after_s))
         if self.status == 405:
@@ -83,17 +85,17 @@ class ApiError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 
-    def response(self, request_id: str) -> web.Response:
+    def response(self, of_all_replies: Mapping[str, str]) -> web.Response:
         """For aiohttp to send."""
-        response = web.Response(status=self.status, body=self.body(), headers=self.headers(request_id))
+        response = web.Response(status=self.status, body=self.body(), headers=self.headers(of_all_replies))
         if self.status == 408:
             response.force_close()  # the rest of the request may still come
         return response
 
-    def reply(self, request_id: str, *, keep_alive: bool) -> bytes:
+    def reply(self, of_all_replies: Mapping[str, str], *, keep_alive: bool) -> bytes:
         """The same reply as bytes."""
         body = self.body()
-        headers = self.headers(request_id)
+        headers = self.headers(of_all_replies)
         headers["Content-Length"] = str(len(body))
         headers["Date"] = formatdate(usegmt=True)
         if not keep_alive:

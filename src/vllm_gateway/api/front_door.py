@@ -9,6 +9,7 @@ follows on that connection. So the fast lane holds no route, no refusal and no g
 import asyncio
 from typing import Any
 
+from vllm_gateway.api.cors import Cors
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.request_head import RequestHead
 from vllm_gateway.api.server import Api
@@ -32,7 +33,7 @@ class FrontDoor(AiohttpServer):
         self.closing = False
         self.leaving = False
         """Each reply is the last of its connection, but no connection is closed before that."""
-        self._keys = api.keys
+        self._api = api
         self._max_body = api.max_body
         self._stall_s = api.stall_s
         self._sweeper: asyncio.TimerHandle | None = None
@@ -45,12 +46,20 @@ class FrontDoor(AiohttpServer):
     def aiohttp_protocol(self) -> asyncio.Protocol:
         return super().__call__()
 
-    def admit(self, head: RequestHead, length: int, peer: str) -> str | None:
-        """Who asks; None if the request is to be refused, or has to wait, before its body is read."""
+    def admit(self, head: RequestHead, length: int, peer: str) -> tuple[str, str, Cors] | None:
+        """Who asks, from where, and what its browser is told.
+
+        None if the request is to be refused, or has to wait, before its body is read.
+        """
         if length > self._max_body or self.inference.stopping or not self._opened.is_set():
             return None
+        gate = self._api.gate
+        judged = gate.judge(head.host, head.origin)
+        if judged.refusal is not None:
+            return None
+        client = gate.addresses.client_of(peer, head.forwarded)
         try:
-            return self._keys.caller(head.credentials, peer)
+            return gate.caller(head.keys, client), client, judged.cors
         except ApiError:
             return None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.relay import ClientGone
 from vllm_gateway.telemetry import events
@@ -36,6 +37,8 @@ class Progress:
     method: str
     path: str
     began: float
+    client: str = ""  # its address; empty where there is none, as behind a Unix socket
+    cors: Cors = NO_CORS
     model: str | None = None
     instance: str | None = None
     stream: bool = False
@@ -47,6 +50,11 @@ class Progress:
     bytes_out: int = 0
     status: int = 499  # until it is answered: the client left, nobody reads it
     outcome: str = "ok"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of all replies to it that the gateway makes itself."""
+        return {"X-Request-Id": self.request_id, **self.cors.headers}
 
     def limit_reached(self, reason: str) -> None:
         if reason in LIMITS:
@@ -62,6 +70,7 @@ class AccessLine(msgspec.Struct):
     request_id: str
     method: str
     path: str
+    client: str | None
     model: str | None
     instance: str | None
     status: int
@@ -126,6 +135,7 @@ class Journal:
             progress.request_id,
             progress.method,
             progress.path,
+            progress.client or None,
             progress.model,
             progress.instance,
             progress.status,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.relay.framing import FIELD_NAME
 
 MAX_HEAD_BYTES = 16 * 1024
@@ -23,7 +24,7 @@ _LENGTH_LINES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 """As clients write it; in any other form it is not plain."""
 
 _NOT_PLAIN = frozenset({b"transfer-encoding", b"content-length", b"expect", b"upgrade", b"http2-settings"})
-_ONCE = frozenset({b"host", b"content-type", b"connection", b"authorization", b"x-api-key", b"x-request-id"})
+_ONCE = frozenset({b"host", b"origin", b"content-type", b"connection", b"authorization", b"x-api-key", b"x-request-id"})
 _PERSISTENCE = {b"": True, b"keep-alive": True, b"close": False}
 _MAX_KEPT_HEAD = 2048
 _MAX_KEPT_LINE = 256
@@ -42,8 +43,13 @@ class RequestHead:
     path: str
     raw_headers: Sequence[tuple[bytes, bytes]]
     keep_alive: bool
-    credentials: bytes
-    """As OpenAI's clients send a key; Anthropic's header is read as the same."""
+    host: bytes
+    origin: bytes
+    """Empty if there is none."""
+    forwarded: Sequence[bytes]
+    """Where proxies say that it comes from."""
+    keys: Sequence[bytes]
+    """Digests of those that it brings."""
     content_type: str
     request_id: str | None
     _passed_on: dict[frozenset[bytes], bytes] = field(default_factory=dict)
@@ -81,6 +87,7 @@ def _parse(head: bytes) -> RequestHead | None:
     if found is None or not request_line.startswith(_BEGINNING) or request_line.startswith(b"POST /v1/models"):
         return None
     headers = []
+    forwarded = []
     once: dict[bytes, bytes] = {}
     for line in lines:
         header = _header(line) if len(line) <= _MAX_KEPT_LINE else _header.__wrapped__(line)
@@ -91,11 +98,12 @@ def _parse(head: bytes) -> RequestHead | None:
             if name in once:
                 return None
             once[name] = raw[1]
+        elif name == b"x-forwarded-for":
+            forwarded.append(raw[1])
         headers.append(raw)
     keep_alive = _PERSISTENCE.get(once.get(b"connection", b"").lower())
     if b"host" not in once or keep_alive is None:
         return None
-    key = once.get(b"x-api-key")
     request_id = once.get(b"x-request-id")
     path = found[1].decode("ascii")
     return RequestHead(
@@ -103,7 +111,10 @@ def _parse(head: bytes) -> RequestHead | None:
         path,
         headers,
         keep_alive,
-        once.get(b"authorization") or (b"Bearer " + key if key else b""),
+        once[b"host"],
+        once.get(b"origin", b""),
+        forwarded,
+        offered_keys([once.get(b"authorization", b"")], [once.get(b"x-api-key", b"")]),
         once.get(b"content-type", b"").decode("ascii"),
         None if request_id is None else request_id.decode("ascii"),
     )

@@ -11,11 +11,12 @@ from aiohttp import hdrs, web
 from vllm_gateway.api import models
 from vllm_gateway.api.answers import as_json, only_get
 from vllm_gateway.api.body import STALL_S, read_body
-from vllm_gateway.api.cors import preflight
+from vllm_gateway.api.cors import NO_CORS, is_preflight, preflight
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.gate import Gate
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
-from vllm_gateway.api.keys import ApiKeys
+from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.api.models import Models
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.relay import AiohttpClient, CarriedResponse
@@ -38,7 +39,7 @@ class Api:
         self,
         *,
         names: ModelNames,
-        keys: ApiKeys,
+        gate: Gate,
         inference: Inference,
         journal: Journal,
         control: Control,
@@ -47,7 +48,7 @@ class Api:
         max_body: int,
         stall_s: float = STALL_S,
     ) -> None:
-        self.keys = keys
+        self.gate = gate
         self.inference = inference
         self.journal = journal
         self._control = control
@@ -60,7 +61,8 @@ class Api:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = request_id_of(request.headers.get("X-Request-Id"))
-        progress = Progress(request_id, request.method, request.path, asyncio.get_running_loop().time())
+        client = self.gate.addresses.client_of(request.remote or "", _given(request, hdrs.X_FORWARDED_FOR))
+        progress = Progress(request_id, request.method, request.path, asyncio.get_running_loop().time(), client)
         try:
             response = await self._answer(request, progress)
             progress.status = response.status
@@ -69,22 +71,27 @@ class Api:
             raise
         except Exception as error:
             failed = self.journal.failed(error, progress)
-            response = failed.response(request_id) if failed else web.Response(status=progress.status)
+            response = failed.response(progress.headers) if failed else web.Response(status=progress.status)
         finally:
             self.journal.finished(progress)
         return response
 
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         path = request.rel_url.raw_path
+        is_inference = path.startswith("/v1/") or path in _BESIDE_V1
+        judged = self.gate.judge(*(b", ".join(_given(request, name)) for name in (hdrs.HOST, hdrs.ORIGIN)))
+        judged.check(for_clients=is_inference)
+        if is_inference:
+            progress.cors = judged.cors
+            if is_preflight(request):
+                return self._preflight(request, progress)
         if path == "/health":
             only_get(request)
             problems = self._problems()
             return as_json({"status": "degraded", "problems": problems} if problems else {"status": "ok"}, progress)
-        is_inference = path.startswith("/v1/") or path in _BESIDE_V1
-        if is_inference and (allowed := preflight(request)) is not None:
-            return allowed
         await self.opened.wait()
-        caller = self.keys.caller(_credentials(request), request.remote or "")
+        offered = offered_keys(_given(request, hdrs.AUTHORIZATION), _given(request, "X-Api-Key"))
+        caller = self.gate.caller(offered, progress.client)
         if path == models.PATH or path.startswith(f"{models.PATH}/"):
             only_get(request)
             return self._models.answer(request, progress)
@@ -94,6 +101,13 @@ class Api:
             text = f"No route {path}. Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
             raise ApiError("not_found", text)
         return await self._infer(request, caller, progress)
+
+    @staticmethod
+    def _preflight(request: web.BaseRequest, progress: Progress) -> web.Response:
+        """Raises ApiError."""
+        if progress.cors is NO_CORS:
+            raise ApiError("origin_not_allowed", "The page's site is not in server.allowed_origins.")
+        return preflight(request, progress.headers)
 
     async def _infer(self, request: web.BaseRequest, caller: str, progress: Progress) -> web.StreamResponse:
         self.inference.check_open()
@@ -106,8 +120,6 @@ class Api:
         return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
 
 
-def _credentials(request: web.BaseRequest) -> bytes:
-    """As OpenAI's clients send a key, or as Anthropic's do."""
-    key = request.headers.get("X-Api-Key")
-    given = request.headers.get(hdrs.AUTHORIZATION) or (f"Bearer {key}" if key else "")
-    return given.encode("utf-8", "surrogateescape")
+def _given(request: web.BaseRequest, name: str) -> list[bytes]:
+    """All values that came under that name."""
+    return [value.encode("utf-8", "surrogateescape") for value in request.headers.getall(name, ())]

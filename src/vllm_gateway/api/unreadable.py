@@ -36,7 +36,7 @@ class _Connection(web.RequestHandler):
         progress = Progress(request_id_of(None), request.method, request.path, asyncio.get_running_loop().time())
         progress.outcome, progress.status = error.code, error.status
         self._journal.finished(progress)
-        response = error.response(progress.request_id)
+        response = error.response(progress.headers)
         response.force_close()
         return response
 

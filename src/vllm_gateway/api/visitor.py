@@ -148,13 +148,14 @@ class Visitor(asyncio.Protocol):
             self._hand_over(data)
             return
         head, length = parsed
-        caller = self._door.admit(head, length, self._peer)
-        if caller is None:
+        admitted = self._door.admit(head, length, self._peer)
+        if admitted is None:
             self._hand_over(data)
             return
         now = self._door.loop.time()
-        self._head, self._caller = head, caller
-        self._progress = Progress(request_id_of(head.request_id), "POST", head.path, now)
+        self._head = head
+        self._caller, client, cors = admitted
+        self._progress = Progress(request_id_of(head.request_id), "POST", head.path, now, client, cors)
         begins, ends = end + 4, end + 4 + length
         if len(data) >= ends:
             self.ahead = data[ends:]
@@ -218,7 +219,7 @@ class Visitor(asyncio.Protocol):
                 self.transport.abort()  # nothing can be said after a reply that has begun
                 return False
             keep = self.keep_alive
-            self.transport.write(failed.reply(progress.request_id, keep_alive=keep))
+            self.transport.write(failed.reply(progress.headers, keep_alive=keep))
             return keep
         if self.writing_paused or carried.broken is not None:
             await inference.settle(self, carried)
@@ -279,7 +280,7 @@ class Visitor(asyncio.Protocol):
         assert self._progress is not None
         failed = body_timeout()
         self._progress.outcome, self._progress.status = failed.code, failed.status
-        self.transport.write(failed.reply(self._progress.request_id, keep_alive=False))
+        self.transport.write(failed.reply(self._progress.headers, keep_alive=False))
         self._close()
 
     def _give_up(self) -> None:

@@ -44,7 +44,8 @@ def check(config_file: Path | None, environ: Mapping[str, str], out: TextIO) -> 
 def _describe(settings: "Settings") -> list[str]:
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
-    access = f"{len(server.api_keys)} API keys" if server.api_keys else "no API key: open to all who can reach it"
+    reach = "open to all who can reach it" if server.open else "for this machine alone"
+    access = f"{len(server.api_keys)} API keys" if server.api_keys else f"no API key: {reach}"
     rows = [("MODEL", "INSTANCES", "SERVED FROM", "STRATEGY")]
     for name, model in settings.models.items():
         source = model.repository or ", ".join(model.endpoints)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_gateway.configuration.draft import Draft, Keys
+from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.scheduling import StrategyError, make_strategy
 
@@ -72,6 +73,12 @@ def _list(draft: Draft, model: str, setting: str) -> list[Any]:
     """Empty if it is no list: that is complained of elsewhere."""
     value = draft.models()[model].get(setting)
     return value if isinstance(value, list) else []
+
+
+def find_open_door(draft: Draft, settings: Settings) -> None:
+    """Of a socket that is handed in, it shows at the start."""
+    if problem := open_to_others(settings.server, settings.server.host):
+        draft.complain(("server", "host"), problem)
 
 
 def find_missing_gpus(draft: Draft, settings: Settings) -> None:

@@ -23,6 +23,7 @@ ENVIRONMENT: Mapping[str, Keys] = {
     "HF_TOKEN": ("hf_token",),
     "LOG_LEVEL": ("log", "level"),
     "VLLM_GATEWAY_API_KEYS": ("server", "api_keys"),
+    "VLLM_GATEWAY_OPEN": ("server", "open"),
 }
 _MAX_INSTANCES = 64
 
@@ -36,7 +37,7 @@ def read_environment(draft: Draft, environ: Mapping[str, str]) -> None:
         if name == "LOG_LEVEL":
             value = {"warn": "warning", "critical": "error"}.get(text.lower(), text.lower())
         elif name == "VLLM_GATEWAY_API_KEYS":
-            value = [key.strip() for key in text.split(",") if key.strip()]
+            value = [key.strip() for key in text.split(",") if key.strip()] or [""]  # which is said: it is no key
         draft.put(keys, value, name)
 
 

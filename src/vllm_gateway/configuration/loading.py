@@ -8,7 +8,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vllm_gateway.configuration.contradictions import find_bad_strategies, find_contradictions, find_missing_gpus
+from vllm_gateway.configuration.contradictions import (
+    find_bad_strategies,
+    find_contradictions,
+    find_missing_gpus,
+    find_open_door,
+)
 from vllm_gateway.configuration.draft import ConfigError, Draft, Problem, without_repeats
 from vllm_gateway.configuration.environment import (
     ALLOWED_MODELS,
@@ -56,6 +61,7 @@ def load_settings(
     except ValidationError as error:
         problems = [draft.explain(details) for details in error.errors(include_url=False)]
         raise ConfigError(without_repeats(draft.problems + problems)) from None
+    find_open_door(draft, settings)
     find_missing_gpus(draft, settings)
     find_bad_strategies(draft, settings)
     if draft.problems:

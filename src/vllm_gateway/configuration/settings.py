@@ -2,6 +2,7 @@
 """The shape of the configuration: every setting and every default stands here."""
 
 import re
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -27,6 +28,33 @@ def _endpoint(url: str) -> str:
     if not good or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("an endpoint must be of the form http://host:port")
     return url.rstrip("/")
+
+
+def _api_key(key: str) -> str:
+    if re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", key) is None:
+        raise ValueError(
+            "a key must not be empty, and its characters printable ASCII, with no space at its ends: "
+            "no client could send another one"
+        )
+    return key
+
+
+def _host_name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?", name) is None:
+        raise ValueError("a name of this machine has neither scheme nor port, as in llm.example.com")
+    return name
+
+
+def _origin(text: str) -> str:
+    if text != ANY_ORIGIN and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@]+", text) is None:
+        raise ValueError("an origin has a scheme and no path: https://chat.example.com; '*': pages of all sites")
+    return text
+
+
+def _proxy(text: str) -> str:
+    if text != "unix":
+        ip_network(text)
+    return text
 
 
 def _printable(name: str) -> str:
@@ -55,6 +83,7 @@ def _strategy(value: object) -> str | dict[str, Any]:
     raise ValueError("name a strategy, or give a mapping of its `name` and its options")
 
 
+ANY_ORIGIN = "*"
 _STRATEGY_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -84,7 +113,19 @@ class Server(_Strict):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    api_keys: tuple[str, ...] = Field((), description="Bearer tokens that clients must send; none: open to all.")
+    api_keys: tuple[Annotated[str, AfterValidator(_api_key)], ...] = Field(
+        (), repr=False, description="Clients must send one of them; none: no key is asked for."
+    )
+    open: bool = Field(False, description="Without keys, serve other machines than this one too.")
+    hosts: tuple[Annotated[str, AfterValidator(_host_name)], ...] = Field(
+        (), description="Without keys: names by which clients may ask for the gateway, besides localhost and addresses."
+    )
+    allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="Sites whose pages may call the paths for clients (CORS): https://chat.example.com."
+    )
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_proxy)], ...] = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For is believed; unix: of a Unix socket."
+    )
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
     control_socket: str | None = Field(None, description="Where a new gateway takes over from this one; none: derived.")
     drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long requests in flight may take to finish.")
@@ -204,7 +245,7 @@ class Model(_Strict):
     aliases: tuple[ModelName, ...] = Field((), description="Other names that clients may use.")
     adapters: tuple[ModelName, ...] = Field((), description="LoRA adapters of its engines, as clients name them.")
     engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
-    environment: dict[str, TextOrNumber] = Field(default_factory=dict)
+    environment: dict[str, TextOrNumber] = Field(default_factory=dict, repr=False)
     image: str | None = None
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     footprint_mib: Mib | None = Field(None, description="GPU memory of one instance on each of its GPUs.")
@@ -273,7 +314,7 @@ class Settings(_Strict):
     record_trace: Annotated[str, AfterValidator(_plain_file)] | None = Field(
         None, description="A file for lengths and hashes of requests, no content: for `vllm-gateway simulate`."
     )
-    hf_token: str | None = Field(None, description="Passed to engines; never logged.")
+    hf_token: str | None = Field(None, repr=False, description="Passed to engines; never logged.")
 
     def strategy_of(self, model: str) -> str | dict[str, Any]:
         return self.models[model].strategy or self.strategy

@@ -59,23 +59,25 @@ class OwnHeaders(NamedTuple):
     """Headers that the gateway adds, ready to be written; they replace what comes under the same name."""
 
     names: frozenset[bytes]
-    """Lower-case."""
+    """Lower-case, with those that are only left out."""
     lines: bytes
+    for_client: bytes = b""
+    """Lines for the client alone."""
 
 
 NO_HEADERS = OwnHeaders(frozenset(), b"")
 
 
-def own_headers(headers: Headers) -> OwnHeaders:
-    """Raises ValueError for what cannot stand in a header."""
-    if not headers:
+def own_headers(headers: Headers, *, for_client: bytes = b"", withheld: tuple[str, ...] = ()) -> OwnHeaders:
+    """`withheld`: names of headers that go neither way. Raises ValueError for what cannot stand in a header."""
+    if not (headers or for_client or withheld):
         return NO_HEADERS
     lines = ""
     for name, value in headers:
         if not value.isprintable():
             raise ValueError(f"control character in the value of {name!r}")
         lines += f"{name}: {value}\r\n"
-    return OwnHeaders(_names(tuple([name for name, _ in headers])), lines.encode())
+    return OwnHeaders(_names((*[name for name, _ in headers], *withheld)), lines.encode(), for_client)
 
 
 @lru_cache(maxsize=64)  # few sets of names are ever used
@@ -313,4 +315,4 @@ def reply_head(head: ReplyHead, *, own: OwnHeaders, chunked: bool, connection: b
         lines = _without(lines, (b"content-length",))  # RFC 9110 8.6; some clients would wait for a body
     framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""
     persistence = b"Connection: %b\r\n" % connection if connection else b""
-    return b"".join((lines, own.lines, framing, persistence, b"\r\n"))
+    return b"".join((lines, own.lines, own.for_client, framing, persistence, b"\r\n"))

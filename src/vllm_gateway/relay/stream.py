@@ -9,7 +9,7 @@ from vllm_gateway.relay.framing import LAST_CHUNK, chunk
 from vllm_gateway.relay.heads import NO_HEADERS, OwnHeaders
 from vllm_gateway.relay.types import Carried, ClientGone
 
-_OUR_OWN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nAccess-Control-Allow-Origin: *\r\n"
+_OUR_OWN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
 
 
 class Follower(Protocol):
@@ -81,7 +81,7 @@ class ClientStream:
         self.begun = True
         framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
         persistence = b"" if self._keep_alive else b"Connection: close\r\n"
-        self._head = b"".join((lines, self.own.lines, framing, persistence, b"\r\n"))
+        self._head = b"".join((lines, self.own.lines, self.own.for_client, framing, persistence, b"\r\n"))
 
     def write(self, events: bytes) -> None:
         assert self.begun and not self.ended

@@ -13,6 +13,7 @@ from pathlib import Path
 from vllm_gateway import __version__
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.app import names_of
+from vllm_gateway.configuration.draft import ConfigError
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet.predecessor import CannotTakeOver
 from vllm_gateway.fleet.runtimes import RuntimeDown
@@ -61,7 +62,7 @@ async def serve(
             ending.started()
             if predecessor is not None:
                 await predecessor.say_ready()
-            reloader = Reloader(settings, load, server.gateway.reconfigure, emit, hung_up)
+            reloader = Reloader(settings, load, server.reconfigure, emit, hung_up)
             reloading = [tasks.repeat(reloader.follow, 0.0)]
             if watch is not None:
                 reloading.append(tasks.repeat(watch.look, WATCH_S))
@@ -75,7 +76,7 @@ async def serve(
         if not ending.asked.is_set():
             raise
         emit(events.GATEWAY_STOPPED)
-    except (OSError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
+    except (OSError, ConfigError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
         text = error.strerror if isinstance(error, OSError) and not error.filename else None
         print(f"vllm-gateway cannot start: {text or error}", file=sys.stderr)
         return 1

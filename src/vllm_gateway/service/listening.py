@@ -3,7 +3,11 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from vllm_gateway.configuration.draft import ConfigError, Problem
+from vllm_gateway.configuration.openness import open_to_others
+from vllm_gateway.configuration.settings import Server
 
 BACKLOG = 1024
 _FIRST_INHERITED = 3  # by systemd's convention
@@ -45,6 +49,14 @@ def bind(host: str, port: int) -> list[socket.socket]:
         text = f"{host}:{port} cannot be listened on ({error.strerror}). Choose another address with --host and --port."
         raise OSError(error.errno, text) from error
     return sockets
+
+
+def check_openness(sockets: Iterable[socket.socket], server: Server) -> None:
+    """Raises ConfigError if one of them is reached from other machines, and nobody wanted that."""
+    for one in sockets:
+        host = "localhost" if one.family == socket.AF_UNIX else one.getsockname()[0]
+        if problem := open_to_others(server, host):
+            raise ConfigError([Problem(url_of(one), problem)])
 
 
 def url_of(listening: socket.socket) -> str:

@@ -16,7 +16,7 @@ from vllm_gateway.configuration.settings import Gpus, Settings
 from vllm_gateway.service.ending import Ending
 from vllm_gateway.service.handover import Predecessor
 from vllm_gateway.service.leftovers import own_folder
-from vllm_gateway.service.listening import BACKLOG, bind, port_of, url_of
+from vllm_gateway.service.listening import BACKLOG, bind, check_openness, port_of, url_of
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
@@ -50,6 +50,11 @@ class Serving:
         self._has_successor = False
         self._drained_by: float | None = None
         self._sites = [web.SockSite(runner, one, backlog=BACKLOG) for one in sockets]
+
+    async def reconfigure(self, settings: Settings) -> None:
+        """As the gateway does. Raises ConfigError too, before anything changed."""
+        check_openness(self._sockets, settings.server)
+        await self.gateway.reconfigure(settings)
 
     async def open(self) -> None:
         for site in self._sites:
@@ -124,6 +129,7 @@ async def serving(
         gateway = Gateway(settings, simulated, emit, predecessor)
         sockets = predecessor.sockets if predecessor else handed_in
         sockets = sockets or bind(settings.server.host, settings.server.port)
+        check_openness(sockets, settings.server)
         door = FrontDoor(gateway.api)
         limit_s = settings.server.drain_timeout_s
         runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=limit_s + _ERROR_EVENTS_S)

@@ -55,7 +55,7 @@ REQUEST_FINISHED = Event(
     "info",
     "The access line, one for each request (method `UNKNOWN`: it was not HTTP). Times are in milliseconds.",
     ("request_id", "method", "path", "status", "outcome", "duration_ms"),
-    ("model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued"),
+    ("client", "model", "instance", "first_byte_ms", "queue_ms", "bytes_out", "attempts", "stream", "continued"),
 )
 
 STREAM_CONTINUED = Event(

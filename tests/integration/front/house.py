@@ -3,8 +3,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Never
 
 import orjson
@@ -13,12 +14,13 @@ from aiohttp import web
 from tests.integration.relay.wire import Message, Peer
 from tests.waiting import until
 from vllm_gateway.api.front_door import FrontDoor
+from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress
-from vllm_gateway.api.keys import ApiKeys
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import Terms
+from vllm_gateway.configuration.settings import Server
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.routing import Route, RoutingTable
 from vllm_gateway.scheduling import Queues, QueueSettings
@@ -113,6 +115,7 @@ def _never(*_: object) -> Never:
 async def house(
     *ports: int,
     keys: Sequence[str] = (),
+    server: Mapping[str, Any] = MappingProxyType({}),
     limits: Limits | None = None,
     max_in_flight: int = 100,
     stall_s: float = 60.0,
@@ -130,12 +133,12 @@ async def house(
         departed=lambda view: None,
         health_changed=lambda view, change: None,
     )
-    async with Relay(limits) as relay:
+    async with Relay(limits, drop_request_headers=FOR_THE_GATE) as relay:
         terms = {"m": Terms(limits or Limits())}
         inference = Inference(names=names, queues=queues, relay=relay, demand=fleet, terms=terms, emit=journal.emit)
         api = Api(
             names=names,
-            keys=ApiKeys(keys),
+            gate=Gate(Server(**{"hosts": ("gateway", "x"), "api_keys": tuple(keys), **server})),
             inference=inference,
             journal=journal,
             control=NoPages(),

@@ -98,7 +98,7 @@ async def test_a_caller_without_a_key_is_refused_before_the_body_comes(lane: str
 async def test_a_page_in_a_browser_may_ask_without_a_key_whether_it_may_ask() -> None:
     asks = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nOrigin: http://page\r\n"
     names = b"Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization,content-type\r\n\r\n"
-    async with house(keys=["k"]) as gateway:
+    async with house(keys=["k"], server={"allowed_origins": ("*",)}) as gateway:
         reply = await gateway.ask(asks + names)
         assert (reply.status, reply.header("access-control-allow-origin")) == (204, [b"*"])
         assert reply.header("access-control-allow-headers") == [b"authorization,content-type"]

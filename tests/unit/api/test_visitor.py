@@ -8,6 +8,7 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.journal import Journal, Progress
 from vllm_gateway.api.request_head import RequestHead
@@ -45,8 +46,8 @@ class Wire:
         self.requests.append((client.target, list(client.raw_headers), body))
         return Carried(200, 1, 0.0, True, None, True, True)
 
-    def admit(self, head: RequestHead, length: int, peer: str) -> str:
-        return peer
+    def admit(self, head: RequestHead, length: int, peer: str) -> tuple[str, str, Cors]:
+        return peer, peer, NO_CORS
 
     def aiohttp_protocol(self) -> Any:
         return SimpleNamespace(connection_made=lambda transport: None, data_received=self._take_over)

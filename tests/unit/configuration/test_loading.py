@@ -2,6 +2,7 @@
 """Loading: which source wins, and that every problem is told at once, each with its place."""
 
 import io
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -25,12 +26,12 @@ def problems(tmp_path: Path, text: str, **environ: str) -> list[str]:
 
 def test_command_line_before_environment_before_file_before_default(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
-    path.write_text("log: {level: error}\nidle_timeout_s: 5\nserver: {port: 1, host: a}\n", "utf-8")
+    path.write_text("log: {level: error}\nidle_timeout_s: 5\nserver: {port: 1, host: localhost}\n", "utf-8")
     environ = {"LOG_LEVEL": "Warning", "VLLM_INACTIVITY_TIMEOUT": "7"}
     settings = load_settings(path, environ, {"log.level": "debug", "server.port": 2, "server.host": None})
     assert settings.log.level == "debug"
     assert settings.idle_timeout_s == 7
-    assert (settings.server.host, settings.server.port) == ("a", 2)
+    assert (settings.server.host, settings.server.port) == ("localhost", 2)
     assert load_settings(path, environ).log.level == "warning"
     assert load_settings(path, {"LOG_LEVEL": ""}).log.level == "error"
     assert load_settings(None, {}).log.level == "info"
@@ -63,14 +64,58 @@ def test_every_variable_reaches_its_setting() -> None:
             "HOST_CACHE_DIR": "/cache",
             "DOCKER_NETWORK_NAME": "net",
             "VLLM_GATEWAY_API_KEYS": "a, b,",
+            "VLLM_GATEWAY_OPEN": "true",
         },
     )
     docker = settings.docker
     assert (docker.image, docker.container_prefix, docker.cache_dir, docker.network) == ("img", "pre", "/cache", "net")
     assert (settings.idle_timeout_s, settings.memory_footprint_file, settings.hf_token) == (0, "f.json", "t1")
     assert settings.runtime == "process"
-    assert settings.server.api_keys == ("a", "b")
+    assert (settings.server.api_keys, settings.server.open) == (("a", "b"), True)
     assert load_settings(None, {"HUGGING_FACE_HUB_TOKEN": "t2"}).hf_token == "t2"
+
+
+@pytest.mark.parametrize("keys", [",", " , ,", "a\nb", "k\u00e9"])
+def test_keys_that_no_client_can_send_open_nothing_and_are_not_shown(tmp_path: Path, keys: str) -> None:
+    (told,) = problems(tmp_path, "log: {level: info}\n", VLLM_GATEWAY_API_KEYS=keys)
+    assert told.startswith("VLLM_GATEWAY_API_KEYS: a key must not be empty")
+    assert keys not in told.replace(", and", "").replace(", with", "")
+
+
+@pytest.mark.parametrize("key", ["", " ", " x", "x ", "x\t", "x\ry", "x\ny", "x\0", "\x7f", "schl\u00fcssel"])
+def test_nor_does_the_file(tmp_path: Path, key: str) -> None:
+    (told,) = problems(tmp_path, f"server:\n  api_keys: [good, {json.dumps(key)}]\n")
+    assert told.startswith("g.yaml:2: server.api_keys.1: a key must not be empty")
+    assert "good" not in told
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "{}",
+        "{host: 127.8.9.1}",
+        "{host: '::1'}",
+        "{host: '::ffff:127.0.0.1'}",
+        "{host: LOCALHOST}",
+        "{host: 0.0.0.0, api_keys: [k]}",
+        "{host: 0.0.0.0, open: true}",
+        "{host: '', open: true}",
+    ],
+)
+def test_a_gateway_that_serves_this_machine_alone_or_was_told_otherwise(tmp_path: Path, server: str) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text(f"server: {server}\n", "utf-8")
+    load_settings(path, {})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "''", "'::'", "192.168.1.7", "gpu-box", "2001:db8::1"])
+def test_a_gateway_without_keys_that_others_reach_names_the_line_to_add(tmp_path: Path, host: str) -> None:
+    (told,) = problems(tmp_path, f"server:\n  host: {host}\n")
+    assert told.startswith("g.yaml:2: server.host: without API keys the gateway serves this machine alone")
+    assert "`server.api_keys`" in told
+    assert "add the line `open: true` under `server:`" in told
+    with pytest.raises(ConfigError, match=r"command line: server\.host: without API keys"):
+        load_settings(None, {}, {"server.host": host.strip("'")})
 
 
 def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
@@ -129,6 +174,19 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
         (
             "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",
             "g.yaml:1: models.a.engine_arguments.0: an option and its value are two items of the list: [--max",
+        ),
+        (
+            "server: {hosts: ['llm:8000']}\n",
+            "g.yaml:1: server.hosts.0: a name of this machine has neither",
+        ),
+        ("server: {hosts: ['http://llm']}\n", "g.yaml:1: server.hosts.0: a name of this machine has neither"),
+        ("server: {allowed_origins: [chat]}\n", "g.yaml:1: server.allowed_origins.0: an origin has a scheme"),
+        ("server: {allowed_origins: ['null']}\n", "g.yaml:1: server.allowed_origins.0: an origin has a scheme"),
+        ("server: {allowed_origins: ['http://a/']}\n", "g.yaml:1: server.allowed_origins.0: an origin has a scheme"),
+        ("server: {trusted_proxies: [nginx]}\n", "g.yaml:1: server.trusted_proxies.0: 'nginx' does not appear to be"),
+        (
+            "server: {trusted_proxies: [10.0.0.1/8]}\n",
+            "g.yaml:1: server.trusted_proxies.0: 10.0.0.1/8 has host",
         ),
         ("a: \0\n", "g.yaml: not valid YAML: unacceptable character #x0000"),
         ("runtime: podman\n", "g.yaml:1: runtime: must be 'docker' or 'process'"),
