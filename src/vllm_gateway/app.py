@@ -11,12 +11,14 @@ from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.names import ModelNames
+from vllm_gateway.api.paths import CarriedPaths
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
 from vllm_gateway.control.status_page import status_of
+from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.predecessor import CannotTakeOver, Predecessor, ToldToBoth, WithPredecessor, Work
 from vllm_gateway.fleet.runtimes import Runtime
@@ -91,6 +93,7 @@ class Gateway:
         self.api = Api(
             names=self._names,
             gate=Gate(settings.server),
+            paths=CarriedPaths(_carried(settings)),
             inference=self.inference,
             journal=journal,
             control=control,
@@ -142,6 +145,7 @@ class Gateway:
             self._probe = probe
         self.settings = settings
         self.api.gate = Gate(settings.server)
+        self.api.paths = CarriedPaths(_carried(settings))
         self._names.configure(names_of(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings)
@@ -235,6 +239,12 @@ class Gateway:
 def names_of(settings: Settings) -> dict[str, str]:
     """Every name and alias, and its model."""
     return {alias: name for name, model in settings.models.items() for alias in (name, *model.aliases)}
+
+
+def _carried(settings: Settings) -> list[tuple[str, str]]:
+    """Methods and paths."""
+    extra = [entry.rpartition(" ") for entry in settings.server.extra_paths]
+    return [*CLIENT_PATHS, *[(method or "POST", path) for method, _, path in extra]]
 
 
 def _adapters(settings: Settings) -> dict[str, str]:

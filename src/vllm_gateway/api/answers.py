@@ -6,12 +6,22 @@ from aiohttp import hdrs, web
 
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
+from vllm_gateway.telemetry.cut import cut
+
+_READS = (hdrs.METH_GET, hdrs.METH_HEAD)
 
 
 def only_get(request: web.BaseRequest) -> None:
     """Raises ApiError method_not_allowed."""
-    if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-        raise ApiError("method_not_allowed", f"{request.path} is read with GET.")
+    only(request, *_READS)
+
+
+def only(request: web.BaseRequest, *methods: str) -> None:
+    """Raises ApiError method_not_allowed."""
+    if request.method not in methods:
+        takes = " or ".join(methods)
+        text = f"{cut(request.path)} takes {takes}, not {request.method}."
+        raise ApiError("method_not_allowed", text, allow=methods)
 
 
 def as_json(value: object, progress: Progress) -> web.Response:

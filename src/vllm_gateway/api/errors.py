@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error that clients get from the gateway itself: OpenAI's error object with a stable code."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -50,13 +50,21 @@ class ApiError(Exception):
     """An answer to the client. `code` is one of KINDS."""
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        allow: Iterable[str] = (),
     ) -> None:
+        """`allow`: the methods that there are, with 405."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.allow = ", ".join(sorted(allow))
 
     @classmethod
     def of(cls, refusal: Refusal) -> "ApiError":
@@ -79,8 +87,8 @@ class ApiError(Exception):
         headers = {"Content-Type": "application/json; charset=utf-8", **of_all_replies}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(whole_seconds(self.retry_after_s))
-        if self.status == 405:
-            headers["Allow"] = "GET, HEAD"
+        if self.allow:
+            headers["Allow"] = self.allow
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

@@ -53,6 +53,8 @@ class FrontDoor(AiohttpServer):
         """
         if length > self._max_body or self.inference.stopping or not self._opened.is_set():
             return None
+        if head.path not in self._api.paths.posts:
+            return None
         gate = self._api.gate
         judged = gate.judge(head.host, head.origin)
         if judged.refusal is not None:

@@ -14,6 +14,7 @@ from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.relay import ClientGone
 from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.cut import cut
 from vllm_gateway.telemetry.log import timestamp
 from vllm_gateway.telemetry.metrics import RequestMetrics
 
@@ -134,7 +135,7 @@ class Journal:
             events.REQUEST_FINISHED.name,
             progress.request_id,
             progress.method,
-            progress.path,
+            cut(progress.path),
             progress.client or None,
             progress.model,
             progress.instance,

@@ -84,7 +84,7 @@ def _parse(head: bytes) -> RequestHead | None:
     """Of a head from which the one Content-Length has been taken."""
     request_line, *lines = head.split(b"\r\n")
     found = _REQUEST_LINE.fullmatch(request_line)
-    if found is None or not request_line.startswith(_BEGINNING) or request_line.startswith(b"POST /v1/models"):
+    if found is None or not request_line.startswith(_BEGINNING):
         return None
     headers = []
     forwarded = []

@@ -9,7 +9,7 @@ from typing import Protocol
 from aiohttp import hdrs, web
 
 from vllm_gateway.api import models
-from vllm_gateway.api.answers import as_json, only_get
+from vllm_gateway.api.answers import as_json, only, only_get
 from vllm_gateway.api.body import STALL_S, read_body
 from vllm_gateway.api.cors import NO_CORS, is_preflight, preflight
 from vllm_gateway.api.errors import ApiError
@@ -19,10 +19,9 @@ from vllm_gateway.api.journal import Journal, Progress, request_id_of
 from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.api.models import Models
 from vllm_gateway.api.names import ModelNames
+from vllm_gateway.api.paths import CarriedPaths, origin_form
 from vllm_gateway.relay import AiohttpClient, CarriedResponse
-
-_BESIDE_V1 = frozenset({"/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank", "/v2/rerank"})
-"""What else of vLLM names a model in its body and changes nothing in the engine."""
+from vllm_gateway.telemetry.cut import cut
 
 
 class Control(Protocol):
@@ -40,6 +39,7 @@ class Api:
         *,
         names: ModelNames,
         gate: Gate,
+        paths: CarriedPaths,
         inference: Inference,
         journal: Journal,
         control: Control,
@@ -49,6 +49,7 @@ class Api:
         stall_s: float = STALL_S,
     ) -> None:
         self.gate = gate
+        self.paths = paths
         self.inference = inference
         self.journal = journal
         self._control = control
@@ -77,8 +78,9 @@ class Api:
         return response
 
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
-        path = request.rel_url.raw_path
-        is_inference = path.startswith("/v1/") or path in _BESIDE_V1
+        path, query = origin_form(request)
+        methods = self.paths.methods(path)
+        is_inference = bool(methods) or path.startswith("/v1/")
         judged = self.gate.judge(*(b", ".join(_given(request, name)) for name in (hdrs.HOST, hdrs.ORIGIN)))
         judged.check(for_clients=is_inference)
         if is_inference:
@@ -97,10 +99,12 @@ class Api:
             return self._models.answer(request, progress)
         if (page := self._control.answer(request, progress)) is not None:
             return page
-        if not is_inference or "/.." in request.rel_url.path:
-            text = f"No route {path}. Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
-            raise ApiError("not_found", text)
-        return await self._infer(request, caller, progress)
+        if not methods:
+            text = "Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
+            raise ApiError("not_found", f"No route {cut(path)}. {text}")
+        only(request, *sorted(methods))
+        progress.path = path
+        return await self._infer(request, path + query, caller, progress)
 
     @staticmethod
     def _preflight(request: web.BaseRequest, progress: Progress) -> web.Response:
@@ -109,13 +113,15 @@ class Api:
             raise ApiError("origin_not_allowed", "The page's site is not in server.allowed_origins.")
         return preflight(request, progress.headers)
 
-    async def _infer(self, request: web.BaseRequest, caller: str, progress: Progress) -> web.StreamResponse:
+    async def _infer(
+        self, request: web.BaseRequest, target: str, caller: str, progress: Progress
+    ) -> web.StreamResponse:
         self.inference.check_open()
         body = await read_body(request, self.max_body, self.stall_s)
         if request.method != hdrs.METH_POST and not body:
-            text = f"{request.method} {request.path} names no model. Send a POST with a JSON body that does."
+            text = f"{request.method} {progress.path} names no model: it has no body. WebSockets are not carried."
             raise ApiError("model_missing", text, param="model")
-        client = AiohttpClient(request)
+        client = AiohttpClient(request, target)
         carried = await self.inference.serve(client, body, caller, progress)
         return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
 

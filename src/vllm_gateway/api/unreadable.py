@@ -9,6 +9,7 @@ from aiohttp import web
 
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
+from vllm_gateway.telemetry.cut import cut
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -32,7 +33,7 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun; nothing can be said after it")
         said = (message or "").partition("\n")[0].rstrip(": ") or "it is not HTTP/1.1"
-        error = ApiError("bad_request", f"The request cannot be read: {said}.")
+        error = ApiError("bad_request", f"The request cannot be read: {cut(said)}.")
         progress = Progress(request_id_of(None), request.method, request.path, asyncio.get_running_loop().time())
         progress.outcome, progress.status = error.code, error.status
         self._journal.finished(progress)

@@ -75,6 +75,12 @@ def _volume(text: str) -> str:
     return text
 
 
+def _carried_path(text: str) -> str:
+    if re.fullmatch(r"((GET|POST|PUT|PATCH|DELETE) )?(/([A-Za-z0-9._~-]+|\{[a-z_]+\}))+", text) is None:
+        raise ValueError("a path must be of the form /path or METHOD /path; {name} stands for one segment of it")
+    return text
+
+
 def _strategy(value: object) -> str | dict[str, Any]:
     if isinstance(value, str) and value:
         return value
@@ -95,6 +101,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mib = Annotated[int, Field(gt=0)]
 Volume = Annotated[str, AfterValidator(_volume)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+CarriedPath = Annotated[str, AfterValidator(_carried_path)]
 ModelName = Annotated[str, AfterValidator(_printable)]
 TextOrNumber = Annotated[
     str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})
@@ -127,6 +134,9 @@ class Server(_Strict):
         (), description="Addresses or networks of proxies whose X-Forwarded-For is believed; unix: of a Unix socket."
     )
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
+    extra_paths: tuple[CarriedPath, ...] = Field(
+        (), description="Carried to engines beside those that clients of vLLM need: /path (POST), or METHOD /path."
+    )
     control_socket: str | None = Field(None, description="Where a new gateway takes over from this one; none: derived.")
     drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long requests in flight may take to finish.")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import hdrs, web
 
-from vllm_gateway.api.answers import as_json, only_get
+from vllm_gateway.api.answers import as_json, only, only_get
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
@@ -58,8 +58,7 @@ class Control:
         return as_json(self._status(), progress)
 
     def _try_again(self, request: web.BaseRequest, progress: Progress) -> web.Response:
-        if request.method != hdrs.METH_POST:
-            raise ApiError("method_not_allowed", f"{request.path} takes POST.")
+        only(request, hdrs.METH_POST)
         name = request.rel_url.path.removeprefix(_MODELS).removesuffix(_RETRY)
         model = self._names.model_of(name)
         self._retry(model)

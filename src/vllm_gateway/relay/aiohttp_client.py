@@ -16,11 +16,12 @@ class AiohttpClient:
 
     __slots__ = ("_protocol", "_request", "content_type", "http_1_1", "keep_alive", "method", "raw_headers", "target")
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, target: str) -> None:
+        """`target`: as it goes on, in origin form."""
         self._request = request
         self._protocol = request.protocol
         self.method = request.method
-        self.target = request.raw_path
+        self.target = target
         self.raw_headers: Sequence[tuple[bytes, bytes]] = request.raw_headers
         self.content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
         self.http_1_1 = request.version >= HttpVersion11

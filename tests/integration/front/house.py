@@ -18,9 +18,11 @@ from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress
 from vllm_gateway.api.names import ModelNames
+from vllm_gateway.api.paths import CarriedPaths
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.configuration.settings import Server
+from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.routing import Route, RoutingTable
 from vllm_gateway.scheduling import Queues, QueueSettings
@@ -121,6 +123,7 @@ async def house(
     stall_s: float = 60.0,
     drain_s: float = 1.0,
     opened: bool = True,
+    extra_paths: Sequence[tuple[str, str]] = (("POST", "/v1/x"),),
 ) -> AsyncIterator[House]:
     lines: list[dict[str, object]] = []
     names = ModelNames({"m": "m"})
@@ -139,6 +142,7 @@ async def house(
         api = Api(
             names=names,
             gate=Gate(Server(**{"hosts": ("gateway", "x"), "api_keys": tuple(keys), **server})),
+            paths=CarriedPaths([*CLIENT_PATHS, *extra_paths]),
             inference=inference,
             journal=journal,
             control=NoPages(),

@@ -200,7 +200,7 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
         self.entered += 1
-        client = AiohttpClient(request)
+        client = AiohttpClient(request, request.raw_path)
         instructions = Instructions(self.limits, own_headers(self.own), has_given_up=self.has_given_up)
         try:
             carried = await self.relay.carry(client, ("127.0.0.1", self.instance_port), body, instructions)

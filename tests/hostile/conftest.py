@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On the event loop that serves."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import uvloop
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}
