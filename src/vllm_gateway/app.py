@@ -2,6 +2,7 @@
 """The composition root: the one place that builds everything and joins it together."""
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.paths import CarriedPaths
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import shortest, terms_of
+from vllm_gateway.configuration.known_secrets import learn_settings
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
@@ -36,6 +38,7 @@ from vllm_gateway.scheduling import (
     make_strategy,
 )
 from vllm_gateway.telemetry import events, log
+from vllm_gateway.telemetry.secrets import Secrets
 from vllm_gateway.telemetry.trace import TraceRecorder
 
 
@@ -56,8 +59,13 @@ class Gateway:
         footprints = FootprintStore(Path(settings.memory_footprint_file))
         for damage in filter(None, [footprints.load()]):
             emit(events.FOOTPRINT_FILE_DAMAGED, file=settings.memory_footprint_file, problem=str(damage))
+        self._secrets = Secrets()
+        self._secrets.learn_environment(os.environ)
+        learn_settings(self._secrets, settings)
         self._probe = self._make_probe(settings)
-        self.fleet = Fleet(settings, self._runtime(simulated_gpu_dir), self._probe, footprints, emit)
+        self.fleet = Fleet(
+            settings, self._runtime(simulated_gpu_dir), self._probe, footprints, emit, mask=self._secrets.mask
+        )
         terms = terms_of(settings)
         self.relay = Relay(shortest(terms), drop_request_headers=FOR_THE_GATE)
         self.queues = Queues(
@@ -106,8 +114,10 @@ class Gateway:
 
     def _runtime(self, simulated_gpu_dir: Path | None) -> Runtime:
         if self.settings.runtime == "process":
-            return ProcessRuntime(self.settings.process, str(simulated_gpu_dir) if simulated_gpu_dir else None)
-        return DockerRuntime(self.settings.docker, owner=self.settings.docker.container_prefix)
+            return ProcessRuntime(
+                self.settings.process, str(simulated_gpu_dir) if simulated_gpu_dir else None, self._secrets
+            )
+        return DockerRuntime(self.settings.docker, self.settings.docker.container_prefix, self._secrets)
 
     def _make_probe(self, settings: Settings) -> GpuProbe | None:
         if all(model.endpoints for model in settings.models.values()):
@@ -144,6 +154,7 @@ class Gateway:
             await self.fleet.prepare(probe)
             self._probe = probe
         self.settings = settings
+        learn_settings(self._secrets, settings)
         self.api.gate = Gate(settings.server)
         self.api.paths = CarriedPaths(_carried(settings))
         self._names.configure(names_of(settings), _adapters(settings))

@@ -57,7 +57,7 @@ async def test_a_start_that_the_new_one_tries_in_vain_is_told_to_who_waits_at_th
     async with while_b_waits(lab, tmp_path, settings) as hand_over:
         status, _, answer = await hand_over.waiting
         assert (status, answer["error"]["code"]) == (503, "model_start_failed")
-        assert "--no-such-option" in answer["error"]["message"]
+        assert "the engine ended with exit status 2 (failure " in answer["error"]["message"]
         await hand_over.stream.content.read()
         await ended(hand_over.old)
 

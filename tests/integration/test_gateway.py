@@ -100,16 +100,22 @@ async def test_what_can_never_fit_is_refused_and_evicts_nothing(tmp_path: Path) 
         assert not gateway.events("eviction")
 
 
-async def test_a_bad_engine_argument_fails_the_request_at_once_with_the_engines_words(tmp_path: Path) -> None:
+async def test_a_bad_engine_argument_fails_the_request_at_once_and_operators_see_why(tmp_path: Path) -> None:
     models = {"bad": model("bad", engine_arguments=["--no-such-option"])}
     async with running_gateway(tmp_path, config(models=models)) as gateway:
         status, headers, reply = await gateway.chat("bad")
         assert status == 503
         assert reply["error"]["code"] == "model_start_failed"
-        assert "unrecognized arguments: --no-such-option" in reply["error"]["message"]
+        assert "--no-such-option" not in reply["error"]["message"], "that is for operators"
+        shown = (await gateway.status())["models"]["bad"]
+        assert "unrecognized arguments: --no-such-option" in "".join(shown["log_tail"])
+        failed = await gateway.event("instance_failed", failure_id=shown["failure_id"])
+        assert "unrecognized arguments: --no-such-option" in "".join(failed["log_tail"])
+        assert f"failure {shown['failure_id']}" in reply["error"]["message"]
         assert int(headers["Retry-After"]) >= 1
-        again, _, _ = await gateway.chat("bad")
+        again, _, reply = await gateway.chat("bad")
         assert again == 503
+        assert "bad failed to start and is tried again later: the engine ended with" in reply["error"]["message"]
         assert len(gateway.events("instance_starting")) == 1, "it must not loop hot"
         page = await gateway.until(lambda page: not page["active_containers_by_name"])
         assert all(gpu["reserved_mib"] == 0 for gpu in page["gpus"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from vllm_gateway.cli.columns import columns
 from vllm_gateway.cli.serve import CONFIG, EXIT_BAD_CONFIG
+from vllm_gateway.telemetry.terminal import say
 
 if TYPE_CHECKING:
     from vllm_gateway.configuration.settings import Settings
@@ -27,17 +28,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(config_file: Path | None, environ: Mapping[str, str], out: TextIO) -> int:
     """Prints to `out`; 0: the configuration is good, 2: it is not."""
+    from vllm_gateway.configuration.known_secrets import learn_settings
     from vllm_gateway.configuration.loading import ConfigError, load_settings
+    from vllm_gateway.telemetry.secrets import Secrets
 
     try:
         settings = load_settings(config_file, environ)
     except ConfigError as error:
         for problem in error.problems:
-            print(problem, file=out)
+            say(problem, out)
         count = len(error.problems)
-        print(f"{count} problem{'' if count == 1 else 's'}", file=out)
+        say(f"{count} problem{'' if count == 1 else 's'}", out)
         return EXIT_BAD_CONFIG
-    print("\n".join(_describe(settings)), file=out)
+    secrets = Secrets()
+    learn_settings(secrets, settings)
+    say(secrets.mask("\n".join(_describe(settings))), out)
     return 0
 
 

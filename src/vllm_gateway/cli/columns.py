@@ -3,9 +3,11 @@
 
 from collections.abc import Sequence
 
+from vllm_gateway.telemetry.terminal import printable
+
 
 def columns(*rows: Sequence[object]) -> str:
     """The first row is the head."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell), lines=False) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)

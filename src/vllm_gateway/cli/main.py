@@ -4,9 +4,11 @@
 import argparse
 import signal
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from vllm_gateway import __version__
 from vllm_gateway.cli import check, retry, serve, simulate, status
+from vllm_gateway.telemetry.terminal import printable
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
@@ -20,8 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vllm-gateway", description="One OpenAI-compatible address in front of vLLM.")
+    parser = _Parser(prog="vllm-gateway", description="One OpenAI-compatible address in front of vLLM.")
     parser.add_argument("--version", action="version", version=f"vllm-gateway {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in (

@@ -6,6 +6,7 @@ import sys
 from urllib.parse import quote
 
 from vllm_gateway.cli import client
+from vllm_gateway.telemetry.terminal import say
 
 WHAT = "try a model that failed to start again now"
 
@@ -24,7 +25,7 @@ def retry(address: client.Address, model: str) -> int:
     try:
         found = address.ask("POST", f"/gateway/models/{quote(model)}/retry", "running")
     except client.NoAnswer as error:
-        print(f"vllm-gateway retry: {error}", file=sys.stderr)
+        say(f"vllm-gateway retry: {error}", sys.stderr)
         return 1
-    print(f"{model}: {found['state']}, {found['running']} of {found['wanted']} running")
+    say(f"{model}: {found['state']}, {found['running']} of {found['wanted']} running")
     return 0

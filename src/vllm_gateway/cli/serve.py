@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from vllm_gateway.telemetry.terminal import say
+
 WHAT = "run the gateway"
 CONFIG = "YAML; without it the environment says what to serve"
 EXIT_BAD_CONFIG = 2
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         settings = load()
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        say(error, sys.stderr)
         return EXIT_BAD_CONFIG
     import uvloop
 

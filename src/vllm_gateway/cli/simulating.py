@@ -16,6 +16,7 @@ from vllm_gateway.replay.plot import PlotError, plot, require_matplotlib
 from vllm_gateway.replay.report import Summary, summary, table
 from vllm_gateway.replay.trace import Trace, TraceError, read_trace
 from vllm_gateway.scheduling import Scheduler, StrategyError, make_strategy
+from vllm_gateway.telemetry.terminal import say
 
 CACHE_TOKENS = 409_600  # what a GPU with 80 GB has left beside an 8B model, at 128 KiB a token
 EXIT_BAD_ARGUMENTS = 2
@@ -31,14 +32,14 @@ def simulate(arguments: argparse.Namespace) -> int:
         trace = read_trace(arguments.trace, arguments.model).first(arguments.limit)
     except (TraceError, StrategyError, PlotError, OSError) as error:
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-        print(f"vllm-gateway simulate: {text}", file=sys.stderr)
+        say(f"vllm-gateway simulate: {text}", sys.stderr)
         return EXIT_BAD_ARGUMENTS
     replays = {}
     for name, build in builds.items():
         try:
             replays[name] = replay(trace, build, _setting(arguments, trace))
         except Exception as error:
-            print(f"vllm-gateway simulate: strategy {name!r} failed: {error!r}", file=sys.stderr)
+            say(f"vllm-gateway simulate: strategy {name!r} failed: {error!r}", sys.stderr)
             return 1
     return _show(replays, arguments)
 
@@ -58,17 +59,17 @@ def _setting(arguments: argparse.Namespace, trace: Trace) -> Setting:
 def _show(replays: dict[str, Replay], arguments: argparse.Namespace) -> int:
     summaries = [summary(name, one) for name, one in replays.items()]
     if arguments.json:
-        print(orjson.dumps([_rounded(one) for one in summaries], option=orjson.OPT_INDENT_2).decode())
+        say(orjson.dumps([_rounded(one) for one in summaries], option=orjson.OPT_INDENT_2).decode())
     else:
-        print(table(summaries))
+        say(table(summaries))
     if refused := summaries[0].refused:
         text = f"{refused} requests are longer than an instance's cache and were left out (--cache-blocks)."
-        print(text, file=sys.stderr)
+        say(text, sys.stderr)
     if arguments.plot is not None:
         try:
             plot(replays, arguments.plot)
         except (OSError, ValueError) as error:
-            print(f"vllm-gateway simulate: {arguments.plot} cannot be written: {error}", file=sys.stderr)
+            say(f"vllm-gateway simulate: {arguments.plot} cannot be written: {error}", sys.stderr)
             return 1
     return 0
 

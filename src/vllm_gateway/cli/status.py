@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_gateway.cli import client
 from vllm_gateway.cli.columns import columns
+from vllm_gateway.telemetry.terminal import say
 
 WHAT = "GPUs, models and instances of a running gateway"
 
@@ -27,9 +28,9 @@ def status(address: client.Address, *, as_json: bool) -> int:
     try:
         page = address.ask("GET", "/gateway/status", "active_containers_by_name")
     except client.NoAnswer as error:
-        print(f"vllm-gateway status: {error}", file=sys.stderr)
+        say(f"vllm-gateway status: {error}", sys.stderr)
         return 1
-    print(json.dumps(page, indent=2) if as_json else table(page))
+    say(json.dumps(page, indent=2) if as_json else table(page))
     return 0
 
 

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.configuration.words import words
+from vllm_gateway.telemetry.secrets import mask_urls
 
 Keys = tuple[str | int, ...]
 
@@ -84,7 +85,7 @@ class Draft:
             return Problem(self.place(keys), f"unknown setting '{keys[-1]}'; {remedy}")
         message = words(details)
         if not isinstance(value, dict | list) and not _SECRET.intersection(map(str, keys)):
-            message += f"; got {json.dumps(value, default=str, ensure_ascii=False)}"
+            message += f"; got {mask_urls(json.dumps(value, default=str, ensure_ascii=False))}"
         return Problem(self.place(keys), message)
 
 

@@ -65,7 +65,8 @@ class ModelStatus:
     """`retries_denied`: failed requests that were not tried again because too many had been; `ejections`: of instances.
 
     `why_fewer`: why fewer instances run than are wanted; null if all run or nobody asked yet.
-    `log_tail`: the last lines of the last instance that failed; `retry_in_s`: until a start is tried again.
+    `failure_id`: of the last instance that failed, as clients were told and the log has it; `log_tail`: its last lines.
+    `retry_in_s`: until a start is tried again.
     """
 
     state: str
@@ -82,6 +83,7 @@ class ModelStatus:
     aliases: list[str]
     why_fewer: str | None
     last_error: str | None
+    failure_id: str | None
     log_tail: list[str]
     retry_in_s: float | None
     failures: int

@@ -95,6 +95,7 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
         aliases=list(model.aliases),
         why_fewer=state.why_fewer if ready + starting < state.spec.instances else None,
         last_error=state.last_error,
+        failure_id=state.failure_id,
         log_tail=list(state.log_tail),
         retry_in_s=round(pause_s, 1) if pause_s > 0 else None,
         failures=state.failures,

@@ -169,6 +169,8 @@ class Board:
         """Ends the requests that wait for it."""
         self.effects.append(e.Refuse(model, refusal))
 
-    def refuse_failed(self, state: ModelState, message: str, now: float) -> None:
+    def refuse_failed(self, state: ModelState, what: str, now: float) -> None:
+        """Clients are told in short; what the engine said is for operators, who find it by its id."""
+        message = f"{what}: {state.told} (failure {state.failure_id}: the gateway's log and status say more)."
         wait = max(state.retry_at - now, 0.0) + (state.starts.typical_s or 0.0)
         self.refuse(state.spec.name, Refusal("model_start_failed", message, retry_after_s=wait))

@@ -72,12 +72,16 @@ class NotMoved:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """It ended, or could not be started. `log_tail`: the engine's last lines."""
+    """It ended, or could not be started. `reason` is what clients may know.
+
+    For operators alone: `detail`, what the runtime says of it, and `log_tail`, the engine's last lines.
+    """
 
     instance_id: str
     reason: str
     log_tail: tuple[str, ...] = ()
     exit_code: int | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from vllm_gateway.fleet.supervisor import Supervisor
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.routing import Activity, Traffic
 from vllm_gateway.telemetry import events as log_events
+from vllm_gateway.telemetry.secrets import mask_urls
 
 TICK_S = 0.5
 GPU_READ_S = 2.0
@@ -43,7 +44,10 @@ class Fleet:
         probe: GpuProbe | None,
         footprints: FootprintStore,
         emit: Callable[..., None],
+        *,
+        mask: Callable[[str], str] = mask_urls,
     ) -> None:
+        """`mask` takes the secrets out of what runtimes and engines say."""
         self._runtime = runtime
         self._emit: Callable[..., None] = emit
         self._catalogue = Catalogue(settings, footprints)
@@ -65,6 +69,7 @@ class Fleet:
             health=self._health,
             tasks=self._tasks,
             hear=self._hear,
+            mask=mask,
         )
 
     def attach(self, traffic: Traffic, activity: Activity, measured: Collection[str] = ()) -> None:

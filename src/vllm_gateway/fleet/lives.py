@@ -14,6 +14,7 @@ from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory, Used
 from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
 from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.telemetry.secrets import mask_urls
 
 RUNTIME_BACK_S = 30.0  # how long a start waits for a runtime that does not answer
 RUNTIME_POLL_S = 0.5
@@ -31,7 +32,10 @@ class Lives:
         health: Health,
         tasks: Tasks,
         hear: Callable[[e.Event], None],
+        mask: Callable[[str], str] = mask_urls,
     ) -> None:
+        """`mask` takes the secrets out of what others say."""
+        self._mask = mask
         self._runtime = runtime
         self._memory = memory
         self._health = health
@@ -71,7 +75,7 @@ class Lives:
                     return await work()
                 except Exception as error:
                     self._tasks.tell(error, f"ending {one.name}")
-                    self._hear(e.Stuck(one.instance_id, repr(error)))
+                    self._hear(e.Stuck(one.instance_id, self._mask(repr(error))))
                 await self._pause(one, ERROR_PAUSE_S)
 
     async def _surely_heard(self, one: Instance, life: Coroutine[Any, Any, None]) -> None:
@@ -79,7 +83,7 @@ class Lives:
         try:
             await life
         except Exception as error:
-            self._hear(e.Died(one.instance_id, f"an error of the gateway: {error!r}"))
+            self._hear(e.Died(one.instance_id, "an error of the gateway", detail=self._mask(repr(error))))
             raise
 
     async def hand_over(self) -> None:
@@ -120,7 +124,7 @@ class Lives:
             with self._move(one):
                 running = await self._start_soon(launch)
         except (StartError, RuntimeDown) as error:
-            self._hear(e.Died(one.instance_id, str(error)))
+            self._hear(e.Died(one.instance_id, "its engine could not be launched", detail=self._mask(str(error))))
             return
         self._hear(e.Launched(one.instance_id, running))
         await self._until_death(one, running)
@@ -167,7 +171,7 @@ class Lives:
                 await vllm_sleep.fall_asleep(self._health.http, one.running)
                 kept_mib = await self._memory.kept_asleep(one, before)
         except vllm_sleep.NotMovedError as error:
-            self._hear(e.NotMoved(one.instance_id, str(error)))
+            self._hear(e.NotMoved(one.instance_id, self._mask(str(error))))
         else:
             self._hear(e.FellAsleep(one.instance_id, kept_mib))
 
@@ -177,7 +181,7 @@ class Lives:
             with self._move(one):
                 await vllm_sleep.wake_up(self._health.http, one.running)
         except vllm_sleep.NotMovedError as error:
-            self._hear(e.NotMoved(one.instance_id, str(error)))
+            self._hear(e.NotMoved(one.instance_id, self._mask(str(error))))
         else:
             self._hear(e.WokeUp(one.instance_id))
 
@@ -245,7 +249,7 @@ class Lives:
             except RuntimeDown as error:
                 away = self._runtime.problem is not None
                 if not away:
-                    self._hear(e.Stuck(one.instance_id, str(error)))
+                    self._hear(e.Stuck(one.instance_id, self._mask(str(error))))
             await self._pause(one, pause_s)
             pause_s = RUNTIME_POLL_S if away else min(2 * pause_s, LONGEST_PAUSE_S)
 

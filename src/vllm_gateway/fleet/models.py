@@ -45,6 +45,8 @@ class ModelState:
     retry_at: float = 0.0
     start_failed: bool = False  # the last of those failures was one of a start
     last_error: str | None = None
+    told: str = ""  # of that to clients
+    failure_id: str | None = None  # under which the log has it
     log_tail: tuple[str, ...] = ()  # of the last instance that failed
     corrections: int = 0  # of its footprint, since an instance of it was ready
     corrected_mib: int = 0  # what its footprint must at least be

@@ -73,7 +73,7 @@ class Reconciler:
         if state.retry_at > now:
             if state.refuses(now):
                 what = "failed to start" if state.start_failed else "keeps failing"
-                self.board.refuse_failed(state, f"{name} {what} and is tried again later. {state.last_error}", now)
+                self.board.refuse_failed(state, f"{name} {what} and is tried again later", now)
             return
         footprint = self._footprint(state)
         answer = self._plan(state.spec, footprint, now, first=True)

@@ -2,6 +2,7 @@
 """The deciding core of the fleet: events in, effects out; no clock, no I/O, no task of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import assert_never
 
 from vllm_gateway.allocator.types import Gpu, Policy
@@ -97,8 +98,8 @@ class Supervisor:
                 self._woken(instance_id, now)
             case e.NotMoved(instance_id, reason):
                 self._not_moved(instance_id, reason, now)
-            case e.Died(instance_id, reason, log_tail, exit_code):
-                self._died(instance_id, reason, log_tail, exit_code, now)
+            case e.Died():
+                self._died(event, now)
             case e.Gone(instance_id):
                 if one := board.registry.get(instance_id):
                     board.registry.remove(one)
@@ -228,26 +229,28 @@ class Supervisor:
             board.registry.set_suspect(one, True)  # no reprieve brings it back
             board.drain(one, reason, now)
 
-    def _died(self, instance_id: str, reason: str, tail: tuple[str, ...], exit_code: int | None, now: float) -> None:
-        board = self._board
-        one = board.registry.get(instance_id)
+    def _died(self, event: e.Died, now: float) -> None:
+        board, tail = self._board, event.log_tail
+        one = board.registry.get(event.instance_id)
         if one is None or one.state in (State.FAILED, State.STOPPING):
             return
-        was = one.state
+        was, reason = one.state, event.detail or event.reason
+        failure_id = blake2b(f"{event.instance_id} {now!r}".encode(), digest_size=4).hexdigest()
         board.registry.move(one, State.FAILED, reason, now)
         board.say(
             log_events.INSTANCE_FAILED,
             instance=one.name,
             model=one.model,
             reason=reason,
-            exit_code=exit_code,
+            failure_id=failure_id,
+            exit_code=event.exit_code,
             log_tail=list(tail[-SHOWN_LINES:]),
         )
-        board.effects.append(e.Remove(instance_id))
+        board.effects.append(e.Remove(event.instance_id))
         if was not in _COUNTED_ON or one.external:
             return
         state = board.models[one.model]
-        state.log_tail = tail[-SHOWN_LINES:]
+        state.log_tail, state.failure_id, state.told = tail[-SHOWN_LINES:], failure_id, event.reason
         larger_mib = self._larger_footprint(one, tail) if was is State.STARTING else None
         if larger_mib and state.spec.footprint_mib is None and state.corrections < MOST_CORRECTIONS:
             state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
@@ -260,7 +263,7 @@ class Supervisor:
         state.start_failed = was is State.STARTING
         self._back_off(one, state, now)
         if state.start_failed:
-            self._give_up_starts(state, reason, tail, now)
+            self._give_up_starts(state, now)
 
     def _back_off(self, one: Instance, state: ModelState, now: float) -> None:
         """One that had served is replaced at once, unless they keep failing."""
@@ -273,15 +276,14 @@ class Supervisor:
         if pause:
             self._board.say(log_events.MODEL_BACKOFF, model=one.model, seconds=pause, failures=state.failures)
 
-    def _give_up_starts(self, state: ModelState, reason: str, tail: Sequence[str], now: float) -> None:
+    def _give_up_starts(self, state: ModelState, now: float) -> None:
         """Those that hold only their reservation, and the requests, if nothing of the model is left."""
         board, name = self._board, state.spec.name
         for other in board.registry.by_model(name):
             if other.state is State.STARTING and not other.launched:
                 board.cancel(other, now)
         if not board.live(name):
-            text = "\n".join([f"{name} could not be started: {reason}", *tail[-15:]])
-            board.refuse_failed(state, text, now)
+            board.refuse_failed(state, f"{name} could not be started", now)
 
     def _larger_footprint(self, one: Instance, tail: tuple[str, ...]) -> int | None:
         """What it should have, if it ended for want of memory and a GPU has more to give."""
@@ -332,4 +334,4 @@ class Supervisor:
         limit = self._start_timeout_s
         for one in list(self._board.registry):
             if one.state is State.STARTING and one.launched and now - one.launched_at > limit:
-                self._died(one.instance_id, f"not ready after {limit:g} s (start_timeout_s)", (), None, now)
+                self._died(e.Died(one.instance_id, f"not ready after {limit:g} s (start_timeout_s)"), now)

@@ -25,6 +25,7 @@ from vllm_gateway.service.listening import inherited, port_of
 from vllm_gateway.service.reloading import WATCH_S, Reloader, Watch
 from vllm_gateway.service.serving import Serving, serving
 from vllm_gateway.telemetry import events, log
+from vllm_gateway.telemetry.terminal import say
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -78,7 +79,7 @@ async def serve(
         emit(events.GATEWAY_STOPPED)
     except (OSError, ConfigError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
         text = error.strerror if isinstance(error, OSError) and not error.filename else None
-        print(f"vllm-gateway cannot start: {text or error}", file=sys.stderr)
+        say(f"vllm-gateway cannot start: {text or error}", sys.stderr)
         return 1
     finally:
         await tasks.end()
@@ -129,7 +130,7 @@ def _tell_people(settings: Settings, server: Serving) -> None:
     is_for_people = sys.stdout.isatty() or settings.gpus.source == "simulated"
     if is_for_people and server.port is not None:
         log.flush()  # another thread writes the lines: those that came first are to be read first
-        print(_hint(settings, server.address), file=sys.stderr, flush=True)
+        say(_hint(settings, server.address), sys.stderr)
 
 
 def _hint(settings: Settings, address: str) -> str:

@@ -97,9 +97,9 @@ INSTANCE_READY = Event(
 INSTANCE_FAILED = Event(
     "instance_failed",
     "error",
-    "An instance died or never became ready; `log_tail` holds the engine's last lines.",
+    "An instance died or never became ready; `log_tail` holds the engine's last lines, without secrets.",
     ("instance", "model", "reason"),
-    ("exit_code", "log_tail"),
+    ("failure_id", "exit_code", "log_tail"),
 )
 INSTANCE_FALLING_ASLEEP = Event(
     "instance_falling_asleep", "info", "An engine is told to sleep.", ("instance", "model"), ("reason",)

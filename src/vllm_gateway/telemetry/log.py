@@ -18,6 +18,7 @@ import structlog
 from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.events import Event, Level
+from vllm_gateway.telemetry.terminal import printable
 
 _QUEUE_LIMIT = 100_000
 _EARLY_LIMIT = 1_000
@@ -82,6 +83,11 @@ def shutdown(timeout_s: float = 2.0) -> None:
 
 def _console(*, colours: bool) -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=24, sort_keys=False)
+
+
+def _shown(name: str, value: object) -> object:
+    """What is no text, the renderer shows by its `repr`."""
+    return printable(value, lines=name == "traceback") if isinstance(value, str) else value
 
 
 class _Writer:
@@ -196,7 +202,7 @@ class _Sink:
 
     def _put_console(self, fields: dict[str, Any]) -> None:
         if self.writer is not None and self._render is not None:
-            known = {name: value for name, value in fields.items() if value is not None}
+            known = {name: _shown(name, value) for name, value in fields.items() if value is not None}
             self.writer.put(str(self._render(None, "msg", known)).encode("utf-8", "replace") + b"\n")
 
     def last_words(self) -> None:

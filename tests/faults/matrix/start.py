@@ -8,7 +8,7 @@ from tests.faults.outcomes import SERVED, SERVED_AT_LAST, error, event, for_now
 from tests.faults.requests import STREAMS
 from tests.faults.scene import Scene
 
-_START_FAILED = error("model_start_failed", "503 `model_start_failed` with the engine's own last lines, at once")
+_START_FAILED = error("model_start_failed", "503 `model_start_failed` with the reason in short, at once")
 _FAILED_IN_STREAM = event("model_start_failed", "an error event `model_start_failed`; until then comments")
 _NO_ROOM = error("no_room", "503 `no_room` with the reason, at once; served as soon as there is room")
 
@@ -109,7 +109,7 @@ FAULTS = (
         "fails: the image is not there",
         Side.START,
         strikes.nothing,
-        at_the_start(error("model_start_failed", "503 `model_start_failed` that names the image, at once")),
+        at_the_start(error("model_start_failed", "503 `model_start_failed` with the reason in short, at once")),
         stage=Stage.DOCKER,
         model={"image": "no-such/image:1"},
     ),

@@ -62,14 +62,16 @@ def test_an_operator_may_have_it_tried_again_now() -> None:
     assert fleet.supervisor.models["a"].failures == 0
 
 
-def test_a_failed_start_refuses_the_waiting_with_the_engines_words_and_frees_its_room() -> None:
+def test_a_failed_start_refuses_the_waiting_in_short_and_frees_its_room() -> None:
     fleet = FleetInTheHead(spec("a"))
     fleet.want("a")
     (one,) = fleet.of("a")
     fleet.hear(e.Died(one.instance_id, "exit status 2", ("error: unrecognized arguments: --foo",), 2))
     ((_, refusal),) = fleet.refusals
     assert refusal.code == "model_start_failed"
-    assert "--foo" in refusal.message
+    state = fleet.supervisor.models["a"]
+    assert refusal.message.startswith(f"a could not be started: exit status 2 (failure {state.failure_id}:")
+    assert state.last_error == "exit status 2: error: unrecognized arguments: --foo"
     assert refusal.retry_after_s == 1.0
     assert all(other.leaving for other in fleet.registry)
     fleet.hear(e.Gone(one.instance_id))

@@ -22,6 +22,7 @@ from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
+from vllm_gateway.telemetry.secrets import Secrets
 
 _LIMIT_S = 120.0
 _TIMEOUT = aiohttp.ClientTimeout(total=_LIMIT_S, sock_connect=5)
@@ -45,7 +46,15 @@ _REMEDIES = (
 class DockerRuntime:
     """Starts instances as containers of the Docker engine that DOCKER_HOST names. The handle is the container's id."""
 
-    def __init__(self, settings: Docker, owner: str, port: int = 8000, log: EventLogger | None = None) -> None:
+    def __init__(
+        self,
+        settings: Docker,
+        owner: str,
+        secrets: Secrets | None = None,
+        port: int = 8000,
+        log: EventLogger | None = None,
+    ) -> None:
+        self._secrets = secrets or Secrets()
         self._settings = settings
         self._owner = owner
         self._port = port
@@ -195,6 +204,10 @@ class DockerRuntime:
             state = inspected["State"]
             if state["Running"] or state["Status"] == "created":
                 return None
+            config = inspected["Config"]
+            given = (pair.partition("=") for pair in config.get("Env") or ())
+            self._secrets.learn_environment({name: value for name, _, value in given})
+            self._secrets.learn_arguments(config.get("Cmd") or ())
             tail = await self._log_tail(handle)
             return Exit(state["ExitCode"], bool(state["OOMKilled"]) or says_out_of_memory(tail), tail)
 
@@ -207,7 +220,7 @@ class DockerRuntime:
             if error.status == 900:
                 raise
             return ()
-        shown = (clean_line(line) for line in "".join(pieces).split("\n"))
+        shown = (clean_line(line, self._secrets) for line in "".join(pieces).split("\n"))
         return tuple(line for line in shown if line)[-KEPT_LINES:]
 
     async def _create(self, launch: Launch) -> DockerContainer:

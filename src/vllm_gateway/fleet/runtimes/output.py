@@ -6,15 +6,21 @@ import re
 from collections import deque
 from collections.abc import Sequence
 
+from vllm_gateway.telemetry.secrets import Secrets
+
 KEPT_LINES = 200
 _LONGEST_LINE = 2000
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _OUT_OF_MEMORY = re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory")
 
 
-def clean_line(line: str) -> str:
-    """The line as a terminal would show it: without colours, a progress bar in its last state, cut if it is long."""
+def clean_line(line: str, secrets: Secrets) -> str:
+    """The line as a terminal would show it: without colours, a progress bar in its last state, cut if it is long.
+
+    Whatever is a secret is masked before it is cut in two.
+    """
     shown = _ANSI.sub("", line.rstrip("\r\n").rpartition("\r")[2]).rstrip()
+    shown = secrets.mask(shown[: 2 * _LONGEST_LINE], is_cut=len(shown) >= 2 * _LONGEST_LINE)
     return shown if len(shown) <= _LONGEST_LINE else shown[:_LONGEST_LINE] + "..."
 
 
@@ -26,14 +32,15 @@ def says_out_of_memory(lines: Sequence[str]) -> bool:
 class OutputTail:
     """Takes output in pieces as they come and keeps the last lines."""
 
-    def __init__(self, kept_lines: int = KEPT_LINES) -> None:
+    def __init__(self, secrets: Secrets, kept_lines: int = KEPT_LINES) -> None:
+        self._secrets = secrets
         self._lines: deque[str] = deque(maxlen=kept_lines)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._partial = ""
 
     def feed(self, data: bytes) -> None:
         *complete, partial = (self._partial + self._decoder.decode(data)).split("\n")
-        self._lines.extend(shown for line in complete if (shown := clean_line(line)))
+        self._lines.extend(shown for line in complete if (shown := clean_line(line, self._secrets)))
         if len(partial) > _LONGEST_LINE:
             overwritten = partial.rfind("\r", 0, len(partial) - 1)
             partial = partial[overwritten + 1 :][: 2 * _LONGEST_LINE]
@@ -41,6 +48,6 @@ class OutputTail:
 
     def lines(self, last: int = KEPT_LINES) -> tuple[str, ...]:
         """The last lines, an unfinished one included."""
-        unfinished = clean_line(self._partial)
+        unfinished = clean_line(self._partial, self._secrets)
         everything = [*self._lines, unfinished] if unfinished else list(self._lines)
         return tuple(everything[-last:])

@@ -20,6 +20,7 @@ from pathlib import Path
 from vllm_gateway.configuration.settings import Process, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
+from vllm_gateway.telemetry.secrets import Secrets
 
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0
@@ -66,7 +67,8 @@ class _Child:
 class ProcessRuntime:
     """Starts the engine's command on this machine. The handle is the process id, which is the group's id too."""
 
-    def __init__(self, settings: Process, simulated_gpu_dir: str | None) -> None:
+    def __init__(self, settings: Process, simulated_gpu_dir: str | None, secrets: Secrets | None = None) -> None:
+        self._secrets = secrets or Secrets()
         self._command = _command_of(settings)
         self._simulated_gpu_dir = simulated_gpu_dir
         self._children: dict[str, _Child] = {}
@@ -104,6 +106,7 @@ class ProcessRuntime:
 
     async def start(self, launch: Launch) -> Running:
         environment = self._environment(launch)
+        self._secrets.learn_environment(environment)
         program = shutil.which(self._command[0], path=environment.get("PATH"))
         if program is None:
             raise StartError(
@@ -168,7 +171,7 @@ class ProcessRuntime:
 
         The pipe is ours, not asyncio's, whose `wait()` may not return while a worker still holds the output open.
         """
-        tail = OutputTail()
+        tail = OutputTail(self._secrets)
         reading = asyncio.create_task(_read_into(tail, output))
         code = await process.wait()
         _kill_group(process.pid)
