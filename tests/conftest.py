@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several folders of tests share: the lab, a real Docker engine with simulated GPUs."""
+"""What several folders of tests share: the lab, a real Docker engine with simulated GPUs; a network for each worker."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from tests import own_network
 from tests.lab.errors import LabUnavailableError
 from tests.lab.lab import Lab, for_this_run
 from tests.lab.place import Place
 
+_OWN_NETWORK = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    is_worker = hasattr(config, "workerinput")
+    config.stash[_OWN_NETWORK] = is_worker and own_network.enter()
+
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def lab(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """Up for this test run; afterwards as it was found, up or down."""
     try:
-        with for_this_run(Place.from_environment()) as running:
+        with for_this_run(Place.from_environment(), own_network=pytestconfig.stash[_OWN_NETWORK]) as running:
             yield running
     except LabUnavailableError as error:
         if os.environ.get("CI") == "true" or os.environ.get("LAB_REQUIRED") == "1":

@@ -61,9 +61,13 @@ def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
 
 
 def played(stage: Stage) -> list[Any]:
-    """(fault, phase, outcome) of every cell that can happen."""
+    """(fault, phase, outcome) of every cell that can happen; those of one model, one after the other."""
     return [
-        pytest.param(fault, phase, promise, id=f"{fault.id}, {phase.value}")
+        pytest.param(
+            *(fault, phase, promise),
+            id=f"{fault.id}, {phase.value}",
+            marks=pytest.mark.xdist_group(f"{stage.name} {model_name(fault, phase)}"),
+        )
         for fault, phase, promise in cells(stage)
         if not isinstance(promise, CannotHappen)
     ]

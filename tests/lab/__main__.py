@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab from the command line: `python -m tests.lab up | down [--purge] | env | gpus [COUNTxMIB]`."""
+"""The lab from the command line: `python -m tests.lab prepare | up | down [--purge] | env | gpus [COUNTxMIB]`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def main() -> int:
     try:
         place = Place.from_environment()
         match arguments.command:
+            case "prepare":
+                lab.prepare()
             case "up":
                 _up(place)
             case "down":
-                lab.down(place, purge=arguments.purge)
+                lab.down_with_neighbours(place, purge=arguments.purge)
             case "env":
                 _print_environment(lab.up(place))
             case "gpus":
@@ -51,8 +53,9 @@ def _print_environment(running: lab.Lab) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prepare", help="install what is missing, so that a lab needs no network to come up")
     commands.add_parser("up", help="start what does not run yet, print the environment")
-    down = commands.add_parser("down", help="stop it; images stay for the next time")
+    down = commands.add_parser("down", help="stop it and what killed test runs left; images stay for the next time")
     down.add_argument("--purge", action="store_true", help="remove images and state too")
     commands.add_parser("env", help='the environment for a gateway: eval "$(python -m tests.lab env)"')
     machine = commands.add_parser("gpus", help="show the simulated GPUs, or make others")

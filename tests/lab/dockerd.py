@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+from tests import own_network
 from tests.lab import machine, processes
 from tests.lab.docker_api import DockerApi, DockerApiError
 from tests.lab.errors import LabUnavailableError
@@ -20,8 +21,13 @@ _START_LIMIT_S = 90.0
 _STOP_LIMIT_S = 15.0
 
 
+def is_in_this_network(place: Place) -> bool:
+    """Elsewhere its ports are out of reach."""
+    pid = processes.pid_in(place.dockerd_pid_file)
+    return pid is not None and own_network.of(pid) == own_network.of()
+
+
 def start(place: Place) -> None:
-    machine.mount_cgroups()
     machine.add_bridge(place)
     _end_leftovers(place)
     configure(place)

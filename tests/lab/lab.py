@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab import dockerd, gpus, images, machine, nvml, packages
+from tests.lab import base_image, dockerd, gpus, images, machine, nvml, packages
 from tests.lab.docker_api import DockerApi
 from tests.lab.errors import LabUnavailableError
 from tests.lab.place import Place
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
-_RUNS_AT_ONCE = 8
+_AT_ONCE = 32
+"""Labs of test runs, and of the workers of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +80,42 @@ class Lab:
                     docker.delete(f"/networks/{network['Id']}")
 
 
+def prepare() -> None:
+    """What any lab needs of the machine and of the network outside, once."""
+    machine.require_root()
+    with machine.locked():
+        packages.install_missing()
+        machine.mount_cgroups()
+        base_image.archive()
+
+
 def up(place: Place) -> Lab:
     """Safe to call again, and from two processes at once; raises LabUnavailableError when the machine cannot."""
     machine.require_root()
     with place.locked():
         place.directory.mkdir(parents=True, exist_ok=True)
-        packages.install_missing()
+        prepare()
         nvml.build_library(place.library_directory)
         if not place.gpu_directory.joinpath("gpus").exists():
             gpus.reset(place.gpu_directory)
         docker = DockerApi(place.socket)
         was_up = docker.answers()
+        if was_up and not dockerd.is_in_this_network(place):  # left by a test run that was killed
+            dockerd.stop(place)
+            was_up = False
         if not was_up:
             dockerd.start(place)
         return Lab(place, images.make_missing(docker), started_here=not was_up)
+
+
+def down_with_neighbours(place: Place, *, purge: bool = False) -> None:
+    """Those too that test runs left which were killed; not those that one has at this moment."""
+    down(place, purge=purge)
+    for neighbour in map(place.neighbour, range(2, _AT_ONCE + 1)):
+        if neighbour.directory.exists():
+            with neighbour.claimed() as is_ours:
+                if is_ours:
+                    down(neighbour, purge=purge)
 
 
 def down(place: Place, *, purge: bool = False) -> None:
@@ -107,10 +130,13 @@ def down(place: Place, *, purge: bool = False) -> None:
 
 
 @contextmanager
-def for_this_run(preferred: Place) -> Iterator[Lab]:
-    """The preferred lab, or while another test run has that one, a neighbour. Left as it was found: up or down."""
-    for number in range(1, _RUNS_AT_ONCE + 1):
-        place = preferred if number == 1 else Place(Path(f"{preferred.directory}-{number}"))
+def for_this_run(preferred: Place, *, own_network: bool = False) -> Iterator[Lab]:
+    """The preferred lab, or while another test run has that one, a neighbour. Left as it was found: up or down.
+
+    Who has a network of its own always gets a neighbour: the preferred lab is that of the machine's network.
+    """
+    for number in range(2 if own_network else 1, _AT_ONCE + 1):
+        place = preferred.neighbour(number)
         with place.claimed() as is_ours:
             if not is_ours:
                 continue
@@ -121,4 +147,4 @@ def for_this_run(preferred: Place) -> Iterator[Lab]:
                 if lab.started_here:
                     down(place)
             return
-    raise LabUnavailableError(f"{_RUNS_AT_ONCE} test runs use a lab already")
+    raise LabUnavailableError(f"{_AT_ONCE} labs are in use already")

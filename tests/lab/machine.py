@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import socket
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab.errors import LabUnavailableError
@@ -20,6 +25,14 @@ _NETWORK_ID = re.compile(rb"[0-9a-f]{64}")
 def require_root() -> None:
     if os.geteuid() != 0:
         raise LabUnavailableError("the lab starts a Docker engine of its own, and only root can")
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """What is the machine's and not one lab's is changed by one process at a time."""
+    with Path(tempfile.gettempdir(), "vllm-gateway-lab-machine.lock").open("a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def mount_cgroups() -> None:
@@ -76,7 +89,7 @@ def _version_1_controllers() -> list[str]:
 
 
 def _interface_exists(name: str) -> bool:
-    return Path("/sys/class/net", name).exists()
+    return any(name == other for _, other in socket.if_nameindex())
 
 
 def _free_network(place: Place) -> str:

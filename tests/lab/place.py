@@ -36,6 +36,10 @@ class Place:
         chosen = os.environ.get("LAB_RUN_DIR") or Path(tempfile.gettempdir()) / "vllm-gateway-lab"
         return cls(Path(chosen).absolute())
 
+    def neighbour(self, number: int) -> Place:
+        """Number 1 is this one itself."""
+        return self if number == 1 else Place(Path(f"{self.directory}-{number}"))
+
     @property
     def socket(self) -> Path:
         return self.directory / "docker.sock"

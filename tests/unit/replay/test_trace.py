@@ -77,7 +77,14 @@ def test_a_bad_table_is_named_by_its_line(tmp_path: Path, text: str, words: str)
         read_trace(path)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(GOOD.encode())[:-9], gzip.compress(b"\xff\xfe")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"no gzip", id="no gzip"),
+        pytest.param(gzip.compress(GOOD.encode())[:-9], id="cut off"),
+        pytest.param(gzip.compress(b"\xff\xfe"), id="not UTF-8"),
+    ],
+)
 def test_a_damaged_file_is_an_error_of_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "t.jsonl.gz"
     path.write_bytes(content)

@@ -80,15 +80,16 @@ async def fail(bench: Bench, *outcomes: Outcome) -> InstanceView:
 
 
 async def test_an_ejected_instance_gets_one_request_after_its_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.2)
     bench = Bench()
     bench.publish("i1", "i2")
     sick = await fail(bench, *[Outcome.UNREACHABLE] * 3)
     assert bench.changes == [("i1", True)]
     other = await bench.queue.acquire(request())
     assert other.instance_id == "i2"
-    probe, waits = await bench.wait("probe", "waits")
+    probe, waits = (asyncio.create_task(bench.queue.acquire(request(name))) for name in ("probe", "waits"))
     assert await probe is sick, "the end of the pause is noticed, though nothing else happens"
+    await until(lambda: bench.queue.waiting == 1)
     bench.queue.release(other, request(), Outcome.OK)
     assert await waits is other
     bench.publish("i1", "i2", places=5)
