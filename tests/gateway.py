@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.telemetry.events import validate
 
 CHAT = "/v1/chat/completions"
@@ -60,7 +60,7 @@ class GatewayProcess:
         found = [line for line in self.lines if line["event"] == name]
         return [line for line in found if all(line.get(key) == value for key, value in fields.items())]
 
-    async def event(self, name: str, limit_s: float = 20, count: int = 1, **fields: object) -> dict[str, Any]:
+    async def event(self, name: str, limit_s: float = LIMIT_S, count: int = 1, **fields: object) -> dict[str, Any]:
         """Waits for the log to hold `count` such lines."""
         async with asyncio.timeout(limit_s):
             while len(found := self.events(name, **fields)) < count:
@@ -73,7 +73,7 @@ class GatewayProcess:
             page: dict[str, Any] = await reply.json()
             return page
 
-    async def until(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 20) -> dict[str, Any]:
+    async def until(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = LIMIT_S) -> dict[str, Any]:
         """Waits until the status page fulfils `condition`."""
         page: dict[str, Any] = {}
 
@@ -132,12 +132,12 @@ async def running_gateway(
         async with aiohttp.ClientSession(
             "http://localhost" if unix else gateway.url,
             connector=aiohttp.UnixConnector(unix) if unix else None,
-            timeout=aiohttp.ClientTimeout(total=60),
+            timeout=aiohttp.ClientTimeout(total=2 * LIMIT_S),
         ) as gateway.http:
             yield gateway
         if process.returncode is None:
             process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             status = await process.wait()
             assert status == 0 or (may_be_killed and status == -signal.SIGKILL), status
             await reader

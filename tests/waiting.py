@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from yarl import URL
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
+"""Tells what hangs from a machine that is slow; nothing is to be as fast as that."""
 _LOOK_S = 0.002
 _ASK_S = 0.02  # where another process has to be asked
 

@@ -24,4 +24,4 @@ async def until_healthy(url: str, container: DockerContainer) -> None:
             except aiohttp.ClientError:
                 return False
 
-        await until(healthy, 60)
+        await until(healthy)

@@ -16,6 +16,7 @@ import pytest
 from tests.docker.registry import serving_image
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
+from tests.waiting import LIMIT_S
 from vllm_gateway.configuration.settings import Docker, Log
 from vllm_gateway.fleet.runtimes import Launch, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
@@ -112,7 +113,7 @@ async def test_an_engine_is_reached_on_loopback_and_its_end_is_told(
     assert running.host == "127.0.0.1"
     assert await runtime.pids(running.handle)
     await tell_to_end(running.host, running.port, 3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         first, second = await asyncio.gather(*waiting)
     assert first == second == await runtime.wait(running.handle)
     assert (first.code, first.out_of_memory, first.log_tail) == (3, False, ("listening", "told to end"))
@@ -176,7 +177,7 @@ async def test_stop_and_remove_leave_nothing_and_may_be_repeated(
     waiting = asyncio.create_task(runtime.wait(stopped.handle))
     await listening(docker, stopped.handle)
     await runtime.stop(stopped.handle, 5)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         assert (await waiting).code == 143
     removed = await runtime.start(launch(owner, image))
     await runtime.remove(removed.handle)
@@ -199,7 +200,7 @@ async def test_a_death_while_docker_was_away_is_noticed(
     await docker.containers.container(running.handle).wait()
     assert not waiting.done()
     await gate.open()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         assert (await waiting).code == 7
 
 
@@ -213,7 +214,7 @@ async def test_deaths_after_a_gap_are_noticed_at_once(
     await gate.open()
     assert [there.handle for there in await runtime.find()] == [running.handle]
     await tell_to_end(running.host, running.port, 9)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         assert (await waiting).code == 9
 
 

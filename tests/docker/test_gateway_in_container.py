@@ -16,6 +16,7 @@ import yaml
 
 from tests.docker.containers import until_healthy
 from tests.lab.lab import Lab
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "vllm-gateway-test"
@@ -83,7 +84,7 @@ async def test_a_gateway_in_a_container_reaches_its_engines_by_name(
     async with gateway_container(lab, docker, config) as url, aiohttp.ClientSession(url) as http:
         body = {"model": "a", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
         seen: set[str] = set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             while len(seen) < 2:
                 async with http.post("/v1/chat/completions", json=body) as reply:
                     assert reply.status == 200, await reply.text()

@@ -68,7 +68,7 @@ async def something_of(what: str, gateway: GatewayProcess) -> None:
         await gateway.event("instance_starting")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3, 4, 5))])
 async def test_the_next_gateway_finds_its_way(seed: int, lab: Lab, tmp_path: Path) -> None:
     lab.reset_gpus(2, GPU_MIB)

@@ -27,7 +27,7 @@ from tests.lab import machine, processes
 from tests.lab.lab import Lab
 from tests.lab.place import Place
 from tests.lab.shell import run
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 RESERVED_MIB = 600
@@ -112,7 +112,7 @@ async def start_holder(docker: aiodocker.Docker, lab: Lab, device: str, mib: int
         await assert_running(container)
         return SimulatedGpus(lab.gpu_dir).gpu(device).used_mib == mib
 
-    await until(holds, 30)
+    await until(holds)
     return container
 
 
@@ -244,4 +244,4 @@ def kill_dockerd(place: Place) -> None:
     assert pid is not None
     assert processes.belongs_to(place, pid)
     processes.kill(pid, signal.SIGKILL)
-    assert processes.wait_until(lambda: not processes.belongs_to(place, pid), limit_s=10)
+    assert processes.wait_until(lambda: not processes.belongs_to(place, pid), limit_s=LIMIT_S)

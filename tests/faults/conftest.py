@@ -12,10 +12,10 @@ from yarl import URL
 from tests.faults.docker_engine import DockerEngine, a_docker_engine
 from tests.faults.faults import Stage
 from tests.faults.footprint import open_files, ports
-from tests.faults.scene import LIMIT_S
 from tests.faults.stages import in_docker, shared_configuration
 from tests.gateway import GatewayProcess, running_gateway
 from tests.lab.lab import Lab
+from tests.waiting import LIMIT_S
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

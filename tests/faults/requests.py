@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from tests.gateway import CHAT
+from tests.waiting import LIMIT_S
 
 COMPLETIONS = "/v1/completions"
 TOKENS = 60
@@ -106,9 +107,9 @@ class Request:
         body = {"model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **asked.body}
         self.task = asyncio.create_task(self._run(http, asked, body))
 
-    async def until(self, tokens: int, limit_s: float) -> None:
+    async def until(self, tokens: int) -> None:
         """Waits until so many were said; a reply that ends before that is a failure."""
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(LIMIT_S):
             while self.said.tokens < tokens:
                 assert not self.task.done(), f"{self.kind} ended: {self.said}"
                 self._heard.clear()

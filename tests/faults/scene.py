@@ -17,14 +17,13 @@ from tests.faults.footprint import Held, held, unsettled
 from tests.faults.phases import WAYS, Phase
 from tests.faults.requests import KINDS, Request
 from tests.gateway import GatewayProcess
+from tests.waiting import LIMIT_S
 
 FOOTPRINT_MIB = 1000
 GPU_RESERVED_MIB = 1000
 """More than the driver keeps for itself on a GPU of the lab."""
 PLACES = 4
 """Requests at once on one instance."""
-LIMIT_S = 20.0
-"""Nothing in a cell may take longer: that would be a hang."""
 
 
 class Scene:
@@ -61,7 +60,7 @@ class Scene:
             return
         self.reference = {kind: Request(self._http, self.model, kind) for kind in (*KINDS, *kinds)}
         await self._ended(list(self.reference.values()))
-        page = await self.gateway.until(lambda page: page["models"][self.model]["running"] == instances, LIMIT_S)
+        page = await self.gateway.until(lambda page: page["models"][self.model]["running"] == instances)
         await self._probe_the_ejected()
         pids = self._running()
         for name in page["active_models_by_id"][self.model]:
@@ -82,12 +81,12 @@ class Scene:
             await self._in_flight(places)
         self.send(kinds)
         if phase is Phase.QUEUED:
-            await self.gateway.until(lambda page: page["models"][self.model]["queued"] == len(self.requests), LIMIT_S)
+            await self.gateway.until(lambda page: page["models"][self.model]["queued"] == len(self.requests))
         elif phase is Phase.BEFORE:
             await self._in_flight(places)
         else:
             for request in self.requests:
-                await request.until(way.hold, LIMIT_S)
+                await request.until(way.hold)
 
     def send(self, kinds: Sequence[str] = (), headers: Mapping[str, str] | None = None) -> None:
         """As many as there are places, so that every instance has some."""
@@ -165,9 +164,7 @@ class Scene:
                 request.task.result()
 
     async def _in_flight(self, count: int) -> None:
-        await self.gateway.until(
-            lambda page: count == sum(one["in_flight"] for one in self._instances_in(page)), LIMIT_S
-        )
+        await self.gateway.until(lambda page: count == sum(one["in_flight"] for one in self._instances_in(page)))
 
     async def _idle(self) -> Held:
         """The middle one of some looks: now and then a short task is among them."""

@@ -14,8 +14,9 @@ from yarl import URL
 
 from tests.faults.faults import Act
 from tests.faults.phases import Phase
-from tests.faults.scene import GPU_RESERVED_MIB, LIMIT_S, Scene
+from tests.faults.scene import GPU_RESERVED_MIB, Scene
 from tests.gateway import running_gateway
+from tests.waiting import LIMIT_S
 
 _AWAY_S = 1.0
 

@@ -16,7 +16,7 @@ import yaml
 from tests.gateway import running_gateway
 from tests.integration.test_gateway import config, model
 from tests.integration.test_take_over import ended, engines, folder_of, taking_over
-from tests.waiting import until_refused
+from tests.waiting import LIMIT_S, until_refused
 
 SLOW = {"SIM_LOAD_S": "0.1", "SIM_TOKENS_PER_S": "20"}
 LONG = {"model": "a", "prompt": "x", "max_tokens": 1000, "stream": True, "ignore_eos": True}
@@ -59,7 +59,7 @@ async def test_told_while_it_asks_to_take_over(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 connection, _ = await asyncio.get_running_loop().sock_accept(silent)
                 process.terminate()
                 _, said = await process.communicate()

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from tests.gateway import running_gateway
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 FAST = {"SIM_LOAD_S": "0.2", "SIM_TTFT_S": "0", "SIM_WEIGHTS_MIB": "2000", "SIM_TOKENS_PER_S": "500"}
 
@@ -171,7 +171,9 @@ async def test_a_model_that_failed_is_tried_again_when_told(tmp_path: Path) -> N
         shown = (await gateway.status())["models"]["bad"]
         assert "unrecognized arguments" in "".join(shown["log_tail"])
         command = [sys.executable, "-m", "vllm_gateway.cli", "retry", "bad", "--url", gateway.url]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=20)
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=False, timeout=LIMIT_S
+        )
         assert done.stdout.startswith("bad: ")
         await gateway.event("instance_starting", count=2)
         async with gateway.http.post("/gateway/models/nope/retry") as reply:
@@ -276,7 +278,7 @@ async def test_on_sigterm_a_stream_in_flight_ends_properly_and_nothing_is_left(t
             with pytest.raises(aiohttp.ClientConnectionError):
                 await gateway.chat("a")
             assert (await stream.content.read()).rstrip().endswith(b"data: [DONE]")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             await gateway.process.wait()
         assert not Path(f"/proc/{engine}").exists()
 

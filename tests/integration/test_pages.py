@@ -16,6 +16,7 @@ from yarl import URL
 
 from tests.gateway import CHAT, running_gateway
 from tests.integration.test_gateway import config, model
+from tests.waiting import LIMIT_S
 from vllm_gateway.control.status import Status
 
 
@@ -66,7 +67,7 @@ async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(tmp_path: P
             f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
             "Content-Type: application/json\r\nContent-Length: 17\r\n\r\n".encode()
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(b'{"model": "nope"}')
             assert (await reader.readline()).startswith(b"HTTP/1.1 404")

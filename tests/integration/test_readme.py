@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.gateway import running_gateway
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,7 +46,7 @@ async def test_the_first_steps(tmp_path: Path) -> None:
             assert "200 OK" in answer
             answering |= set(re.findall(r"x-simulated-instance: (\S+)", answer))
         await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
-        async with asyncio.timeout(30):  # a new instance gets its share gradually
+        async with asyncio.timeout(LIMIT_S):  # a new instance gets its share gradually
             while len(answering) < 2:
                 answering |= set(re.findall(r"x-simulated-instance: (\S+)", await run("sh", "-c", curl)))
         assert (await run(sys.executable, "-c", client)).strip()

@@ -14,6 +14,7 @@ import pytest
 from tests.faults.engines import engine_pids
 from tests.gateway import GatewayProcess, running_gateway
 from tests.integration.test_gateway import config, model
+from tests.waiting import LIMIT_S
 
 
 @asynccontextmanager
@@ -135,7 +136,7 @@ async def test_an_instance_that_keeps_failing_is_ejected_and_comes_back(tmp_path
             await asyncio.gather(*(gateway.chat("a") for _ in range(4)))
         assert (await instances(gateway))[sick]["health"] == "ejected"
         await set_faults(gateway, sick)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while not gateway.events("instance_restored", instance=sick):
                 status, _, _ = await gateway.chat("a")
                 assert status == 200

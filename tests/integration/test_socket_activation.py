@@ -18,6 +18,7 @@ from tests.gateway import LIKE_SYSTEMD, running_gateway
 from tests.integration.test_gateway import config, model
 from tests.integration.test_take_over import ended, engines, folder_of
 from tests.load import Load
+from tests.waiting import LIMIT_S
 from vllm_gateway.service import listening as listening_module
 from vllm_gateway.service.listening import inherited
 
@@ -63,7 +64,7 @@ def test_one_that_others_reach_is_not_served_without_keys(host: str, tmp_path: P
             "--config",
             str(file),
         ]
-        ended = subprocess.run(command, pass_fds=[number], capture_output=True, text=True, timeout=30, check=False)
+        ended = subprocess.run(command, pass_fds=[number], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 1
     assert f"http://{f'[{host}]' if ':' in host else host}:" in ended.stderr
     assert "add the line `open: true` under `server:`" in ended.stderr

@@ -17,6 +17,7 @@ from yarl import URL
 from tests.gateway import GatewayProcess, running_gateway
 from tests.integration.test_gateway import config, model
 from tests.load import Load
+from tests.waiting import LIMIT_S
 
 
 @asynccontextmanager
@@ -40,7 +41,7 @@ def taking_over(gateway: GatewayProcess) -> list[str]:
 
 
 async def ended(gateway: GatewayProcess) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         assert await gateway.process.wait() == 0
 
 
@@ -86,7 +87,9 @@ async def test_child_processes_cannot_be_handed_over(tmp_path: Path) -> None:
         await first.chat("a")
         file = tmp_path / "0" / "gateway.yaml"
         command = [sys.executable, "-m", "vllm_gateway.cli", "serve", "--config", str(file), *taking_over(first)]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30, check=False)
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
         assert done.returncode == 1
         assert "child processes" in done.stderr
         assert (await first.chat("a"))[0] == 200

@@ -12,7 +12,7 @@ import orjson
 from aiohttp import web
 
 from tests.integration.relay.wire import Message, Peer
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.inference import Inference
@@ -165,6 +165,6 @@ async def house(
         finally:
             for peer in made.peers:
                 await peer.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_S):
                 await runner.cleanup()
             assert not door.visitors

@@ -346,7 +346,7 @@ async def test_two_hundred_clients_that_do_not_read_cost_bounded_memory(lane: st
         for client in clients:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(a_request(lane=lane))
-        await until(lambda: [one.writing_paused for one in gateway.connections].count(True) == 200, limit_s=20)
+        await until(lambda: [one.writing_paused for one in gateway.connections].count(True) == 200)
         transports = [one.transport for one in gateway.connections]
         held = [transport.get_write_buffer_size() for transport in transports if transport is not None]
         assert len(held) == 200
@@ -356,7 +356,7 @@ async def test_two_hundred_clients_that_do_not_read_cost_bounded_memory(lane: st
         assert (await other.message()).status == 200, "the others are served meanwhile"
         for client in clients:
             client.reset()
-        await until(lambda: gateway.queues.in_flight(f"i{engine.port}") == 0, limit_s=20)
+        await until(lambda: gateway.queues.in_flight(f"i{engine.port}") == 0)
 
 
 # --- The beginning and the end

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.integration.relay.wire import (
-    LIMIT_S,
     Gateway,
     Message,
     Peer,
@@ -17,7 +16,7 @@ from tests.integration.relay.wire import (
     gateway,
     instance,
 )
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.relay import Carried, Client, ClientStream, Instructions, Limits, NoStream
 from vllm_gateway.relay.framing import Chunked
 

@@ -6,8 +6,8 @@ import asyncio
 import aiohttp
 import pytest
 
-from tests.integration.relay.wire import LIMIT_S, OK, Peer, a_request, answering, gateway, instance
-from tests.waiting import until
+from tests.integration.relay.wire import OK, Peer, a_request, answering, gateway, instance
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.relay import Limits
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.relay import (
     AiohttpClient,
     Carried,
@@ -27,7 +27,6 @@ from vllm_gateway.relay import (
 )
 from vllm_gateway.relay.heads import Headers
 
-LIMIT_S = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 

@@ -11,9 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.waiting import until
-
-LIMIT_S = 10.0
+from tests.waiting import LIMIT_S, until
 
 
 class EngineProcess:

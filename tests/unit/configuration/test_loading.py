@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
 from vllm_gateway.cli.check import check
 from vllm_gateway.configuration.loading import ConfigError, Problem, load_settings, schema
 
@@ -275,7 +276,7 @@ def test_the_schema_is_current() -> None:
 
 def test_the_schema_can_be_printed() -> None:
     command = [sys.executable, "-m", "vllm_gateway.configuration"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=LIMIT_S)
     assert done.stdout.decode() == schema()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
+from tests.waiting import LIMIT_S
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import lives as lives_module
 from vllm_gateway.fleet.health import Health
@@ -40,7 +41,7 @@ class House:
         return [line for line in self.told if line["event"] == name]
 
     async def hears(self) -> e.Event:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             return await self.heard.get()
 
 
@@ -115,7 +116,7 @@ async def test_what_cannot_be_ended_is_left_to_the_gateway_that_takes_over(house
     house.runtime.errors = {"stop": [RuntimeDown("busy")] * 2}
     house.lives.stop(instance(running=NOBODY), 1)
     assert await house.hears() == e.Stuck("i1", "busy")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await house.lives.hand_over()
     await asyncio.sleep(0.02)  # many pauses between two attempts
     assert house.heard.empty()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
+from tests.waiting import LIMIT_S
 from vllm_gateway.allocator.probe import GpuReading, ProbeError
 from vllm_gateway.fleet import memory as memory_module
 from vllm_gateway.fleet.instance import Instance, State
@@ -110,7 +111,7 @@ async def test_a_driver_that_hangs_is_asked_once_and_keeps_nobody(
     assert house.probe.asked == 2
     house.probe.hangs = None
     woken.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         while await house.problems() != [None, None]:
             pass
 
@@ -139,7 +140,7 @@ async def test_one_that_ended_before_it_was_stopped_is_not_waited_for() -> None:
     house.runtime.processes = frozenset()
     house.probe.answer = [replace(CARD, used_mib=0, processes={})]
     pids, before = await house.memory.pids(one), await house.memory.used()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await house.memory.back(one, pids, before)
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.waiting import LIMIT_S
 from vllm_gateway.fleet.tasks import Tasks
 
 Told = list[dict[str, str]]
@@ -35,7 +36,7 @@ async def test_a_round_that_fails_is_told_and_the_next_one_comes(tasks: Tasks, t
         raise TypeError(f"odd {rounds % 2}")
 
     tasks.repeat(work, 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await enough.wait()
     assert [line["event"] for line in told[:2]] == ["unhandled_error"] * 2
     assert [line["error"] for line in told] == ["TypeError('odd 1')", "TypeError('odd 0')"], "each once"

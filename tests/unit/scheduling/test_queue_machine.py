@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.scheduling.bench import Bench, request
+from tests.waiting import LIMIT_S
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import InstanceView, NotAgain, Outcome, Refused
 
@@ -64,7 +65,7 @@ class Requests:
     async def end(self) -> None:
         """All instances are there, and every request that has a place ends: all must have had one."""
         self.bench.publish(*NAMES)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while not all(task.done() for task in self.tasks):
                 for _, done in self.held:
                     done.set()

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests.waiting import LIMIT_S
 from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import events, log
 
@@ -115,5 +116,5 @@ def test_a_process_writes_everything_before_it_ends() -> None:
         "log.configure(Log())\n"
         "for n in range(3000): log.get_logger().emit(events.GATEWAY_READY, address=str(n))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=LIMIT_S)
     assert [orjson.loads(line)["address"] for line in done.stdout.splitlines()] == [str(n) for n in range(3000)]
