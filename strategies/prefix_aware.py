@@ -2,23 +2,43 @@
 """Prefix aware: the least prefill work, by what each prefix cache holds. Right for chats, agents, shared prompts."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
 from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, Scoring
-from vllm_gateway.scheduling.prefill import PrefillBooks, work_of
+from vllm_gateway.scheduling.prefill import Book, PrefillBooks, work_of
+from vllm_gateway.scheduling.regrets import Regrets
 
 _Positive = Annotated[int, Meta(gt=0)]
-DECODE_SHARE = 1.0  # a token that is still to be generated there delays a newcomer about as much as one to be read
+# Of a reply's time, for each other one there. It slows the others by more, where contexts are long; but that hardly
+# delays the first token, and to mind it more would send conversations away from what is cached.
+REPLY_SHARE = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """In seconds. `common`: what it costs even if the instance had cached all that another one has; `more`: to read
+    what it has not."""
+
+    book: Book
+    cached: int
+    common: float
+    more: float
 
 
 class PrefixAware(Scoring):
-    """The score is in seconds of delay, for this request and for others. Until the prompts that were sent there are
-    read; then for this one's tokens that are not cached there, once for itself and once for each that will wait behind
-    it: as many, on average, as wait now. And a little for each reply that is being generated. So a popular prefix
-    stays at its home while that is quick and spreads when another instance could read it sooner; and the longer the
-    queues are, the more it counts to read nothing twice."""
+    """The score is in seconds of delay, for this request and for others.
+
+    Until the prompts that were sent there are read, then for this one's tokens that no instance has cached; and a
+    little for each request in flight. Then for what others have cached and this one has not: once for the request
+    itself, and once for each that waits to be read, on average, for while all are busy whatever is read twice delays
+    them all. Less what requests have lost already because it was not cached there: so a popular prefix is read on a
+    second instance as soon as its queue has cost as much as that, and a conversation, which has its cache to itself,
+    stays at its home while that is quick. No home is so good that others queue there while an instance has nothing to
+    do.
+    """
 
     name = "prefix_aware"
     wants_metrics = True
@@ -34,36 +54,75 @@ class PrefixAware(Scoring):
         super().__init__()
         self._clock = clock
         self._books = PrefillBooks(cache_tokens=cache_tokens, max_blocks=max_blocks, max_age_s=max_age_s)
-        self._most_cached = 0
-        self._numbers = (0, 0, 0, 0.0)
+        self._regrets = Regrets()
+        self._costs: Sequence[_Cost] = ()  # of the last scores
+        self._shared: int | None = None  # the longest beginning of the prompt that is cached anywhere
+        self._reason = ""
 
     def scores(self, request: RequestInfo, instances: Sequence[InstanceView]) -> Sequence[float]:
         now, prompt = self._clock(), request.prompt
+        self._costs = costs = self._weigh(request, instances, now)
+        held = max(one.cached for one in costs) // prompt.block_tokens
+        self._shared = prompt.blocks[min(held, len(prompt.blocks)) - 1] if held and prompt.blocks else None
+        lost = self._regrets.of(self._shared)
+        scores = [one.common + max(0.0, one.more - lost) for one in costs]
+        idle = [score for score, instance in zip(scores, instances, strict=True) if not instance.in_flight]
+        if idle:
+            least = min(idle)
+            for at, (one, instance) in enumerate(zip(costs, instances, strict=True)):
+                if _queues(instance, one.book, now):
+                    scores[at] += least
+        return scores
+
+    def _weigh(self, request: RequestInfo, instances: Sequence[InstanceView], now: float) -> list[_Cost]:
+        prompt = request.prompt
         books = [self._books.of(instance, now) for instance in instances]
+        left = [book.remaining(now) for book in books]
+        cached = [book.cached(prompt) for book in books]
         behind = sum(len(book.unread) for book in books) / len(books)
         # Of them all: one's own speed says more of the prompts it got than of its GPU, for which there are weights.
         speed = sum(book.tokens_per_s for book in books) / len(books)
-        decoding_work = request.output_tokens * DECODE_SHARE
-        scores, self._most_cached = [], 0
-        for instance, book in zip(instances, books, strict=True):
-            cached = book.cached(prompt)
-            decoding = max(0, instance.in_flight - len(book.unread))
-            work = book.remaining(now) + work_of(prompt, cached) * (1 + behind) + decoding * decoding_work
-            scores.append(work / speed / instance.weight)
-            self._most_cached = max(self._most_cached, cached)
-        return scores
+        replies = [book.reply_s for book in books if book.reply_s is not None]
+        reply_s = sum(replies) / len(replies) if replies else 0.0
+        least = work_of(prompt, max(cached))
+        costs = []
+        for instance, book, ahead, known in zip(instances, books, left, cached, strict=True):
+            common = (ahead + least) / speed + REPLY_SHARE * reply_s * instance.in_flight
+            more = (work_of(prompt, known) - least) / speed * (1 + behind)
+            costs.append(_Cost(book, known, common / instance.weight, more / instance.weight))
+        return costs
 
     def placed(self, request: RequestInfo, instance: InstanceView) -> None:
         now = self._clock()
         book = self._books.of(instance, now)
-        ahead = book.remaining(now)
-        self._numbers = (book.take(request, now), self._most_cached, request.prompt.tokens, ahead)
+        costs, self._costs = self._costs, ()
+        chosen = next(one for one in costs if one.book is book)
+        self._reason = self._told(request, chosen, costs, book.remaining(now))
+        if self._shared is not None:
+            if chosen.more:
+                self._regrets.settle(self._shared)
+            elif lost_s := chosen.common - min(one.common for one in costs):
+                self._regrets.add(self._shared, lost_s)
+        book.take(request, now)
+
+    def _told(self, request: RequestInfo, chosen: _Cost, costs: Sequence[_Cost], ahead: float) -> str:
+        tokens, most = request.prompt.tokens, max(one.cached for one in costs)
+        text = (
+            f"about {chosen.cached} of {tokens} prompt tokens are cached there, {ahead:.0f} are to be read before them"
+        )
+        if not chosen.more:
+            return text
+        if chosen.common + chosen.more <= min(one.common + one.more for one in costs):
+            return f"{text}; {most} are cached elsewhere, where it would take longer"
+        if self._regrets.of(self._shared) >= chosen.more:
+            return (
+                f"{text}; {most} are cached elsewhere, and to wait for that has cost as much as to read them here, too"
+            )
+        return f"{text}; {most} are cached elsewhere, where requests queue"
 
     def reason(self) -> str:
         """Of the last choice, for the decision records."""
-        cached, most, tokens, ahead = self._numbers
-        text = f"about {cached} of {tokens} prompt tokens are cached there, {ahead:.0f} are to be read before them"
-        return text if cached == most else f"{text}; {most} are cached elsewhere, where it would take longer"
+        return self._reason
 
     def first_byte(self, request: RequestInfo, instance: InstanceView) -> None:
         self._books.of(instance, self._clock()).read(request, self._clock())
@@ -73,3 +132,12 @@ class PrefixAware(Scoring):
 
     def departed(self, instance_id: str) -> None:
         self._books.forget(instance_id)
+
+
+def _queues(instance: InstanceView, book: Book, now: float) -> bool:
+    """Whether somebody waits there already: for another's prompt to be read; or for one of the engine's places, if it
+    says that more wait than could be waiting to be read."""
+    if len(book.unread) > 1:
+        return True
+    metrics = instance.fresh_metrics(now)
+    return metrics is not None and metrics.waiting >= max(1, len(book.unread)) and instance.in_flight > metrics.running

@@ -7,8 +7,8 @@ from itertools import islice
 
 from vllm_gateway.replay.driver import World
 from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo
-from vllm_gateway.strategies.prefix_aware import DECODE_SHARE
 
+DECODE_SHARE = 1.0  # to the oracle a token that is still to be generated delays a newcomer as much as one to be read
 TREE_TOKENS = 2**24  # a bound on the record of each worker; larger than what a trace fills
 
 
@@ -99,7 +99,8 @@ class DynamoCost:
 
 
 class Oracle:
-    """`prefix_aware`'s cost where nothing has to be guessed: it looks into the engines' caches and queues."""
+    """The delay of a request and of those behind it, where nothing has to be guessed: it looks into the engines' caches
+    and queues. What is read twice counts as often as requests wait, whatever they share."""
 
     def __init__(self, world: World) -> None:
         self._engines = world.engines

@@ -24,6 +24,8 @@ class Setting:
     speed: float = 1.0  # of the arrivals
     max_in_flight: int = 256
     seed: int = 0
+    clients: int | None = None  # so many, each asking again once it is answered; None: as the trace's arrivals say
+    streamed: bool = True  # else the strategy hears of a first byte only at the end, as from replies in one piece
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class Served:
     """One request and what became of it. All times in seconds from its arrival."""
 
     request: TracedRequest
-    arrival_s: float  # in simulated time: the trace's, by the speed
+    arrival_s: float  # in simulated time: the trace's, by the speed, or when its client was free to ask
     instance: str | None = None  # None: it fits no instance
     queued_s: float = 0.0  # in the gateway, not in the engine
     ttft_s: float = 0.0
@@ -70,7 +72,7 @@ class Replay:
 
 def replay(trace: Trace, build: Build, setting: Setting) -> Replay:
     """Replays `trace` under one strategy. What the strategy raises comes out of here."""
-    assert setting.instances > 0 and setting.speed > 0 and setting.max_in_flight > 0
+    assert setting.instances > 0 and setting.speed > 0 and setting.max_in_flight > 0 and setting.clients != 0
     assert setting.engine.block_tokens == trace.block_tokens
     run = _Run(trace, build, setting)
     run.to_the_end()
@@ -100,26 +102,49 @@ class _Run:
         self._finished = getattr(self._strategy, "finished", None)
         self._metrics_due_s = 0.0 if getattr(self._strategy, "wants_metrics", False) else float("inf")
         self.served = [Served(request, request.arrival_s / setting.speed) for request in trace.requests]
+        self._streamed = setting.streamed
         self._block_tokens = trace.block_tokens
+        self._unasked = deque(enumerate(self.served))
+        self._clients = setting.clients
         self._queue: deque[_Placed] = deque()
         self._in_engine: dict[Sequence, _Placed] = {}
 
     def to_the_end(self) -> None:
-        for number, served in enumerate(self.served):
+        if self._clients is None:
+            self._as_they_arrive()
+        else:
+            for _ in range(self._clients):
+                self._ask_next()
+        self._engines_until(float("inf"))
+        assert not self._unasked and not self._queue and not self._in_engine
+
+    def _as_they_arrive(self) -> None:
+        while self._unasked:
+            number, served = self._unasked.popleft()
             self._engines_until(served.arrival_s)
             self._clock.now_s = served.arrival_s
             self._arrive(str(number), served)
-        self._engines_until(float("inf"))
-        assert not self._queue and not self._in_engine
 
-    def _arrive(self, request_id: str, served: Served) -> None:
+    def _ask_next(self) -> None:
+        """A client is free: it asks the next of the trace that can be answered at all."""
+        while self._unasked:
+            number, served = self._unasked.popleft()
+            served.arrival_s = self._clock.now_s
+            if self._arrive(str(number), served):
+                return
+
+    def _arrive(self, request_id: str, served: Served) -> bool:
+        """False: it fits no instance."""
         request = served.request
         if not next(iter(self.engines.values())).fits(request):
-            return
+            return False
         prompt = Prompt(request.input_tokens, request.blocks, self._block_tokens)
-        self._queue.append(_Placed(served, RequestInfo.simulated(request_id, MODEL, prompt)))
+        info = RequestInfo.simulated(request_id, MODEL, prompt)
+        info.stream = self._streamed
+        self._queue.append(_Placed(served, info))
         if len(self._queue) == 1:
             self._serve_queue()
+        return True
 
     def _engines_until(self, until_s: float) -> None:
         engines = list(zip(self._views, self.engines.values(), strict=True))
@@ -161,7 +186,7 @@ class _Run:
         placed = self._in_engine[sequence]
         placed.served.ttft_s = self._clock.now_s - placed.served.arrival_s
         placed.served.cached_tokens = sequence.cached_tokens
-        if self._first_byte is not None:
+        if self._streamed and self._first_byte is not None:
             self._first_byte(placed.info, placed.view)
 
     def _end(self, sequence: Sequence, view: InstanceView) -> None:
@@ -169,9 +194,13 @@ class _Run:
         placed.served.total_s = self._clock.now_s - placed.served.arrival_s
         view.in_flight -= 1
         view.last_used = self._clock.now_s
+        if not self._streamed and self._first_byte is not None:
+            self._first_byte(placed.info, view)
         if self._finished is not None:
             self._finished(placed.info, view, Outcome.OK)
         self._serve_queue()
+        if self._clients is not None:
+            self._ask_next()
 
     def _measure(self) -> None:
         """The engines' metrics, as old as they would be where the fleet asks at a fixed pace."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The books of each engine's prefill: what it has still to read, how fast it reads, and what it has cached."""
+"""The books of each engine: what it has still to read, how fast it reads, what it has cached, how long replies take."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ _ASSUMED_TOKENS_PER_S = 8000.0
 _SLOWEST, _FASTEST = 100.0, 1_000_000.0
 _ASSUMED_FOR_S = 2.0  # how much measured time outweighs the assumption
 _STEP = 0.05  # of the speed, at each reading of the metrics, while no stream tells it
+_REPLY_STEP = 0.01  # of the speed, at each reply that is there before its prompt is believed to be read
+_REPLIES = 100  # whose times are averaged
 _LEAST_SHARE = 0.02
 _ATTENTION = 3e-5  # a token looks back on all before it: behind 33,000 it is twice the work, in models from 7B to 70B
 
@@ -37,6 +39,9 @@ class Book:
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.unread: OrderedDict[RequestInfo, float] = OrderedDict()  # in order, with the work that is left
+        self.reply_s: float | None = None  # from the first byte to the end, on average; None: none has ended
+        self._replying: dict[RequestInfo, float] = {}  # read, and since when
+        self._replies = 0
         self._expected: dict[RequestInfo, int] = {}  # of `unread`: the tokens that should be cached
         self._limits = limits
         self.metrics: EngineMetrics | None = None
@@ -54,9 +59,7 @@ class Book:
         return min(self._mirror.leading(prompt.blocks) * prompt.block_tokens, prompt.tokens - 1)
 
     def remaining(self, now: float) -> float:
-        """The work before a newcomer's turn."""
-        if not self.unread:
-            return 0.0
+        """The work before a newcomer's turn. Afterwards `unread` holds none whose reading must be over."""
         self._expire(now)
         if not self.unread:
             return 0.0
@@ -79,12 +82,15 @@ class Book:
 
     def read(self, request: RequestInfo, now: float) -> None:
         """Its reply has begun: it and those before it have been read."""
+        self._expire(now)
         if request not in self.unread:
             return
+        if not request.stream and not self._timed:
+            self._believe(self.tokens_per_s * (1 + _REPLY_STEP))
         work = 0.0
         for before in list(self.unread):
             if before is request or not before.stream:
-                work += self._was_read(before)
+                work += self._was_read(before, now)
             if before is request:
                 break
         if request.stream:
@@ -100,6 +106,10 @@ class Book:
             if next(iter(self.unread)) is request:
                 self._since = now
             self._pop(request)
+        elif (since := self._replying.pop(request, None)) is not None:
+            self._replies = min(_REPLIES, self._replies + 1)
+            mean = self.reply_s or 0.0
+            self.reply_s = mean + (now - since - mean) / self._replies
 
     def heard(self, metrics: EngineMetrics) -> None:
         """Where no stream tells the speed: it is too high if more wait than should by now, and too low if fewer do."""
@@ -113,9 +123,11 @@ class Book:
             self._expire(metrics.at)
             should_wait = max(0, len(self.unread) - 1)  # one is being read
             if metrics.waiting != should_wait:
-                speed = self.tokens_per_s * (1 - _STEP if metrics.waiting > should_wait else 1 + _STEP)
-                self.tokens_per_s = min(_FASTEST, max(_SLOWEST, speed))
-                self._read_s = self._read_tokens / self.tokens_per_s
+                self._believe(self.tokens_per_s * (1 - _STEP if metrics.waiting > should_wait else 1 + _STEP))
+
+    def _believe(self, tokens_per_s: float) -> None:
+        self.tokens_per_s = min(_FASTEST, max(_SLOWEST, tokens_per_s))
+        self._read_s = self._read_tokens / self.tokens_per_s
 
     def _expire(self, now: float) -> None:
         """A reply that is not streamed does not say when its prompt had been read: the speed of the others does."""
@@ -124,11 +136,12 @@ class Book:
             done = self._since + work / self.tokens_per_s
             if first.stream or done > now:
                 return
-            self._was_read(first)
+            self._was_read(first, done)
             self._since = done
 
-    def _was_read(self, request: RequestInfo) -> float:
+    def _was_read(self, request: RequestInfo, at: float) -> float:
         """Only now is it in the engine's counters too: it may have waited there for long."""
+        self._replying[request] = at
         self._cache.read(request.prompt.tokens, self._expected[request])
         return self._pop(request)
 

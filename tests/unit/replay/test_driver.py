@@ -109,6 +109,38 @@ def test_a_request_that_fits_no_instance_is_counted_and_hurts_nobody() -> None:
     assert (figures.requests, figures.refused) == (1, 1)
 
 
+@given(count=st.integers(1, 60), clients=st.integers(1, 20), max_in_flight=st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_clients_ask_again_as_soon_as_they_are_answered(count: int, clients: int, max_in_flight: int) -> None:
+    given = trace(count)
+    witness, result = witnessed(given, setting(2, clients=clients, max_in_flight=max_in_flight))
+    assert [one.request for one in result.served] == list(given.requests)
+    assert list(witness.told.values()) == [["choose", "first_byte", "finished"]] * count
+    asked = sorted(one.arrival_s for one in result.served)
+    answered = sorted(one.arrival_s + one.total_s for one in result.served)
+    assert asked[:clients] == [0.0] * min(count, clients)
+    assert asked[clients:] == pytest.approx(answered[: max(0, count - clients)])
+
+
+def test_clients_pass_over_what_fits_no_instance() -> None:
+    given = Trace(tuple(TracedRequest(0, tokens * BLOCK, 1, ()) for tokens in (100, 1, 100, 1, 100)), BLOCK)
+    figures = summary("r", replay(given, shipped("round_robin"), setting(blocks=50, clients=1)))
+    assert (figures.requests, figures.refused) == (2, 3)
+
+
+def test_of_a_reply_in_one_piece_nothing_is_heard_before_its_end() -> None:
+    class Late(Witness):
+        def first_byte(self, request: RequestInfo, instance: InstanceView) -> None:
+            super().first_byte(request, instance)
+            self.began_s = self.world.clock()
+
+        def finished(self, request: RequestInfo, instance: InstanceView, outcome: Outcome) -> None:
+            super().finished(request, instance, outcome)
+            assert self.began_s == self.world.clock() and not request.stream
+
+    replay(trace(40), Late, setting(streamed=False))
+
+
 def test_a_seed_decides_everything() -> None:
     def figures(seed: int) -> list[float]:
         return [one.total_s for one in witnessed(trace(80), setting(seed=seed))[1].served]
