@@ -70,10 +70,11 @@ class FootprintStore:
             self._save({"version": VERSION, "footprints_mib": dict(self._mib)})
 
     def _save(self, document: Mapping[str, object]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = json.dumps(document, indent=2, sort_keys=True)
         try:
-            with self._temporary.open("w", encoding="utf-8") as file:
+            self._temporary.unlink(missing_ok=True)  # whoever made it, and whoever may read it
+            with open(self._temporary, "x", encoding="utf-8", opener=_private) as file:
                 file.write(content + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -108,6 +109,10 @@ def _parse(content: bytes) -> tuple[dict[str, int], int]:
         raise ValueError("no object `footprints_mib`")  # noqa: TRY004 - a damaged file, not a bug of the caller
     good = {key: mib for key, mib in entries.items() if type(mib) is int and mib > 0}
     return good, len(entries) - len(good)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _sync_directory(directory: Path) -> None:

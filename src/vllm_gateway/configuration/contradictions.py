@@ -77,7 +77,8 @@ def _list(draft: Draft, model: str, setting: str) -> list[Any]:
 
 def find_open_door(draft: Draft, settings: Settings) -> None:
     """Of a socket that is handed in, it shows at the start."""
-    if problem := open_to_others(settings.server, settings.server.host):
+    server = settings.server
+    if server.socket is None and (problem := open_to_others(server, server.host)):
         draft.complain(("server", "host"), problem)
 
 

@@ -120,6 +120,10 @@ class Server(_Strict):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    socket: str | None = Field(None, min_length=1, description="A Unix socket for clients, instead of host and port.")
+    socket_mode: str = Field(
+        "0600", pattern="^0?[0-7]{3}$", description="Who may connect to it: 0660 is its user and its group."
+    )
     api_keys: tuple[Annotated[str, AfterValidator(_api_key)], ...] = Field(
         (), repr=False, description="Clients must send one of them; none: no key is asked for."
     )

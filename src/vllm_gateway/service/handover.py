@@ -22,31 +22,26 @@ import json
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet.predecessor import CannotTakeOver, Work
 from vllm_gateway.routing import Refusal, not_served
-from vllm_gateway.service.leftovers import remove_dead_sockets
+from vllm_gateway.service.control_socket import ControlSocket
+from vllm_gateway.telemetry import events
 
 REPORT_S = 0.1
 LIMIT_S = 120.0  # for the old one to come to rest, and for the new one to become ready
-_OF_THIS_USER = f"vllm-gateway-{os.getuid()}-"
+OPEN_AGAIN_S = 5.0  # where the socket could not be made: until that is tried again
+PEER_S = 5.0  # for whoever connects to say what it wants
+_MOST_PEERS = 8
+_ACCEPT_AGAIN_S = 1.0
+_SOMEBODY_ELSES = "it belongs to another user"
 _TAKE_OVER = "take over"
 _READY = "ready"
 _MOST_SOCKETS = 16
 _LONGEST_LINE = 1 << 20
-
-
-def control_path(settings: Settings, port: int | None) -> Path:
-    """`port`: on which the gateway listens, where that is known already."""
-    if settings.server.control_socket:
-        return Path(settings.server.control_socket)
-    folder = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(folder) / f"{_OF_THIS_USER}{settings.server.port if port is None else port}.sock"
 
 
 class Successor:
@@ -54,7 +49,8 @@ class Successor:
 
     def __init__(
         self,
-        path: Path,
+        control: ControlSocket,
+        emit: Callable[..., None],
         *,
         give: Callable[[], Awaitable[Sequence[socket.socket]]],
         take_back: Callable[[], None],
@@ -65,48 +61,82 @@ class Successor:
 
         `refuse` ends the requests that wait for a model.
         """
-        self._path = path
+        self._control = control
+        self._emit: Callable[..., None] = emit
+        self._listening: socket.socket | None = None
         self._give = give
         self._take_back = take_back
         self._work = work
         self._refuse = refuse
-        self._listening: socket.socket | None = None
+        self._silent: dict[asyncio.Task[None], None] = {}  # who have not said yet what they want, in their order
+        self._giving: asyncio.Task[None] | None = None  # to whoever takes over
         self._successor: tuple[socket.socket, _Lines] | None = None
 
-    def open(self) -> None:
-        """Raises OSError."""
-        remove_dead_sockets(self._path.parent, f"{_OF_THIS_USER}*.sock")
-        self._path.unlink(missing_ok=True)
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.setblocking(False)
-        previous = os.umask(0o177)
-        try:
-            self._listening.bind(str(self._path))
-        finally:
-            os.umask(previous)
-        self._listening.listen(1)
+    @property
+    def has_come(self) -> bool:
+        return self._successor is not None
 
-    def close(self, *, handed_over: bool) -> None:
-        """The path belongs to the successor once there is one."""
+    def open(self) -> bool:
+        """Whether it listens now. What is wrong is told."""
+        self._listening = self._control.open()
+        return self._listening is not None
+
+    def close(self) -> None:
+        """The socket's path belongs to the successor once there is one."""
         if self._listening is not None:
             self._listening.close()
-            if not handed_over:
-                self._path.unlink(missing_ok=True)
+            if not self.has_come:
+                self._control.remove()
 
     async def come(self) -> None:
-        """Returns when a successor is ready."""
-        assert self._listening is not None
+        """Returns when a successor is ready. Peers are heard side by side: one that is silent holds nobody up."""
+        loop = asyncio.get_running_loop()
+        while self._listening is None:
+            await asyncio.sleep(OPEN_AGAIN_S)
+            self.open()
+        taken = asyncio.Event()
+        accepting = loop.create_task(self._accept(self._listening, taken))
+        try:
+            await taken.wait()
+        finally:
+            tasks = {accepting, *self._silent, *filter(None, [self._giving])}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _accept(self, listening: socket.socket, taken: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
             try:
-                async with asyncio.timeout(LIMIT_S):
-                    lines = _Lines(connection)
-                    if await self._hand_over(connection, lines):
-                        self._successor = connection, lines
-                        return
-            except (OSError, TimeoutError, ValueError):
-                self._take_back()
-            connection.close()
+                connection, _ = await loop.sock_accept(listening)
+            except OSError:  # no descriptor is left for it
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
+            if len(self._silent) >= _MOST_PEERS:
+                next(iter(self._silent)).cancel()  # who has said nothing for longest
+            task = loop.create_task(self._hear_peer(connection, taken))
+            self._silent[task] = None
+            task.add_done_callback(lambda task: self._silent.pop(task, None))
+
+    async def _hear_peer(self, connection: socket.socket, taken: asyncio.Event) -> None:
+        lines = _Lines(connection)
+        try:
+            connection.setblocking(False)
+            async with asyncio.timeout(PEER_S):
+                if not _is_trusted(connection) or await lines.next() != _TAKE_OVER:
+                    return
+                if self._giving is not None:
+                    await _send(connection, {"refused": "another gateway is taking over right now; try again later"})
+                    return
+            if await self._hand_over(connection, lines):
+                self._successor = connection, lines
+                self._emit(events.GATEWAY_HANDED_OVER)
+                taken.set()
+        except (OSError, TimeoutError, ValueError):
+            pass
+        finally:
+            if self._successor is None or self._successor[0] is not connection:
+                connection.close()
 
     async def report(self) -> None:
         """To the one that has come, and hears of it, as long as this process lives."""
@@ -120,24 +150,34 @@ class Successor:
                 self._refuse(said["model"], Refusal(said["code"], said["message"], said["retry_after_s"]))
 
     async def _hand_over(self, connection: socket.socket, lines: "_Lines") -> bool:
-        connection.setblocking(False)
-        if not _is_trusted(connection) or await lines.next() != _TAKE_OVER:
-            return False
+        """Whether it is ready. If it is not, or this fails, all is as before."""
+        self._giving = cast("asyncio.Task[None]", asyncio.current_task())
+        self._silent.pop(self._giving, None)
         try:
-            sockets = await self._give()
+            async with asyncio.timeout(LIMIT_S):
+                if await self._offer(connection, lines):
+                    return True
         except CannotTakeOver as refused:
+            self._take_back()
             await _send(connection, {"refused": str(refused)})
-            return False
+        except Exception:
+            self._take_back()
+            raise
+        else:
+            self._take_back()
+        finally:
+            self._giving = None
+        return False
+
+    async def _offer(self, connection: socket.socket, lines: "_Lines") -> bool:
+        sockets = await self._give()
         socket.send_fds(connection, [_line({"refused": None})], [one.fileno() for one in sockets])
         reporting = asyncio.create_task(self._report(connection))
         try:
-            ready = bool(await lines.next() == _READY)
+            return bool(await lines.next() == _READY)
         finally:
             reporting.cancel()
             await asyncio.wait({reporting})
-        if not ready:
-            self._take_back()
-        return ready
 
     async def _report(self, connection: socket.socket) -> None:
         """Until it is cancelled, or the other side is gone. The connection ends with the process."""
@@ -160,8 +200,23 @@ class Predecessor:
         self._is_told = False  # that this one is ready
 
     @classmethod
-    async def ask(cls, path: Path) -> "Predecessor | None":
-        """None: no gateway is there. Raises CannotTakeOver."""
+    async def find(cls, control: ControlSocket) -> "Predecessor | None":
+        """None: no gateway is there, or nothing but what belongs to somebody else. Raises CannotTakeOver."""
+        for path in control.paths:
+            try:
+                if path.stat().st_uid not in (0, os.getuid()):
+                    raise PermissionError(_SOMEBODY_ELSES)
+                if found := await cls._ask(path):
+                    return found
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except PermissionError as error:
+                control.tell(path, error)
+        return None
+
+    @classmethod
+    async def _ask(cls, path: Path) -> "Predecessor | None":
+        """None: no gateway is there. Raises PermissionError, CannotTakeOver."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
@@ -172,7 +227,7 @@ class Predecessor:
                     connection.close()
                     return None
                 if not _is_trusted(connection):
-                    raise CannotTakeOver(f"{path} belongs to somebody else")
+                    raise PermissionError(_SOMEBODY_ELSES)
                 await _send(connection, _TAKE_OVER)
                 lines = _Lines(connection)
                 answer, sockets = await lines.next_with_sockets()
@@ -181,6 +236,9 @@ class Predecessor:
                     raise CannotTakeOver(answer["refused"])
                 found = cls(connection, lines, sockets)
                 await found._hear()
+        except PermissionError:
+            connection.close()
+            raise
         except (OSError, TimeoutError, ValueError) as error:
             connection.close()
             raise CannotTakeOver(f"the gateway at {path} does not answer: {error!r}") from error

@@ -4,13 +4,14 @@
 import fcntl
 import os
 import shutil
-import socket
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from vllm_gateway.service.unix_sockets import is_dead
 
 _OWNER = "owner"  # locked for as long as the owner of its folder lives
 _BOUND_S = 60.0  # a socket that has had a name for this long listens, or never will
@@ -48,17 +49,5 @@ def remove_dead_sockets(folder: Path, pattern: str) -> None:
         with suppress(OSError):
             there = path.lstat()
             is_ours = stat.S_ISSOCK(there.st_mode) and there.st_uid == os.getuid()
-            if is_ours and time.time() - there.st_mtime > _BOUND_S and _is_dead(path):
+            if is_ours and time.time() - there.st_mtime > _BOUND_S and is_dead(path):
                 path.unlink()
-
-
-def _is_dead(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
-        try:
-            connection.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-        except BlockingIOError:
-            return False
-    return False

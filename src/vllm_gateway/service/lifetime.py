@@ -19,8 +19,9 @@ from vllm_gateway.fleet.predecessor import CannotTakeOver
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.scheduling import StrategyError
+from vllm_gateway.service.control_socket import ControlSocket
 from vllm_gateway.service.ending import Ending
-from vllm_gateway.service.handover import Predecessor, Successor, control_path
+from vllm_gateway.service.handover import Predecessor, Successor
 from vllm_gateway.service.listening import inherited, port_of
 from vllm_gateway.service.reloading import WATCH_S, Reloader, Watch
 from vllm_gateway.service.serving import Serving, serving
@@ -56,7 +57,8 @@ async def serve(
     try:
         emit(events.GATEWAY_STARTING, version=__version__, runtime=settings.runtime)
         handed_in = inherited(os.environ)
-        predecessor = await Predecessor.ask(control_path(settings, port_of(handed_in))) if take_over else None
+        control = ControlSocket(settings, port_of(handed_in), emit)
+        predecessor = await Predecessor.find(control) if take_over else None
         if predecessor is not None:
             tasks.spawn(predecessor.follow(names_of(settings)))
         async with serving(settings, emit, ending, handed_in, predecessor) as server:
@@ -67,9 +69,11 @@ async def serve(
             reloading = [tasks.repeat(reloader.follow, 0.0)]
             if watch is not None:
                 reloading.append(tasks.repeat(watch.look, WATCH_S))
+            successor = _successor_of(server, settings, emit)
             emit(events.GATEWAY_READY, address=server.address)
             _tell_people(settings, server)
-            await _until_its_end(server, settings, ending, tasks, emit)
+            await _until_its_end(server, successor, settings.server.drain_timeout_s, ending, tasks)
+            emit(events.GATEWAY_STOPPING)
             for task in reloading:
                 task.cancel()
         emit(events.GATEWAY_STOPPED)
@@ -87,35 +91,34 @@ async def serve(
     return 0
 
 
-async def _until_its_end(
-    server: Serving, settings: Settings, ending: Ending, tasks: Tasks, emit: Callable[..., None]
-) -> None:
-    """Returns when a signal has asked for it, or another gateway has taken over and left nothing to do here."""
-    gateway, limit_s, handed_over = server.gateway, settings.server.drain_timeout_s, False
-    path = control_path(settings, server.port)
+def _successor_of(server: Serving, settings: Settings, emit: Callable[..., None]) -> Successor:
+    gateway = server.gateway
     successor = Successor(
-        path, give=server.give, take_back=gateway.take_back, work=gateway.work, refuse=gateway.queues.refuse
+        ControlSocket(settings, server.port, emit, replaces_living=server.took_over),
+        emit,
+        give=server.give,
+        take_back=gateway.take_back,
+        work=gateway.work,
+        refuse=gateway.queues.refuse,
     )
-    try:
-        successor.open()
-    except OSError as error:
-        emit(events.CONTROL_SOCKET_PROBLEM, path=str(path), problem=str(error))
-        await ending.asked.wait()
-    else:
-        waiting = {asyncio.create_task(ending.asked.wait()), coming := asyncio.create_task(successor.come())}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        handed_over = coming.done()
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
-        successor.close(handed_over=handed_over)
-        if handed_over:
-            emit(events.GATEWAY_HANDED_OVER)
-            tasks.spawn(successor.report())
-            await server.leave(limit_s)
+    successor.open()
+    return successor
+
+
+async def _until_its_end(server: Serving, successor: Successor, limit_s: float, ending: Ending, tasks: Tasks) -> None:
+    """Returns when a signal has asked for it, or another gateway has taken over and left nothing to do here."""
+    waiting = {asyncio.create_task(ending.asked.wait()), asyncio.create_task(successor.come())}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    successor.close()
+    handed_over = successor.has_come
+    if handed_over:
+        tasks.spawn(successor.report())
+        await server.leave(limit_s)
     if server.outlived and not handed_over:
         await server.finish(limit_s, ending.at_once)
-    emit(events.GATEWAY_STOPPING)
 
 
 def _hear_signals(ending: Ending, hung_up: asyncio.Event) -> None:

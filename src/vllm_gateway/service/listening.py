@@ -4,10 +4,12 @@
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from vllm_gateway.configuration.draft import ConfigError, Problem
 from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.settings import Server
+from vllm_gateway.service.unix_sockets import bind_unix
 
 BACKLOG = 1024
 _FIRST_INHERITED = 3  # by systemd's convention
@@ -31,8 +33,11 @@ def port_of(sockets: Sequence[socket.socket]) -> int | None:
     return next((one.getsockname()[1] for one in sockets if one.family != socket.AF_UNIX), None)
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """One for each address that `host` means. Raises OSError."""
+def bind(server: Server) -> list[socket.socket]:
+    """Its Unix socket, or one for each address that its host means. Raises OSError."""
+    if server.socket is not None:
+        return [bind_unix(Path(server.socket), int(server.socket_mode, 8))]
+    host, port = server.host, server.port
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -19,6 +19,8 @@ WATCH_S = 0.5  # a change counts at the second look that finds it
 FIXED = (
     "server.host",
     "server.port",
+    "server.socket",
+    "server.socket_mode",
     "server.max_body_mib",
     "server.control_socket",
     "runtime",

@@ -17,6 +17,7 @@ from vllm_gateway.service.ending import Ending
 from vllm_gateway.service.handover import Predecessor
 from vllm_gateway.service.leftovers import own_folder
 from vllm_gateway.service.listening import BACKLOG, bind, check_openness, port_of, url_of
+from vllm_gateway.service.unix_sockets import unlink_own
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
@@ -38,10 +39,13 @@ class Serving:
         outlived: bool,
     ) -> None:
         self.gateway = gateway
+        self.took_over = False
+        """From another one, whose place this one has."""
         self.outlived = outlived
         """By its sockets: systemd holds them, and new connections wait there for the next gateway."""
         self.opens_within_s = 0.0  # as this one did
         self.address = url_of(sockets[0])
+        self._paths = [Path(one.getsockname()) for one in sockets if one.family == socket.AF_UNIX]
         self.port = port_of(sockets)
         self._runner = runner
         self._door = door
@@ -94,6 +98,14 @@ class Serving:
         finally:
             ending.cancel()
             await asyncio.wait({ending})
+            if not (self.outlived or self._has_successor):
+                self._remove_paths()
+
+    def _remove_paths(self) -> None:
+        """Of Unix sockets that nobody listens on any more."""
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                unlink_own(path)
 
     async def _end_at(self, drained_by: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -128,13 +140,14 @@ async def serving(
     with _simulated_gpus(settings.gpus) as simulated:
         gateway = Gateway(settings, simulated, emit, predecessor)
         sockets = predecessor.sockets if predecessor else handed_in
-        sockets = sockets or bind(settings.server.host, settings.server.port)
+        sockets = sockets or bind(settings.server)
         check_openness(sockets, settings.server)
         door = FrontDoor(gateway.api)
         limit_s = settings.server.drain_timeout_s
         runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=limit_s + _ERROR_EVENTS_S)
         await runner.setup()
         server = Serving(gateway, runner, door, sockets, ending, outlived=bool(handed_in))
+        server.took_over = predecessor is not None
         began = _now()
         try:
             if predecessor is None:

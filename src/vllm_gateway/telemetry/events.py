@@ -35,7 +35,10 @@ GATEWAY_HANDED_OVER = Event(
     "gateway_handed_over", "info", "Another gateway has taken over; this one finishes the connections it has."
 )
 CONTROL_SOCKET_PROBLEM = Event(
-    "control_socket_problem", "warning", "No other gateway will be able to take over.", ("path", "problem")
+    "control_socket_problem",
+    "warning",
+    "A place for take-overs that cannot be used. Another one is, or this one is tried again.",
+    ("path", "problem"),
 )
 GATEWAY_STOPPING = Event("gateway_stopping", "info", "No new requests; streams may finish.")
 GATEWAY_STOPPED = Event("gateway_stopped", "info", "The last line of a process.")

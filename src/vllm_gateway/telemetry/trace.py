@@ -95,7 +95,7 @@ class TraceRecorder:
     def _begin(self) -> IO[bytes]:
         if self._path.is_file():  # not a device or a pipe
             os.replace(self._path, f"{self._path}.1")
-        return self._path.open("wb")
+        return open(self._path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
 
     def _run(self) -> None:
         try:
