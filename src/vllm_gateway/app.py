@@ -9,6 +9,7 @@ from pathlib import Path
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
+from vllm_gateway.api.guests import bounds_of
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.names import ModelNames
@@ -102,6 +103,7 @@ class Gateway:
             names=self._names,
             gate=Gate(settings.server),
             paths=CarriedPaths(_carried(settings)),
+            bounds=bounds_of(settings),
             inference=self.inference,
             journal=journal,
             control=control,
@@ -157,6 +159,7 @@ class Gateway:
         learn_settings(self._secrets, settings)
         self.api.gate = Gate(settings.server)
         self.api.paths = CarriedPaths(_carried(settings))
+        self.api.bounds = bounds_of(settings)
         self._names.configure(names_of(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings)

@@ -9,10 +9,8 @@ from aiohttp import hdrs, web
 
 from vllm_gateway.api.errors import ApiError
 
-STALL_S = 60.0
-"""How long a request that has begun may bring not a single byte."""
 LEAST_BYTES_PER_S = 1024
-"""So fast a body must come on average, after STALL_S: enough for a poor mobile network, whatever the length."""
+"""So fast a body must come on average, after `stall_s`: enough for a poor mobile network, whatever the length."""
 
 
 class Wanted(msgspec.Struct):

@@ -31,6 +31,8 @@ KINDS = {
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "body_too_large": Kind(413, "invalid_request_error"),
     "body_timeout": Kind(408, "invalid_request_error"),
+    "head_timeout": Kind(408, "invalid_request_error"),
+    "head_too_large": Kind(431, "invalid_request_error"),
     "queue_full": Kind(429, "rate_limit_error"),
     "queue_timeout": Kind(503, "service_unavailable"),
     "no_room": Kind(503, "service_unavailable"),

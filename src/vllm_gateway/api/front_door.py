@@ -7,44 +7,54 @@ follows on that connection. So the fast lane holds no route, no refusal and no g
 """
 
 import asyncio
-from typing import Any
+import heapq
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, cast
 
+from vllm_gateway.api.aiohttp_lane import AiohttpServer
+from vllm_gateway.api.begun_head import request_line_of
 from vllm_gateway.api.cors import Cors
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.farewell import Farewell
+from vllm_gateway.api.guests import Bounds, Guest
+from vllm_gateway.api.journal import Progress, request_id_of
 from vllm_gateway.api.request_head import RequestHead
 from vllm_gateway.api.server import Api
-from vllm_gateway.api.unreadable import AiohttpServer
 from vllm_gateway.api.visitor import Visitor
 
-IDLE_S = 3600.0
-"""Longer than any proxy in front keeps its connections: the side that sends requests should be the one to close."""
-_SWEEP_S = 5.0
+_TRIM_S = 0.2  # so often at most, beside the sweep, idle connections are counted
 
 
 class FrontDoor(AiohttpServer):
     """Takes connections; ends them gracefully on shutdown, in both lanes."""
 
     def __init__(self, api: Api) -> None:
-        super().__init__(api.handle, api.journal)
-        self._opened = api.opened
+        super().__init__(api.handle)
+        self.journal = api.journal
         self.inference = api.inference
         self.loop = asyncio.get_running_loop()
-        self.visitors: set[Visitor] = set()
+        self.visitors: set[Guest] = set()  # all but those in aiohttp's lane
         self.closing = False
         self.leaving = False
         """Each reply is the last of its connection, but no connection is closed before that."""
         self._api = api
+        self._opened = api.opened
         self._max_body = api.max_body
-        self._stall_s = api.stall_s
         self._sweeper: asyncio.TimerHandle | None = None
+        self._trimmed_at = 0.0
         self._empty = asyncio.Event()
+
+    @property
+    def bounds(self) -> Bounds:
+        return self._api.bounds
 
     def __call__(self) -> Any:
         """A protocol for a new connection."""
         return Visitor(self)
 
     def aiohttp_protocol(self) -> asyncio.Protocol:
-        return super().__call__()
+        return self.connection(self)
 
     def admit(self, head: RequestHead, length: int, peer: str) -> tuple[str, str, Cors] | None:
         """Who asks, from where, and what its browser is told.
@@ -65,26 +75,60 @@ class FrontDoor(AiohttpServer):
         except ApiError:
             return None
 
-    # --- The connections in the fast lane
+    # --- The connections
 
-    def enter(self, visitor: Visitor) -> None:
-        self.visitors.add(visitor)
+    @property
+    def guests(self) -> Iterator[Guest]:
+        """All of them."""
+        return chain(list(self.visitors), cast(list[Guest], self.connections))
+
+    @property
+    def count(self) -> int:
+        return len(self.visitors) + len(self._connections)
+
+    def enter(self, guest: Guest) -> None:
+        self.visitors.add(guest)
         if self._sweeper is None:
-            self._sweeper = self.loop.call_later(min(_SWEEP_S, self._stall_s / 4), self._sweep)
+            self._sweeper = self.loop.call_later(self.bounds.sweep_s, self._sweep)
+        if self.count > self.bounds.max_idle and self.loop.time() - self._trimmed_at > _TRIM_S:
+            self.close_idle(keep=self.bounds.max_idle)
 
-    def leave(self, visitor: Visitor) -> None:
-        self.visitors.discard(visitor)
+    def leave(self, guest: Guest) -> None:
+        self.visitors.discard(guest)
         if not self.visitors:
             self._empty.set()
+
+    def refuse(self, transport: asyncio.Transport, error: ApiError, seen: bytes) -> None:
+        peer = transport.get_extra_info("peername")
+        client = peer[0] if isinstance(peer, tuple) else ""
+        progress = Progress(request_id_of(None), *request_line_of(seen), self.loop.time(), client)
+        progress.outcome, progress.status = error.code, error.status
+        self.journal.finished(progress)
+        transport.write(error.reply(progress.headers, keep_alive=False))
+        self.say_farewell(transport)
+
+    def say_farewell(self, transport: asyncio.Transport) -> None:
+        farewell = Farewell(self)
+        transport.set_protocol(farewell)
+        farewell.connection_made(transport)
+
+    def close_idle(self, keep: int) -> None:
+        """Of the connections that wait for a request, the longest idle ones, until so many are left."""
+        self._trimmed_at = self.loop.time()
+        idle = [(since, id(guest), guest) for guest in self.guests if (since := guest.idle_since) is not None]
+        for _, _, guest in heapq.nsmallest(len(idle) - keep, idle):
+            guest.close_if_idle()
 
     def _sweep(self) -> None:
         """One timer for all: nothing is set or cancelled per request or per read."""
         self._sweeper = None
         now = self.loop.time()
-        for visitor in list(self.visitors):
-            visitor.check_time(now, idle_s=IDLE_S, stall_s=self._stall_s)
-        if self.visitors:
-            self._sweeper = self.loop.call_later(min(_SWEEP_S, self._stall_s / 4), self._sweep)
+        for guest in self.guests:
+            guest.check_time(now)
+        if self.count > self.bounds.max_idle:
+            self.close_idle(keep=self.bounds.max_idle)
+        if self.count:
+            self._sweeper = self.loop.call_later(self.bounds.sweep_s, self._sweep)
 
     # --- The end
 

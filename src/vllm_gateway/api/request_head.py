@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from vllm_gateway.api.begun_head import MAX_FIELDS
 from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.relay.framing import FIELD_NAME
 
-MAX_HEAD_BYTES = 16 * 1024
 _BEGINNING = b"POST /v1/"
-_METHOD = re.compile(rb"[A-Z]{1,20} |[A-Z]{0,20}\Z")
 
 _REQUEST_LINE = re.compile(rb"POST ((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)(\?[A-Za-z0-9._~/=&%+-]*)? HTTP/1\.1")
 _FIELD = re.compile(rb"(" + FIELD_NAME + rb"):([\t\x20-\x7e]*+)")
@@ -28,11 +27,6 @@ _ONCE = frozenset({b"host", b"origin", b"content-type", b"connection", b"authori
 _PERSISTENCE = {b"": True, b"keep-alive": True, b"close": False}
 _MAX_KEPT_HEAD = 2048
 _MAX_KEPT_LINE = 256
-
-
-def may_become_a_head(data: bytes) -> bool:
-    """Whether more bytes could make it one: what cannot is answered at once."""
-    return len(data) < MAX_HEAD_BYTES and _METHOD.match(data) is not None and data.count(b"\n") == data.count(b"\r\n")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +77,8 @@ def parse_request_head(head: bytes) -> tuple[RequestHead, int] | None:
 def _parse(head: bytes) -> RequestHead | None:
     """Of a head from which the one Content-Length has been taken."""
     request_line, *lines = head.split(b"\r\n")
+    if len(lines) >= MAX_FIELDS:
+        return None
     found = _REQUEST_LINE.fullmatch(request_line)
     if found is None or not request_line.startswith(_BEGINNING):
         return None

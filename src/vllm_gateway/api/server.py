@@ -10,10 +10,11 @@ from aiohttp import hdrs, web
 
 from vllm_gateway.api import models
 from vllm_gateway.api.answers import as_json, only, only_get
-from vllm_gateway.api.body import STALL_S, read_body
+from vllm_gateway.api.body import read_body
 from vllm_gateway.api.cors import NO_CORS, is_preflight, preflight
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.gate import Gate
+from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
 from vllm_gateway.api.keys import offered_keys
@@ -46,7 +47,7 @@ class Api:
         problems: Callable[[], list[str]],
         state_of: Callable[[str], str],
         max_body: int,
-        stall_s: float = STALL_S,
+        bounds: Bounds,
     ) -> None:
         self.gate = gate
         self.paths = paths
@@ -56,7 +57,7 @@ class Api:
         self._models = Models(names, state_of)
         self._problems = problems
         self.max_body = max_body
-        self.stall_s = stall_s
+        self.bounds = bounds
         self.opened = asyncio.Event()
         """Set once the fleet is known: until then only /health is answered, and all else waits."""
 
@@ -117,7 +118,7 @@ class Api:
         self, request: web.BaseRequest, target: str, caller: str, progress: Progress
     ) -> web.StreamResponse:
         self.inference.check_open()
-        body = await read_body(request, self.max_body, self.stall_s)
+        body = await read_body(request, self.max_body, self.bounds.stall_s)
         if request.method != hdrs.METH_POST and not body:
             text = f"{request.method} {progress.path} names no model: it has no body. WebSockets are not carried."
             raise ApiError("model_missing", text, param="model")

@@ -8,21 +8,25 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from vllm_gateway.api.begun_head import END, BegunHead, Fate, too_large, too_slow, unreadable
 from vllm_gateway.api.body import body_time_s, body_timeout
+from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.guests import MAX_AHEAD_BYTES
 from vllm_gateway.api.journal import Progress, request_id_of
-from vllm_gateway.api.request_head import MAX_HEAD_BYTES, RequestHead, may_become_a_head, parse_request_head
+from vllm_gateway.api.request_head import RequestHead, parse_request_head
 
 if TYPE_CHECKING:
     from vllm_gateway.api.front_door import FrontDoor
 
-_MAX_AHEAD_BYTES = 64 * 1024
-"""Of requests that come before the one at hand is answered; beyond it the connection is not read."""
+_FIRST_LOOK = 16 * 1024
+"""A plain head is there in one read, and smaller than this."""
 
 
 class Visitor(asyncio.Protocol):
     """A client's connection, and for the relay the `Client` of the request at hand."""
 
     __slots__ = (
+        "_begun",
         "_caller",
         "_door",
         "_drained",
@@ -53,7 +57,8 @@ class Visitor(asyncio.Protocol):
         self._parts: list[bytes] = []  # of its body
         self._length = 0  # of its body
         self._missing = 0  # bytes of it that have not come yet
-        self.ahead = b""  # what has come of the next request
+        self.ahead = bytearray()  # what has come of the next requests
+        self._begun: BegunHead | None = None  # of the next request, while none is at hand
         self._heard_at = 0.0
         self.reads_no_more = False  # for the requests ahead are more than are kept
         self._peer = ""
@@ -103,13 +108,13 @@ class Visitor(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._task is not None:
             self.ahead += data
-            if len(self.ahead) > _MAX_AHEAD_BYTES and not self.reads_no_more:
+            if len(self.ahead) > MAX_AHEAD_BYTES and not self.reads_no_more:
                 self.reads_no_more = True
                 self.transport.pause_reading()
         elif self._missing:
             self._take_body(data)
         else:
-            self._take_head(self.ahead + data if self.ahead else data)
+            self._take_head(data)
 
     def pause_writing(self) -> None:
         self.writing_paused = True
@@ -133,15 +138,9 @@ class Visitor(asyncio.Protocol):
     # --- A request comes in
 
     def _take_head(self, data: bytes) -> None:
-        begun, self.ahead = bool(self.ahead), b""
-        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+        end = -1 if self._begun is not None else data.find(END, 0, _FIRST_LOOK)
         if end < 0:
-            if may_become_a_head(data):
-                self.ahead = data
-                if not begun:
-                    self._heard_at = self._door.loop.time()
-            else:
-                self._hand_over(data)
+            self._take_part_of_head(data)
             return
         parsed = parse_request_head(data[:end])
         if parsed is None:
@@ -158,16 +157,38 @@ class Visitor(asyncio.Protocol):
         self._progress = Progress(request_id_of(head.request_id), "POST", head.path, now, client, cors)
         begins, ends = end + 4, end + 4 + length
         if len(data) >= ends:
-            self.ahead = data[ends:]
+            if len(data) > ends:
+                self.ahead += data[ends:]
             self._answer(data[begins:ends])
         else:
             self._heard_at = now
             self._parts.append(data[begins:])
             self._length, self._missing = length, ends - len(data)
 
+    def _take_part_of_head(self, data: bytes) -> None:
+        """Of a head that comes in several reads, or is large: then aiohttp's parser reads it."""
+        bounds = self._door.bounds
+        if self._begun is None:
+            data = data.lstrip(b"\r\n")  # what some clients send after a body
+            if not data:
+                return
+            self._begun = BegunHead(bounds.head_bytes, self._door.loop.time())
+        fate = self._begun.add(data)
+        if fate is Fate.MORE:
+            return
+        seen, self._begun = self._begun.data, None
+        if fate is Fate.TOO_LARGE:
+            self._refuse(too_large(bounds.head_bytes), seen)
+        elif fate is Fate.NO_HEAD:
+            self._refuse(unreadable(), seen)
+        elif seen.find(END, 0, _FIRST_LOOK) >= 0:
+            self._take_head(seen)
+        else:
+            self._hand_over(seen)
+
     def _take_body(self, data: bytes) -> None:
         if len(data) > self._missing:
-            self.ahead = data[self._missing :]
+            self.ahead += data[self._missing :]
             data = data[: self._missing]
         self._parts.append(data)
         self._missing -= len(data)
@@ -237,26 +258,36 @@ class Visitor(asyncio.Protocol):
     def _next(self) -> None:
         self._heard_at = self._door.loop.time()
         if self.ahead:
-            self._take_head(self.ahead)
+            data = bytes(self.ahead)
+            self.ahead.clear()
+            self._take_head(data)
         elif self._door.closing:
             self._close()
-        if self.reads_no_more and len(self.ahead) <= _MAX_AHEAD_BYTES:
+        if self.reads_no_more and len(self.ahead) <= MAX_AHEAD_BYTES:
             self.reads_no_more = False
             self.transport.resume_reading()
 
     # --- The ends
 
-    def check_time(self, now: float, *, idle_s: float, stall_s: float) -> None:
-        """Called by the sweep."""
+    @property
+    def idle_since(self) -> float | None:
+        return None if self._task or self._missing or self._begun else self._heard_at
+
+    def check_time(self, now: float) -> None:
         if self._task is not None:
             return
+        bounds = self._door.bounds
         quiet_s = now - self._heard_at
         if self.transport.is_closing():
-            if quiet_s > stall_s:
+            if quiet_s > bounds.stall_s:
                 self.transport.abort()
-        elif self._missing and (quiet_s > stall_s or self._body_takes_too_long(now, stall_s)):
-            self._refuse_slow_body()
-        elif quiet_s > (stall_s if self.ahead else idle_s):
+        elif self._missing:
+            if quiet_s > bounds.stall_s or self._body_takes_too_long(now, bounds.stall_s):
+                self._refuse_slow_body()
+        elif self._begun is not None:
+            if now - self._begun.since > bounds.head_s:
+                self._refuse(too_slow(bounds.head_s), self._begun.data)
+        elif quiet_s > bounds.idle_s:
             self._close()
 
     def _body_takes_too_long(self, now: float, stall_s: float) -> bool:
@@ -264,7 +295,7 @@ class Visitor(asyncio.Protocol):
         return now - self._progress.began > body_time_s(self._length - self._missing, stall_s)
 
     def close_if_idle(self) -> None:
-        if self._task is None and not self._missing and not self.ahead:
+        if self.idle_since is not None:
             self._close()
 
     def _close(self) -> None:
@@ -275,6 +306,11 @@ class Visitor(asyncio.Protocol):
     def abort(self) -> None:
         """Ends it now, whatever it does."""
         self.transport.abort()
+
+    def _refuse(self, error: ApiError, seen: bytes) -> None:
+        """A head that is none."""
+        self._door.leave(self)
+        self._door.refuse(self.transport, error, seen)
 
     def _refuse_slow_body(self) -> None:
         assert self._progress is not None

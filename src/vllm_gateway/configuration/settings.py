@@ -137,6 +137,10 @@ class Server(_Strict):
     trusted_proxies: tuple[Annotated[str, AfterValidator(_proxy)], ...] = Field(
         (), description="Addresses or networks of proxies whose X-Forwarded-For is believed; unix: of a Unix socket."
     )
+    head_timeout_s: Seconds = Field(10, gt=0, description="From the first byte of a request's head to its last one.")
+    max_head_kib: int = Field(64, ge=8, le=1024, description="Larger heads get 431.")
+    idle_timeout_s: Seconds = Field(3600, gt=0, description="How long a connection may wait for its next request.")
+    max_idle_connections: int = Field(4096, ge=1, description="Beyond it, those that have waited longest are closed.")
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
     extra_paths: tuple[CarriedPath, ...] = Field(
         (), description="Carried to engines beside those that clients of vLLM need: /path (POST), or METHOD /path."

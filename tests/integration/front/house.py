@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Never
 
@@ -15,6 +15,7 @@ from tests.integration.relay.wire import Message, Peer
 from tests.waiting import LIMIT_S, until
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
+from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress
 from vllm_gateway.api.names import ModelNames
@@ -31,6 +32,7 @@ from vllm_gateway.strategies.round_robin import RoundRobin
 
 MAX_BODY = 1 << 20
 BODY = b'{"model":"m"}'
+BOUNDS = Bounds()
 LANES = {"fast": b"", "aiohttp": b"X-Not-Plain: \xc3\xa9\r\n"}
 """A header that decides which lane a request goes through."""
 
@@ -120,6 +122,7 @@ async def house(
     server: Mapping[str, Any] = MappingProxyType({}),
     limits: Limits | None = None,
     max_in_flight: int = 100,
+    bounds: Bounds = BOUNDS,
     stall_s: float = 60.0,
     drain_s: float = 1.0,
     opened: bool = True,
@@ -149,7 +152,7 @@ async def house(
             problems=list,
             state_of=_never,
             max_body=MAX_BODY,
-            stall_s=stall_s,
+            bounds=replace(bounds, stall_s=stall_s),
         )
         if opened:
             api.opened.set()

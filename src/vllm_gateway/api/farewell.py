@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a connection whose client may still be sending what was refused: it is to read why before."""
+
+import asyncio
+from typing import cast
+
+from vllm_gateway.api.guests import Door
+
+LINGER_S = 5.0
+"""For the client to read its reply and to close. To close at once would reset the connection, and the reply be lost."""
+
+
+class Farewell(asyncio.Protocol):
+    """Takes a connection on which the last reply has been written, and throws away what still comes."""
+
+    __slots__ = ("_door", "_since", "_transport")
+
+    idle_since = None
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._since = door.loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._door.enter(self)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self)
+
+    def check_time(self, now: float) -> None:
+        if now - self._since > LINGER_S:
+            self.abort()
+
+    def close_if_idle(self) -> None:
+        """It ends soon by itself."""
+
+    def abort(self) -> None:
+        self._transport.abort()
