@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from vllm_gateway.api.answers import name_server
 from vllm_gateway.api.begun_head import END, MAX_FIELDS, BegunHead, Fate, too_large, too_slow, unreadable
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import MAX_AHEAD_BYTES, Door
@@ -190,6 +191,8 @@ class _Connection(web.RequestHandler):
         if self._last:
             resp.force_close()
         self._sends_page = not isinstance(resp, CarriedResponse)
+        if self._sends_page:
+            name_server(resp)
         try:
             finished = await super().finish_response(request, resp, start_time)
         finally:

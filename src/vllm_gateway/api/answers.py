@@ -28,3 +28,9 @@ def as_json(value: object, progress: Progress) -> web.Response:
     """`value`: of dataclasses, dictionaries, lists and numbers."""
     body = orjson.dumps(value)
     return web.Response(body=body, content_type="application/json", headers=progress.headers)
+
+
+def name_server(response: web.StreamResponse) -> None:
+    """Else aiohttp names itself, with its version and Python's."""
+    if not response.prepared:
+        response.headers.setdefault(hdrs.SERVER, "vllm-gateway")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import ApiError
-from vllm_gateway.api.giving_up import is_giving_up
+from vllm_gateway.api.giving_up import is_clients_fault, is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.relay import Carried, Instructions, UpstreamFailed, own_headers
@@ -15,7 +15,8 @@ from vllm_gateway.scheduling import InstanceView, ModelQueue, NotAgain, Outcome,
 
 _NOBODY_GOT_IT = frozenset({"connect_refused", "connect_failed"})
 """With these an instance has failed, but no try was used up."""
-_NOT_ITS_FAULT = frozenset({"request_timeout", "relay_closed"})
+_NOT_ITS_FAULT = frozenset({"request_timeout", "relay_closed", "event_too_long", "refused"})
+"""These say nothing about an instance: another one would have done the same."""
 
 
 class LastTryFailed(ApiError):
@@ -24,6 +25,8 @@ class LastTryFailed(ApiError):
 
 def outcome_of(failure: UpstreamFailed) -> Outcome:
     """What it says about the instance that there was no reply."""
+    if failure.reason == "redirected":
+        return Outcome.CLIENT_ERROR
     return Outcome.CLIENT_GONE if failure.reason in _NOT_ITS_FAULT else Outcome.UNREACHABLE
 
 
@@ -31,6 +34,7 @@ class Attempts:
     """Between two calls the request has a place on no instance, or on `instance`."""
 
     __slots__ = (
+        "_blames_client",
         "_demand",
         "_failed",
         "_goodbye",
@@ -61,6 +65,7 @@ class Attempts:
         self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
         self.reason = ""  # why the last instance failed
+        self._blames_client = False  # what an instance says that it could not do
         self._tries = 0  # instances that got the request
         self.info = info
         self.queue = queue
@@ -81,8 +86,13 @@ class Attempts:
             self.deadline,
             began=self.queue.began(self.instance, self.info),
             watch=self.watch,
-            has_given_up=is_giving_up if self.has_tries_left else None,
+            has_given_up=self._has_given_up,
         )
+
+    def _has_given_up(self, status: int, body: bytes) -> bool:
+        """At the last try the client gets what there is."""
+        self._blames_client = is_clients_fault(status, body)
+        return self.has_tries_left and is_giving_up(status, body)
 
     @property
     def has_tries_left(self) -> bool:
@@ -122,9 +132,9 @@ class Attempts:
         self.show(carried)
         if carried.broken:
             self.progress.limit_reached(carried.broken)
-            ours = carried.broken == "request_timeout" or carried.broken.startswith("client")
+            ours = carried.broken in _NOT_ITS_FAULT or carried.broken.startswith("client")
             return Outcome.CLIENT_GONE if ours else Outcome.BROKEN
-        if carried.status >= 500:
+        if carried.status >= 500 and not self._blames_client:
             return Outcome.SERVER_ERROR
         return Outcome.CLIENT_ERROR if carried.status >= 400 else Outcome.OK
 
@@ -143,6 +153,8 @@ class Attempts:
         self.progress.limit_reached(reason)
         if reason == "request_timeout":
             raise self.late()
+        if reason == "redirected":
+            raise ApiError("engine_redirect", "The engine wants the request elsewhere, which is not followed.")
         self.suspect(reason)
         if not (failure.retryable and self.has_tries_left):
             raise self._last_try_failed()

@@ -44,6 +44,8 @@ KINDS = {
     "idle_timeout": Kind(504, "timeout_error"),
     "request_timeout": Kind(504, "timeout_error"),
     "stream_interrupted": Kind(502, "upstream_error"),
+    "event_too_long": Kind(502, "upstream_error"),
+    "engine_redirect": Kind(502, "upstream_error"),
     "internal_error": Kind(500, "internal_error"),
 }
 
@@ -108,6 +110,7 @@ class ApiError(Exception):
         headers = self.headers(of_all_replies)
         headers["Content-Length"] = str(len(body))
         headers["Date"] = formatdate(usegmt=True)
+        headers["Server"] = "vllm-gateway"
         if not keep_alive:
             headers["Connection"] = "close"
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

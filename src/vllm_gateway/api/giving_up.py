@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engines say when they cannot take requests any more: their failure, not an answer for the client."""
+"""What replies from 500 on say of whose failure it was: the engine's that gives up, or the client's after all."""
 
-_WORDS = (
+import re
+
+_GIVING_UP = (
     b"cannot schedule new futures after shutdown",  # it is being stopped
     b"EngineCore encountered an issue",  # its core is dead, it will soon be
+)
+_CODE_OF_CLIENT = re.compile(rb'"code"\s*+:\s*+"?4\d\d\b')
+_TOO_LONG = re.compile(
+    rb"maximum (?:context|model|sequence) length|max_model_len|exceeds? the (?:available |model's )?context"
+    rb"|longer than the model's context|context length exceeded|context_length_exceeded",
+    re.IGNORECASE,
 )
 
 
 def is_giving_up(status: int, body: bytes) -> bool:
     """`body`: what a reply from 500 on says, or the beginning of it."""
-    return status in (502, 503) or (status == 500 and any(words in body for words in _WORDS))
+    return status in (502, 503) or (status == 500 and any(words in body for words in _GIVING_UP))
+
+
+def is_clients_fault(status: int, body: bytes) -> bool:
+    """Whether an engine found something wrong with the request, and only says so in the wrong way."""
+    return status == 500 and (_CODE_OF_CLIENT.search(body) or _TOO_LONG.search(body)) is not None

@@ -37,7 +37,7 @@ class StreamedRequest:
         self._relay = relay
         self._starting = starting
         self._emit: Callable[..., None] = emit
-        self._tracker = Tracker(asked, attempts.terms.resume)
+        self._tracker = Tracker(asked, attempts.terms.resume, attempts.terms.max_event_bytes)
         self._stream = ClientStream(client, self._tracker, attempts.own)
         self._next = Ask(client.target, self._tracker.body, self._tracker)
         self._timer: asyncio.TimerHandle  # of the next sign of life
@@ -115,6 +115,8 @@ class StreamedRequest:
             address = (instance.host, instance.port)
             carried = await self._relay.carry_on(stream, address, ask.path, ask.body, attempts.instructions())
             outcome = attempts.note(carried)
+            if self._tracker.refused and outcome is Outcome.OK:
+                outcome = Outcome.CLIENT_ERROR
         except NoStream as failure:
             outcome = Outcome.SERVER_ERROR if failure.status >= 500 else Outcome.CLIENT_ERROR
             raise
@@ -135,6 +137,10 @@ class StreamedRequest:
             attempts.check_open(reason)
             if reason == "request_timeout":
                 raise attempts.late()
+        if reason == "event_too_long":
+            raise self._too_long()
+        if reason == "refused":
+            raise self._interrupted(reason, "the other instance refused to go on")
         if reason not in _NOT_ITS_FAULT:
             attempts.suspect(reason)
         step = next_step(tracker)
@@ -153,6 +159,13 @@ class StreamedRequest:
         if self._tracker.begun:
             raise self._interrupted(failure.reason, "the other instance refused to go on")
         return self._end_with(_refusal(failure), failure.reason)
+
+    def _too_long(self) -> ApiError:
+        """Another instance would say the same."""
+        self._emit(events.STREAM_INTERRUPTED, **self._known("event_too_long"), why="an event over the limit")
+        limit = self._attempts.terms.max_event_bytes >> 20
+        text = f"The engine sent an event that is too long to be passed on (server.max_event_mib is {limit})."
+        return ApiError("event_too_long", text)
 
     def _interrupted(self, reason: str, why: str) -> ApiError:
         self._emit(events.STREAM_INTERRUPTED, **self._known(reason), why=why)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.relay import Limits
-from vllm_gateway.streams import Resume
+from vllm_gateway.streams import MAX_EVENT_BYTES, Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Terms:
     resume: Resume = Resume.EXACT
     keepalive: bool = False
     """A stream that waits for an instance is kept alive by comments."""
+    max_event_bytes: int = MAX_EVENT_BYTES
+    """Of a stream; a longer one ends it."""
 
 
 def terms_of(settings: Settings) -> dict[str, Terms]:
@@ -38,6 +40,7 @@ def _terms_of(settings: Settings, model: str) -> Terms:
         request_s=timeouts.request_s or None,
         resume=Resume(of_model.resume or settings.resume),
         keepalive=(of_model.cold_start or settings.cold_start) == "keepalive",
+        max_event_bytes=settings.server.max_event_mib << 20,
     )
 
 

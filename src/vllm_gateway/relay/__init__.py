@@ -19,6 +19,7 @@ What it promises:
   A reply that only the connection's end delimits is passed as such and closes the client's connection; when it is
   cut, the client's connection is reset.
 - A client that leaves closes the connection to the instance at once.
+- What an engine says of itself (its own address, its server, cookies, trailers) stays here, and so do its redirects.
 - A slow client costs `client_buffer_bytes` and one read of memory: the instance is not read meanwhile.
 - A connection is used again only if nothing of the exchange before is left on it; one that proves to have been closed
   while it was idle is replaced by a fresh one, and that counts as no failure.

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One request on one connection, and its reply's way to the client: the states, in the order in which bytes flow.
 
-Runs in the read callback of the instance's connection. The handler's task sleeps meanwhile and is woken for two things
-only: the exchange is over, or the client reads too slowly and has to be waited for.
+Runs in the read callback of the instance's connection, where a long read is taken apart in turns of the loop. The
+handler's task sleeps meanwhile and is woken for two things only: the exchange is over, or the client reads too slowly
+and has to be waited for.
 """
 
 import asyncio
 import enum
+import sys
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain
 from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
@@ -17,6 +19,9 @@ from vllm_gateway.relay.withheld import Withheld
 
 SMALL_BODY_BYTES = 16 * 1024
 """Up to here a copy is cheaper than a second buffer on the wire."""
+
+TURN_BYTES = 16 * 1024
+"""What is taken apart in one turn of the loop. A read may bring much more, in parts of a few bytes each."""
 
 
 class Phase(enum.Enum):
@@ -42,9 +47,11 @@ class Exchange:
         "_heard",
         "_held",
         "_instructions",
+        "_interim_bytes",
         "_loop",
         "_paused",
         "_quiet_until",
+        "_rest",
         "_reusable",
         "_sent_at",
         "_unframe",
@@ -86,6 +93,8 @@ class Exchange:
 
         self._began = instructions.began  # until it is called
         self._held = b""  # of a head that is not complete
+        self._interim_bytes = 0
+        self._rest = b""  # of a read that is taken apart in turns
         self._waits_for_body = True
         self._withheld: Withheld | None = None
         self._framing: Framing
@@ -148,6 +157,33 @@ class Exchange:
 
     def received(self, data: bytes) -> None:
         self._heard = True
+        if len(data) > TURN_BYTES and len(data) > self._turn_bytes():
+            self._rest = data
+            self._connection.transport.pause_reading()
+            self._next_turn()
+        else:
+            self._take(data)
+
+    def _turn_bytes(self) -> int:
+        """How much to take in this turn: what is passed on as it is makes no work, however long."""
+        if self.phase is not _BODY:
+            return TURN_BYTES
+        framing = self._framing
+        return max(TURN_BYTES, framing.left) if isinstance(framing, Chunked) else sys.maxsize
+
+    def _next_turn(self) -> None:
+        if self.phase is _OVER:
+            return
+        self._heard = True
+        end = self._turn_bytes()
+        data, self._rest = self._rest[:end], self._rest[end:]
+        if not self._rest:
+            self._connection.transport.resume_reading()
+        self._take(data)
+        if self._rest and not self._paused:
+            self._loop.call_soon(self._next_turn)
+
+    def _take(self, data: bytes) -> None:
         if self.phase is _BODY:
             self._pass_on(data)
         elif self._withheld is None:
@@ -175,6 +211,9 @@ class Exchange:
                 self._fail("bad_reply", retryable=True, detail=str(error))
                 return
             data = data[end:]
+            if head.is_redirect:
+                self._fail("redirected", retryable=False, detail=f"status {head.status}")
+                return
             if head.status >= 500 and instructions.has_given_up is not None:
                 self._withheld = Withheld(head, head.framing(self._client.method), instructions.has_given_up)
                 self._weigh(self._withheld, data)
@@ -185,7 +224,11 @@ class Exchange:
             if head.status == 101:
                 self._fail("bad_reply", retryable=True, detail="switches to a protocol nobody asked for")
                 return
-            if not data:  # an interim reply: for us alone
+            self._interim_bytes += end  # an interim reply: for us alone
+            if self._interim_bytes > instructions.limits.max_head_bytes:
+                self._fail("bad_reply", retryable=True, detail="too many interim replies")
+                return
+            if not data:
                 return
 
     def _hold_head(self, data: bytes, searched: int) -> None:
@@ -252,7 +295,9 @@ class Exchange:
                 self._end("bad_reply")
             return
         surplus = used != len(data)
-        if surplus and not self._unframe:
+        if framing.instead is not None and not self._unframe:
+            out = framing.instead
+        elif surplus and not self._unframe:
             out = data[:used]
         if head:
             out = head + out
@@ -301,12 +346,18 @@ class Exchange:
         self._wake = self._loop.create_future()
         self._heard = True  # the time in which we did not read does not count against the instance
         self._paused = False
-        self._connection.transport.resume_reading()
+        if self._rest:
+            self._next_turn()
+        else:
+            self._connection.transport.resume_reading()
 
     # --- The ends
 
     def lost(self, error: Exception | None) -> None:
         """The instance closed the connection, or it broke."""
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._take(rest)
         if self._withheld is not None and error is None and self._withheld.ends_with_connection:
             self._judge(self._withheld)
         if self.phase is _HEAD:
@@ -341,10 +392,14 @@ class Exchange:
             self.cut("first_byte_timeout" if self._waits_for_body else "idle_timeout")
 
     def _fail(self, reason: str, *, retryable: bool, detail: str = "") -> None:
+        if self._client_transport.is_closing():
+            reason, retryable = "client_gone", False
         self.failure = UpstreamFailed(reason, retryable=retryable, detail=detail)
         self._over(clean=False)
 
     def _end(self, broken: str | None) -> None:
+        if broken is not None and broken != "client_stalled" and self._client_transport.is_closing():
+            broken = "client_gone"  # whatever else was seen: nobody was there for the rest
         self.broken = broken
         if broken is not None:
             self.keeps_client = False
@@ -352,6 +407,6 @@ class Exchange:
 
     def _over(self, *, clean: bool) -> None:
         self.phase = _OVER
-        self._connection.release(clean=clean)
+        self._connection.release(clean=clean and not self._rest)
         if not self._wake.done():
             self._wake.set_result(None)

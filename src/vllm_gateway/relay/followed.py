@@ -7,7 +7,7 @@ What goes on to the client is decided by the stream's follower; another instance
 import asyncio
 from collections.abc import Callable
 
-from vllm_gateway.relay.exchange import Exchange
+from vllm_gateway.relay.exchange import TURN_BYTES, Exchange
 from vllm_gateway.relay.framing import BadFraming, Chunked
 from vllm_gateway.relay.heads import ReplyHead
 from vllm_gateway.relay.stream import ClientStream
@@ -83,8 +83,11 @@ class FollowedExchange(Exchange):
             self._follow(payload)
             return
         self._error += payload[: MAX_ERROR_BYTES - len(self._error)]
-        if self._framing.done:
+        if self._framing.done or len(self._error) >= MAX_ERROR_BYTES:
             self._end(None)
+
+    def _turn_bytes(self) -> int:
+        return TURN_BYTES if self._follows else super()._turn_bytes()
 
     def _payload(self, data: bytes) -> bytes:
         """What has been read, free of framing. Raises BadFraming."""

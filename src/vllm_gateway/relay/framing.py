@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds where a reply's body ends while its bytes pass by: by length, by chunks, or by the connection's end.
 
-Nothing is copied or held back: `feed` says how many of the bytes belong to the body, and the caller passes them on as
-they are. Each byte that cannot continue a well-formed body raises `BadFraming`, wherever the reads happen to split.
+`feed` says how many of the bytes belong to the body, and the caller passes them on as they are: nothing is copied but
+where the engine says more than the body. Chunk extensions and trailers end here, since nobody has agreed on any. Each
+byte that cannot continue a well-formed body raises `BadFraming`, wherever the reads happen to split.
 """
 
 import enum
@@ -12,6 +13,7 @@ from typing import Protocol
 FIELD_NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 FIELD_VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
 
+_WHOLE_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:[ \t]*+;" + FIELD_VALUE + rb")?+\r\n")
 _SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}+(?:[ \t]*+(?:;" + FIELD_VALUE + rb")?+)\r?+")
 _TRAILER_LINE = re.compile(rb"(" + FIELD_NAME + rb":" + FIELD_VALUE + rb")?+\r\n")
@@ -32,6 +34,9 @@ class Framing(Protocol):
     self_delimiting: bool
     """Whether its end can be told from a connection that broke."""
 
+    instead: bytes | None
+    """What is to be passed on in place of the bytes that the last `feed` was given; None: they themselves."""
+
     def feed(self, data: bytes) -> int:
         """How many of these bytes belong to the body; all of them, unless it ends in them (`done`)."""
 
@@ -41,6 +46,7 @@ class Length:
 
     __slots__ = ("_left", "done")
     self_delimiting = True
+    instead: bytes | None = None
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -61,6 +67,7 @@ class UntilClose:
 
     __slots__ = ("done",)
     self_delimiting = False
+    instead: bytes | None = None
 
     def __init__(self) -> None:
         self.done = False
@@ -80,17 +87,19 @@ _SIZE, _DATA, _DATA_END, _TRAILER = _Part  # looked up at each read: the class's
 
 
 class Chunked:
-    """A chunked body, chunk extensions and trailers included."""
+    """A chunked body; what is passed on of it are the chunks alone."""
 
-    __slots__ = ("_left", "_line", "_part", "_trailers", "done")
+    __slots__ = ("_cuts", "_line", "_part", "_trailers", "done", "instead", "left")
     self_delimiting = True
 
     def __init__(self) -> None:
         self.done = False
+        self.instead: bytes | None = None
         self._part = _SIZE
-        self._left = 0  # bytes of the present chunk's data still to come
-        self._line = b""  # the begun line that the last read ended in; already passed on
+        self.left = 0  # bytes of the present chunk's data still to come
+        self._line = b""  # the begun line that the last read ended in, not passed on yet
         self._trailers = 0
+        self._cuts: list[tuple[int, int]] = []  # what is not passed on of the present read
 
     @property
     def is_between_chunks(self) -> bool:
@@ -114,15 +123,27 @@ class Chunked:
                 position = self._data_end(data, position)
             else:
                 position = self._trailer_line(data, position)
+        self.instead = self._rest(data, position) if carried_over or self._line or self._cuts else None
         return position - carried_over
+
+    def _rest(self, data: bytes, end: int) -> bytes:
+        """What is left of the data before `end` without what is cut, and without a line that is not whole."""
+        kept = []
+        start = 0
+        for cut, until in self._cuts:
+            kept.append(data[start:cut])
+            start = until
+        self._cuts.clear()
+        kept.append(data[start : end - len(self._line)])
+        return b"".join(kept)
 
     @staticmethod
     def _whole_chunks(data: bytes, start: int, payload: list[bytes] | None) -> int:
         """Steps over the chunks that lie in this read as a whole: nearly all, since engines write one at a time."""
-        while (line := _SIZE_LINE.match(data, start)) is not None:
+        while (line := _WHOLE_SIZE_LINE.match(data, start)) is not None:
             data_start = line.end()
             end = data_start + int(line[1], 16)
-            if end == data_start or data[end : end + 2] != b"\r\n" or data_start - start > MAX_LINE_BYTES:
+            if end == data_start or data[end : end + 2] != b"\r\n":
                 break
             if payload is not None:
                 payload.append(data[data_start:end])
@@ -136,16 +157,18 @@ class Chunked:
         if line is None:
             return self._begun_line(_SIZE_LINE_BEGUN, data, start)
         _check_length(line.end() - start)
-        self._left = int(line[1], 16)
-        self._part = _DATA if self._left else _TRAILER
+        if line.end() - line.end(1) > 2:
+            self._cuts.append((line.end(1), line.end() - 2))
+        self.left = int(line[1], 16)
+        self._part = _DATA if self.left else _TRAILER
         return line.end()
 
     def _data(self, data: bytes, start: int, payload: list[bytes] | None) -> int:
-        end = min(start + self._left, len(data))
-        self._left -= end - start
+        end = min(start + self.left, len(data))
+        self.left -= end - start
         if payload is not None:
             payload.append(data[start:end])
-        if self._left == 0:
+        if self.left == 0:
             self._part = _DATA_END
         return end
 
@@ -169,6 +192,7 @@ class Chunked:
         self._trailers += 1
         if self._trailers > MAX_TRAILER_LINES:
             raise BadFraming("too many trailers")
+        self._cuts.append((start, line.end()))
         return line.end()
 
     def _begun_line(self, pattern: re.Pattern[bytes], data: bytes, start: int) -> int:

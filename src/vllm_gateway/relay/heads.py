@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from vllm_gateway.relay.framing import FIELD_NAME, Chunked, Framing, Length, UntilClose
 
 _NAME = re.compile(FIELD_NAME)
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01])( ([1-9][0-9][0-9])(?: .*)?)")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01])( ([1-5][0-9][0-9])(?: .{0,200})?)")
 _METHOD = re.compile(r"[A-Z]{1,32}")
 _TARGET = re.compile(r"[^\x00-\x20\x7f]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -24,6 +24,7 @@ _LENGTH_LINES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 
 _MAX_KNOWN_HEAD = 2048
 _MAX_KNOWN_LINE = 256
+_MAX_LINES = 256
 _EVENTS = re.compile(rb"\ncontent-type:[ \t]*+text/event-stream[;\s]")
 _CONTROLS = bytes(c for c in range(128) if c < 32 or c == 127).replace(b"\t", b"")
 
@@ -40,8 +41,46 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
+_OF_THE_ENGINE = frozenset(
+    {
+        # What it is made of.
+        b"server",
+        b"via",
+        b"x-powered-by",
+        # What it says to browsers about its whole site, which is the gateway's.
+        b"accept-ch",
+        b"alt-svc",
+        b"clear-site-data",
+        b"nel",
+        b"public-key-pins",
+        b"refresh",
+        b"report-to",
+        b"reporting-endpoints",
+        b"service-worker-allowed",
+        b"set-cookie",
+        b"set-cookie2",
+        b"strict-transport-security",
+        # What a proxy before the gateway would do at its word: serve a file of its own, for one.
+        b"x-accel-charset",
+        b"x-accel-expires",
+        b"x-accel-limit-rate",
+        b"x-accel-redirect",
+        b"x-lighttpd-send-file",
+        b"x-reproxy-url",
+        b"x-sendfile",
+        # Of the message, and nothing that was agreed on.
+        b"trailer",
+    }
+)
+"""Headers of a reply that are not passed on."""
+
+_PLACES = frozenset({b"location", b"content-location"})
+"""These may name a path, and no other host: an engine knows nothing but its own address."""
+
 REQUEST_ONLY_HERE = _HOP_BY_HOP | {b"trailer", b"expect", b"host", b"content-length"}
 """Headers of a client's request that are not passed on: of this connection, or written anew."""
+
+_SPECIAL = _HOP_BY_HOP | _OF_THE_ENGINE | _PLACES | {b"content-length"}
 
 _ASKS_FOR_NO_LENGTH = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
@@ -165,6 +204,10 @@ class ReplyHead:
         self.keep_alive = form.keep_alive
 
     @property
+    def is_redirect(self) -> bool:
+        return 300 <= self.status < 400 and self.status != 304
+
+    @property
     def length(self) -> int | None:
         return int(self._digits) if self._digits else self._form.length
 
@@ -219,6 +262,8 @@ def _form(head: bytes) -> _Form:
 
 def _parse(head: bytes, *, of_any_length: bool = False) -> _Form:
     """Raises BadHead."""
+    if head.count(b"\n") > _MAX_LINES:
+        raise BadHead("too many lines")
     status_line, *lines = head[:-4].split(b"\r\n")
     if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines) - 4 or not head.endswith(b"\r\n\r\n"):
         raise BadHead("control character, or a line end that is none")
@@ -240,6 +285,8 @@ def _parse(head: bytes, *, of_any_length: bool = False) -> _Form:
                     encodings.append(value.strip(b" \t").lower())
                 elif name == b"connection":
                     connection.append(value)
+                elif name in _PLACES and _is_path(value.strip(b" \t")):
+                    kept.append(line)
                 continue
         kept.append(line)
     kept.append(b"")
@@ -270,17 +317,27 @@ def _status(line: bytes) -> tuple[int, bool, bytes]:
 
 @lru_cache(maxsize=1024)  # an engine's replies have the same few lines
 def _role(line: bytes) -> bytes | None:
-    """The lower-case name of a header that says how the message is framed or sent; None for an ordinary one."""
+    """The lower-case name of a header that is not merely passed on; None for an ordinary one."""
     name, colon, _ = line.partition(b":")
     lower = _field_name(name)
     if not colon:
         raise BadHead("header line without a colon")
-    return lower if lower == b"content-length" or lower in _HOP_BY_HOP else None
+    return lower if lower in _SPECIAL else None
+
+
+def _is_path(place: bytes) -> bool:
+    return place.startswith(b"/") and not place.startswith((b"//", b"/\\"))
+
+
+def _field_name(name: bytes) -> bytes:
+    """Lower-case."""
+    if len(name) > _MAX_KNOWN_LINE:
+        raise BadHead("header name too long")
+    return _known_field_name(name)
 
 
 @lru_cache(maxsize=256)  # the same few names, whatever the values
-def _field_name(name: bytes) -> bytes:
-    """Lower-case."""
+def _known_field_name(name: bytes) -> bytes:
     if _NAME.fullmatch(name) is None:
         raise BadHead("malformed header name")
     return name.lower()

@@ -3,10 +3,11 @@
 
 from vllm_gateway.streams.asked import Asked, Resume, asked
 from vllm_gateway.streams.continuation import Ask, Finish, GiveUp, Stream, next_step
-from vllm_gateway.streams.sse import comment, event_of
+from vllm_gateway.streams.sse import MAX_EVENT_BYTES, comment, event_of
 from vllm_gateway.streams.tracker import Tracker
 
 __all__ = [
+    "MAX_EVENT_BYTES",
     "Ask",
     "Asked",
     "Finish",

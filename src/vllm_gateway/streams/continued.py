@@ -6,8 +6,9 @@ from typing import Any
 import orjson
 
 from vllm_gateway.streams.asked import Kind
+from vllm_gateway.streams.large import LARGE_EVENT_BYTES, without_prompt_ids
 from vllm_gateway.streams.sse import EventReader, EventTooLong, data_of, event_of
-from vllm_gateway.streams.tracker import Tracker, is_failure
+from vllm_gateway.streams.tracker import Tracker, is_failure, is_refusal
 
 
 class Continued:
@@ -17,7 +18,7 @@ class Continued:
         self._tracker = tracker
         self._kind = kind
         self._before = tracker.tokens
-        self._reader = EventReader()
+        self._reader = EventReader(tracker.max_event_bytes)
 
     @property
     def done(self) -> bool:
@@ -45,6 +46,13 @@ class Continued:
         tracker = self._tracker
         if tracker.ended:
             return b""
+        if len(event) > LARGE_EVENT_BYTES:
+            event, prompt_ids = without_prompt_ids(event)
+            if len(event) > LARGE_EVENT_BYTES:
+                tracker.failed = "event_too_long"
+                return b""
+            if not self._before:
+                tracker.prompt_ids = tracker.prompt_ids or prompt_ids
         data = data_of(event)
         if data is None:
             return event
@@ -54,6 +62,9 @@ class Continued:
             chunk = orjson.loads(data)
             if not is_failure(chunk):
                 return self._chunk(chunk, event)
+            if is_refusal(chunk):
+                tracker.failed = "refused"
+                return b""
         except (ValueError, LookupError, TypeError, AttributeError):
             pass  # not what an engine sends
         tracker.failed = "engine_error"
@@ -118,7 +129,7 @@ def piece(
 def totals(tracker: Tracker) -> bytes:
     """The event with the usage, if the client asked for it and has not got it."""
     prompt = tracker.prompt_tokens
-    if not tracker.asked.include_usage or tracker.usage_sent or prompt is None:
+    if not tracker.asked.include_usage or tracker.usage_sent or tracker.refused or prompt is None:
         return b""
     return _usage_event(tracker, _counts(prompt, tracker.tokens))
 

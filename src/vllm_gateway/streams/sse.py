@@ -6,12 +6,13 @@ The bytes of an event stay as they came, the blank line at its end included, so 
 
 import re
 
-MAX_EVENT_BYTES = 64 << 20
-"""More than the token ids of a prompt of a few million tokens."""
+MAX_EVENT_BYTES = 8 << 20
+"""More than the token ids of a prompt of a million tokens."""
 
 # A carriage return at the very end may be the first half of a line end.
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r(?!\Z))")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_LOOKS_BACK = 3  # bytes of an event's end that may have come before its last one
 
 
 class EventTooLong(ValueError):
@@ -19,33 +20,54 @@ class EventTooLong(ValueError):
 
 
 class EventReader:
-    """Holds back what is not a whole event yet."""
+    """Holds back what is not a whole event yet. Each byte is looked at once, however it comes."""
 
     __slots__ = ("_max_bytes", "held")
 
     def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max_bytes = max_bytes
-        self.held = b""
+        self.held = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that these bytes complete. Raises EventTooLong."""
-        searched = max(0, len(self.held) - 3)
-        if self.held:
-            data = self.held + data
-        events = []
+        events: list[bytes] = []
         start = 0
+        if self.held:
+            before = bytes(self.held[-_LOOKS_BACK:])
+            end = _event_end(before + data) - len(before)
+            if end < 0:
+                self._hold(data)
+                return events
+            self._hold(data[:end])
+            events.append(bytes(self.held))
+            self.held = bytearray()
+            start = end
         if b"\r" not in data:  # as nearly always: three times as fast
-            while (at := data.find(b"\n\n", max(searched, start))) >= 0:
+            while (at := data.find(b"\n\n", start)) >= 0:
                 events.append(data[start : at + 2])
                 start = at + 2
         else:
-            while (end := _END.search(data, max(searched, start))) is not None:
-                events.append(data[start : end.end()])
-                start = end.end()
-        self.held = data[start:]
-        if len(self.held) > self._max_bytes:
-            raise EventTooLong
+            while (found := _END.search(data, start)) is not None:
+                events.append(data[start : found.end()])
+                start = found.end()
+        if start < len(data):
+            self._hold(data[start:])
         return events
+
+    def _hold(self, data: bytes) -> None:
+        if len(self.held) + len(data) > self._max_bytes:
+            self.held = bytearray()
+            raise EventTooLong
+        self.held += data
+
+
+def _event_end(data: bytes) -> int:
+    """Where the first event ends; 0 if it does not."""
+    if b"\r" not in data:
+        at = data.find(b"\n\n")
+        return 0 if at < 0 else at + 2
+    found = _END.search(data)
+    return 0 if found is None else found.end()
 
 
 def data_of(event: bytes) -> bytes | None:

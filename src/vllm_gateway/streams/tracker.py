@@ -12,8 +12,9 @@ from typing import Any
 import orjson
 
 from vllm_gateway.streams.asked import Asked, Kind, Resume, with_token_ids
+from vllm_gateway.streams.large import LARGE_EVENT_BYTES, glance, without_prompt_ids
 from vllm_gateway.streams.plain import PLAIN
-from vllm_gateway.streams.sse import EventReader, EventTooLong, data_of
+from vllm_gateway.streams.sse import MAX_EVENT_BYTES, EventReader, EventTooLong, data_of
 
 # A quote that no backslash precedes opens or closes a text; one before `token_ids":` can only open a name.
 _IDS = re.compile(rb'(?<!\\)"(token_ids|prompt_token_ids)"(\s*+:\s*+)\[([\s\d,]*+)\]')
@@ -25,12 +26,22 @@ _MAX_SIZE_LINE = 10  # of a chunk with one event
 _UNFINISHED = frozenset({"abort", "error"})
 """With these vLLM ends a request that it could not finish."""
 
+MAX_KEPT_BYTES = 16 << 20
+"""Of what has been said: more tokens than any context holds."""
+
 
 def is_failure(chunk: Mapping[str, Any]) -> bool:
     """Whether an event says that the engine failed."""
     return bool(chunk.get("error")) or any(
         one.get("finish_reason") in _UNFINISHED for one in chunk.get("choices") or ()
     )
+
+
+def is_refusal(chunk: Mapping[str, Any]) -> bool:
+    """Whether an error in a stream is the engine's answer to a request that cannot be served, by anybody."""
+    error = chunk.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return isinstance(code, int) and 400 <= code < 500
 
 
 class Tracker:
@@ -43,6 +54,7 @@ class Tracker:
     __slots__ = (
         "_before",
         "_hide_ids",
+        "_kept",
         "_kind",
         "_plain",
         "_reader",
@@ -54,19 +66,23 @@ class Tracker:
         "head",
         "ids",
         "ids_complete",
+        "max_event_bytes",
         "obstacle",
         "pieces",
         "prompt_ids",
+        "refused",
         "resume",
         "shown",
         "texts",
         "usage_sent",
     )
 
-    def __init__(self, asked: Asked, resume: Resume) -> None:
+    def __init__(self, asked: Asked, resume: Resume, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.asked = asked
         self.resume = resume
+        self.max_event_bytes = max_event_bytes
         self.failed: str | None = None
+        self.refused = False  # the engine's answer is an error of the client's
         self.done = False  # the client has the stream's last event
         self.head: dict[str, Any] = {}  # id, object, created and model of the client's stream
         self.obstacle = asked.obstacle_to(resume)  # why another instance cannot go on
@@ -77,11 +93,12 @@ class Tracker:
         self.texts: list[bytes] | None = (
             [] if resume is Resume.BEST_EFFORT else None
         )  # of the reply so far, as in JSON, without quotes
+        self._kept = 0  # bytes of them
         self.pieces = 0  # events with a part of the reply
         self.finished = 0  # choices with a finish reason
         self.usage_sent = False
         self._hide_ids = self.obstacle is None and not asked.token_ids
-        self._reader = EventReader()
+        self._reader = EventReader(self.max_event_bytes)
         self._kind = asked.kind
         self._before: bytes | None = None  # what plain events begin with, once one has been seen
         self._plain = PLAIN[asked.kind]
@@ -118,7 +135,7 @@ class Tracker:
     @property
     def is_finished(self) -> bool:
         """Whether the reply is whole, even if the events after it are missing."""
-        return self.finished >= self.asked.choices
+        return self.refused or self.finished >= self.asked.choices
 
     def begin_again(self) -> None:
         """Another instance goes on.
@@ -129,7 +146,7 @@ class Tracker:
         if self.shown < len(self.ids) and self.asked.token_ids:
             self.obstacle = self.obstacle or "half of a character"
         del self.ids[self.shown :]
-        self._reader = EventReader()
+        self._reader = EventReader(self.max_event_bytes)
 
     def feed_chunk(self, chunk: bytes) -> bytes | None:
         """As `feed`, for what is one chunk of HTTP with one event that reads easily; the chunk that goes to the client.
@@ -187,6 +204,17 @@ class Tracker:
         self.pieces += 1
         if self.texts is not None:
             self.texts.append(rest[1])
+            self._kept += len(rest[1])
+        if len(self.ids) + self._kept > MAX_KEPT_BYTES:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Of a reply without end not all can be kept."""
+        self.obstacle = self.obstacle or "the reply is too long"
+        self.ids_complete = False
+        self.ids = bytearray()
+        self.shown = self._kept = 0
+        self.texts = self._before = None
 
     def _event(self, event: bytes) -> bytes:
         if self.ended:
@@ -200,6 +228,31 @@ class Tracker:
         if self.obstacle is not None and self._is_mere_text(event, 0, len(event)):
             self.pieces += 1
             return self._shown(event)
+        if len(event) > LARGE_EVENT_BYTES:
+            return self._large(event)
+        return self._parsed(event)
+
+    def _large(self, event: bytes) -> bytes:
+        less, prompt_ids = without_prompt_ids(event)
+        self.prompt_ids = self.prompt_ids or prompt_ids
+        if len(less) <= LARGE_EVENT_BYTES:
+            shown = self._parsed(less)
+            return shown if self._hide_ids or not shown else event
+        seen = glance(less)
+        if seen is None or (seen.has_ids and self._hide_ids):
+            self.failed = "event_too_long"
+        elif seen.failed:
+            self.failed = "engine_error"
+        else:
+            self.obstacle = self.obstacle or "an event that is too long"
+            self.head = self.head or {"id": None}
+            self.ids_complete = False
+            self.finished += seen.finished
+            self.pieces += 1
+            return less if self._hide_ids else event
+        return b""
+
+    def _parsed(self, event: bytes) -> bytes:
         data = data_of(event)
         if data is None:
             return event
@@ -221,7 +274,11 @@ class Tracker:
 
     def _chunk(self, chunk: Mapping[str, Any], event: bytes) -> None:
         if is_failure(chunk):
-            self.failed = "engine_error"
+            if is_refusal(chunk):
+                self.refused = True
+                self.head = self.head or {"id": None}
+            else:
+                self.failed = "engine_error"
             return
         if not self.head:
             self.head = {name: chunk.get(name) for name in ("id", "object", "created", "model")}
@@ -271,8 +328,11 @@ class Tracker:
             self.shown = len(self.ids)
         if text and self.texts is not None:
             self.texts.append(orjson.dumps(text)[1:-1])
+            self._kept += len(self.texts[-1])
         if ids or text:
             self.pieces += 1
+        if len(self.ids) + self._kept > MAX_KEPT_BYTES:
+            self._forget()
 
     def _shown(self, event: bytes) -> bytes:
         return _IDS.sub(_HIDDEN, event) if self._hide_ids else event

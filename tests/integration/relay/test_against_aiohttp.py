@@ -7,7 +7,7 @@ import pytest
 from tests.integration.relay.wire import Instance, Peer, gateway, instance
 
 REPLIES = {
-    "length": b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 11\r\n\r\nhello world",
+    "length": b"HTTP/1.1 200 OK\r\nX-A: x\r\nContent-Length: 11\r\n\r\nhello world",
     "no body": b"HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n",
     "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     b"5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n",

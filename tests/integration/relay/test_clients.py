@@ -137,7 +137,7 @@ async def test_two_hundred_slow_clients_cost_bounded_memory_each() -> None:
         for client in clients:
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(a_request())
-        await until(lambda: sum(one.writing_paused for one in between.server.connections) == count)
+        await until(lambda: sum(one.writing_paused for one in between.server.connections) == count, limit_s=30)
         assert held_for_client(between) <= count * (64 * 1024 + 256 * 1024 + 1024)
         for client in clients:
             client.reset()

@@ -12,6 +12,7 @@ from vllm_gateway.relay import Limits
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 BODY = b"5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nX-Check: sum\r\n\r\n"
+PASSED_ON = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
 
 
 async def test_request_and_reply_go_through_and_connections_are_kept() -> None:
@@ -34,9 +35,7 @@ async def test_request_and_reply_go_through_and_connections_are_kept() -> None:
             reply = await client.ask(
                 a_request(b'{"a":1}', headers=b"Authorization: Bearer k\r\nConnection: x-hop\r\nX-Hop: 1\r\nX-A: b\r\n")
             )
-            assert reply.head == (
-                b"HTTP/1.1 201 Made\r\ndate: D\r\nserver: S\r\ncontent-length: 2\r\nX-Request-Id: r1\r\n\r\n"
-            )
+            assert reply.head == (b"HTTP/1.1 201 Made\r\ndate: D\r\ncontent-length: 2\r\nX-Request-Id: r1\r\n\r\n")
             assert reply.body == b"ok"
         assert (
             requests[0].head
@@ -66,7 +65,7 @@ async def test_a_reply_in_the_smallest_pieces(step: int) -> None:
         client = await between.connect()
         for _ in range(2):
             reply = await client.ask()
-            assert reply.head + reply.body == whole
+            assert reply.head + reply.body == CHUNKED + PASSED_ON
         assert engine.accepted == 1
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vllm_gateway.relay.framing import MAX_LINE_BYTES, BadFraming, Chunked, Framing, Length, UntilClose
 
 PAYLOAD = b"hello, world\r\n0\r\n\r\n"
+PASSED_ON = b"5\r\nhello\r\n%X\r\n%b\r\n0\r\n\r\n" % (len(PAYLOAD) - 5, PAYLOAD[5:])
 WHOLE = b"5;name=value\r\nhello\r\n%X\r\n%b\r\n0\r\nX-Check: sum\r\nX-Other:\r\n\r\n" % (len(PAYLOAD) - 5, PAYLOAD[5:])
 
 
@@ -19,7 +20,7 @@ def run(framing: Framing, reads: list[bytes]) -> tuple[bytes, bool]:
     for data in reads:
         used = framing.feed(data)
         assert 0 <= used <= len(data)
-        passed += data[:used]
+        passed += data[:used] if framing.instead is None else framing.instead
         if framing.done:
             return passed, True
         assert used == len(data), "bytes are left over only at the end"
@@ -32,15 +33,18 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @st.composite
-def chunked_bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    wire, payload = b"", b""
+def chunked_bodies(draw: st.DrawFn) -> tuple[bytes, bytes, bytes]:
+    """As it comes, as it is passed on, and its data."""
+    wire, plain, payload = b"", b"", b""
     for data in draw(st.lists(st.binary(min_size=1, max_size=40), max_size=5)):
         size = draw(st.sampled_from([b"%x", b"%X", b"00%x"])) % len(data)
         wire += size + draw(st.sampled_from([b"", b";a", b' ; a="b"'])) + b"\r\n" + data + b"\r\n"
+        plain += size + b"\r\n" + data + b"\r\n"
         payload += data
-    wire += draw(st.sampled_from([b"0", b"000", b"0;last"])) + b"\r\n"
+    last = draw(st.sampled_from([b"0", b"000"]))
+    wire += last + draw(st.sampled_from([b"", b";last"])) + b"\r\n"
     wire += draw(st.sampled_from([b"", b"A: b\r\n", b"A:\r\nB: c d\r\n"])) + b"\r\n"
-    return wire, payload
+    return wire, plain + last + b"\r\n\r\n", payload
 
 
 class TestLength:
@@ -66,10 +70,10 @@ class TestUntilClose:
 class TestChunked:
     @pytest.mark.parametrize("cut", range(len(WHOLE) + 1))
     def test_split_anywhere_it_ends_where_it_ends_whole(self, cut: int) -> None:
-        assert run(Chunked(), [WHOLE[:cut], WHOLE[cut:] + b"HTTP/1.1 200 surplus"]) == (WHOLE, True)
+        assert run(Chunked(), [WHOLE[:cut], WHOLE[cut:] + b"HTTP/1.1 200 surplus"]) == (PASSED_ON, True)
 
     def test_byte_by_byte(self) -> None:
-        assert run(Chunked(), [bytes([byte]) for byte in WHOLE]) == (WHOLE, True)
+        assert run(Chunked(), [bytes([byte]) for byte in WHOLE]) == (PASSED_ON, True)
 
     @pytest.mark.parametrize("cut", range(len(WHOLE) + 1))
     def test_gives_the_payload_without_its_framing(self, cut: int) -> None:
@@ -81,9 +85,9 @@ class TestChunked:
 
     @settings(max_examples=60, deadline=None)
     @given(chunked_bodies(), st.lists(st.integers(0, 10_000), max_size=12), st.binary(max_size=8))
-    def test_any_body_in_any_pieces(self, body: tuple[bytes, bytes], cuts: list[int], surplus: bytes) -> None:
-        wire, payload = body
-        assert run(Chunked(), split(wire + surplus, cuts)) == (wire, True)
+    def test_any_body_in_any_pieces(self, body: tuple[bytes, bytes, bytes], cuts: list[int], surplus: bytes) -> None:
+        wire, plain, payload = body
+        assert run(Chunked(), split(wire + surplus, cuts)) == (plain, True)
         framing, parts = Chunked(), list[bytes]()
         for data in split(wire, cuts):
             framing.feed(data, parts)

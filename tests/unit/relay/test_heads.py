@@ -98,7 +98,7 @@ def passed(head: bytes, **kwargs: object) -> bytes:
 class TestReplyHead:
     def test_passes_byte_for_byte_and_in_order(self) -> None:
         head = head_of(
-            b"date: today", b"Server:uvicorn ", b"content-length:  5", b"X-\xc2: no"[:2] + b"A: \xff\t", b"x-a:"
+            b"date: today", b"Vary:Origin ", b"content-length:  5", b"X-\xc2: no"[:2] + b"A: \xff\t", b"x-a:"
         )
         assert passed(head) == head
 
@@ -116,8 +116,26 @@ class TestReplyHead:
             b"Transfer-Encoding: Chunked",
         )
         assert passed(head, chunked=True, connection=b"close") == head_of(
-            b"A: 1", b"TExt: stays", b"Trailer: X-Check", b"Transfer-Encoding: chunked", b"Connection: close"
+            b"A: 1", b"TExt: stays", b"Transfer-Encoding: chunked", b"Connection: close"
         )
+
+    def test_drops_what_is_of_the_engine_alone(self) -> None:
+        head = head_of(b"Server: uvicorn", b"A: 1", b"set-cookie: a=b", b"X-Accel-Redirect: /etc", b"Alt-Svc: clear")
+        assert passed(head) == head_of(b"A: 1")
+
+    @pytest.mark.parametrize(
+        ("place", "stays"),
+        [
+            (b"/v1/files/1", True),
+            (b"http://127.0.0.1:8000/v1/x", False),
+            (b"//127.0.0.1:8000/v1/x", False),
+            (b"/\\127.0.0.1/", False),
+            (b"x", False),
+        ],
+    )
+    def test_a_place_is_a_path_here(self, place: bytes, stays: bool) -> None:
+        head = head_of(b"Location: " + place, b"content-location:" + place, status=b"HTTP/1.1 201 x")
+        assert passed(head) == (head if stays else head_of(status=b"HTTP/1.1 201 x"))
 
     def test_ours_replace_theirs(self) -> None:
         own = own_headers([("X-Request-Id", "ours")])
@@ -184,6 +202,10 @@ class TestReplyHead:
             b" HTTP/1.1 200 OK\r\n\r\n",
             b"HTTP/1.1 200 O\0K\r\n\r\n",
             b"HTTP/1.1 200 OK\nA: b\r\n\r\n",
+            b"HTTP/1.1 600 OK\r\n\r\n",
+            b"HTTP/1.1 200 " + b"x" * 201 + b"\r\n\r\n",
+            head_of(*[b"A: b"] * 256),
+            head_of(b"A" * 257 + b": b"),
             head_of(b"A: b", b" folded"),
             head_of(b"A: b", b"\tfolded"),
             head_of(b" A: b"),
