@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engine may send, and what its client is to see of it: the corpus of replies."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 HTTP = b"HTTP/1.1 200 OK\r\n"
 OK = HTTP + b"Content-Length: 2\r\n\r\nok"
@@ -45,8 +45,6 @@ class Reply:
     """The engine closes the connection after it."""
     stream: bool = False
     """The client asked for a stream of events."""
-    tries: int = field(default=1)
-    """How many times the engine is asked, at least."""
 
 
 WHOLE = Passed(b"ok")
@@ -178,6 +176,13 @@ _END = _OF + b'[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 _DONE = b"data: [DONE]\n\n"
 _GRAMMAR = b'data: {"error": {"message": "Grammar error: no", "type": "BadRequestError", "code": 400}}\n\n'
 
+_TOO_LONG = b'{"error":{"message":"The prompt is longer than the model\'s context."}}'
+ERRORS = {
+    "the client's fault as a 500": Reply(
+        b"HTTP/1.1 500 x\r\nContent-Length: %d\r\n\r\n%b" % (len(_TOO_LONG), _TOO_LONG), Passed(_TOO_LONG, 500)
+    ),
+}
+
 STREAMS = {
     "a whole one": Reply(
         STREAM + chunk(_EVENT) + chunk(_END) + chunk(_DONE) + LAST, Passed(_EVENT + _END + _DONE), stream=True
@@ -207,6 +212,7 @@ ALL = {
         "length": LENGTHS,
         "chunks": CHUNKS,
         "headers": HEADERS,
+        "errors": ERRORS,
         "stream": STREAMS,
     }.items()
     for name, reply in replies.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever an engine sends: its client gets a sound reply or a clear error, and the next client its own, in each lane."""
+"""Whatever an engine sends: its client gets a sound reply or a clear error, the next client its own, in both lanes."""
 
 import orjson
 import pytest
@@ -19,7 +19,7 @@ def evil(reply: Reply) -> Script:
     async def script(peer: Peer) -> None:
         while True:
             asked = await peer.message()
-            if b"/v1/next" in asked.head:
+            if b"/v1/completions" in asked.head:
                 await peer.send(replies.OK)
                 continue
             peer.writer.write(reply.wire)
@@ -44,7 +44,7 @@ def data_of(message: Message) -> bytes:
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("reply", replies.ALL.values(), ids=replies.ALL.keys())
 async def test_a_reply(reply: Reply, lane: str) -> None:
-    async with instance(evil(reply)) as engine, house(engine.port) as gateway:
+    async with instance(evil(reply)) as engine, house(engine.port, same_after_s=0.0) as gateway:
         client = await gateway.connect()
         body = STREAMING if reply.stream else b'{"model":"m"}'
         seen = await client.ask(a_request(body, lane=lane))
@@ -63,6 +63,10 @@ async def test_a_reply(reply: Reply, lane: str) -> None:
                 assert b"127.0.0.1" not in seen.head + seen.body and b"evil" not in seen.head + seen.body
             case Cut():
                 assert seen.cut
+        answered = isinstance(reply.outcome, Passed) or reply.outcome == Refused("engine_redirect")
+        if answered:
+            assert (await gateway.line())["attempts"] == 1
+            assert not [what for what in gateway.fleet.heard if what.startswith("suspect")], "nobody is to blame"
         other = await gateway.connect()
-        after = await other.ask(a_request(target="/v1/next", lane=lane))
+        after = await other.ask(a_request(target="/v1/completions", lane=lane))
         assert (after.status, after.body) == (200, b"ok")

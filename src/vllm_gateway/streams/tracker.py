@@ -26,15 +26,20 @@ _MAX_SIZE_LINE = 10  # of a chunk with one event
 _UNFINISHED = frozenset({"abort", "error"})
 """With these vLLM ends a request that it could not finish."""
 
+_MOST_CHOICES = 1000
+_LEAST_EVENT_BYTES = 8  # that could hold data
+_MOST_STRANGE = 100  # events that nobody can read, until nobody tries any more
+
 MAX_KEPT_BYTES = 16 << 20
 """Of what has been said: more tokens than any context holds."""
 
 
 def is_failure(chunk: Mapping[str, Any]) -> bool:
-    """Whether an event says that the engine failed."""
-    return bool(chunk.get("error")) or any(
-        one.get("finish_reason") in _UNFINISHED for one in chunk.get("choices") or ()
-    )
+    """Whether an event says that the engine failed. Raises what indexing raises for a chunk of another form."""
+    choices = chunk.get("choices") or ()
+    if len(choices) > _MOST_CHOICES:
+        raise ValueError("more choices than anybody asks for")
+    return bool(chunk.get("error")) or any(one.get("finish_reason") in _UNFINISHED for one in choices)
 
 
 def is_refusal(chunk: Mapping[str, Any]) -> bool:
@@ -59,6 +64,7 @@ class Tracker:
         "_plain",
         "_reader",
         "_rest",
+        "_strange",
         "asked",
         "done",
         "failed",
@@ -103,6 +109,7 @@ class Tracker:
         self._before: bytes | None = None  # what plain events begin with, once one has been seen
         self._plain = PLAIN[asked.kind]
         self._rest = self._plain.rest.match
+        self._strange = 0  # events of a strange form
 
     @property
     def body(self) -> bytes:
@@ -253,14 +260,17 @@ class Tracker:
         return b""
 
     def _parsed(self, event: bytes) -> bytes:
-        data = data_of(event)
+        data = data_of(event) if len(event) >= _LEAST_EVENT_BYTES else None
         if data is None:
             return event
         if data == b"[DONE]":
             return self.end(event)
+        if self._strange > _MOST_STRANGE:
+            return self._shown(event)
         try:
             self._chunk(orjson.loads(data), event)
         except (ValueError, LookupError, TypeError, AttributeError):
+            self._strange += 1
             self.obstacle = self.obstacle or "an event of a strange form"
         return b"" if self.failed is not None else self._shown(event)
 

@@ -22,7 +22,7 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.paths import CarriedPaths
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import Terms
-from vllm_gateway.configuration.settings import Server
+from vllm_gateway.configuration.settings import Retry, Server
 from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.routing import Route, RoutingTable
@@ -85,6 +85,7 @@ class House:
     runner: web.ServerRunner
     fleet: NoFleet
     lines: list[dict[str, object]]
+    events: list[str]
     port: int = 0
     peers: list[Peer] = field(default_factory=list)
 
@@ -125,17 +126,19 @@ async def house(
     bounds: Bounds = BOUNDS,
     stall_s: float = 60.0,
     drain_s: float = 1.0,
+    same_after_s: float = 1.0,
     opened: bool = True,
     extra_paths: Sequence[tuple[str, str]] = (("POST", "/v1/x"),),
 ) -> AsyncIterator[House]:
     lines: list[dict[str, object]] = []
+    events: list[str] = []
     names = ModelNames({"m": "m"})
     fleet = NoFleet()
-    journal = Journal(_never, lambda line: lines.append(orjson.loads(line)))
+    journal = Journal(lambda event, **_: events.append(event.name), lambda line: lines.append(orjson.loads(line)))
     queues = Queues(
         {"m": Placement(RoundRobin(), failed=_never, clock=asyncio.get_running_loop().time)},
         fleet,
-        QueueSettings(size=10, timeout_s=5.0),
+        QueueSettings(size=10, timeout_s=5.0, retry=Retry(same_after_s=same_after_s)),
         departed=lambda view: None,
         health_changed=lambda view, change: None,
     )
@@ -161,7 +164,7 @@ async def house(
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        made = House(api, door, queues, relay, runner, fleet, lines, runner.addresses[0][1])
+        made = House(api, door, queues, relay, runner, fleet, lines, events, runner.addresses[0][1])
         made.publish(ports, max_in_flight)
         try:
             yield made
@@ -171,3 +174,4 @@ async def house(
             async with asyncio.timeout(LIMIT_S):
                 await runner.cleanup()
             assert not door.visitors
+            assert "unhandled_error" not in events

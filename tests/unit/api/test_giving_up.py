@@ -3,7 +3,7 @@
 
 import pytest
 
-from vllm_gateway.api.giving_up import is_giving_up
+from vllm_gateway.api.giving_up import is_clients_fault, is_giving_up
 from vllm_gateway.simulator.api_errors import SHUTTING_DOWN_MESSAGE
 from vllm_gateway.simulator.engine import DEAD_MESSAGE
 
@@ -21,3 +21,19 @@ from vllm_gateway.simulator.engine import DEAD_MESSAGE
 )
 def test_by_status_and_words(status: int, message: str, expected: bool) -> None:
     assert is_giving_up(status, b'{"error": {"message": "%b"}}' % message.encode()) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (500, b'{"error": {"message": "Grammar error", "type": "BadRequestError", "code": 400}}', True),
+        (500, b'{"error":{"message":"no","code":"422"}}', True),
+        (500, b'{"detail": "The decoder prompt (length 9) is longer than the maximum model length of 8."}', True),
+        (500, b"This model's maximum context length is 8 tokens", True),
+        (500, b'{"error": {"message": "list index out of range", "code": 500}}', False),
+        (500, b'{"error": {"message": "4xx", "code": 40}}', False),
+        (503, b'{"error": {"code": 400}}', False),
+    ],
+)
+def test_a_500_may_name_the_clients_fault(status: int, body: bytes, expected: bool) -> None:
+    assert is_clients_fault(status, body) is expected
