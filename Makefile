@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run quick test long lab test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers check format lock clean
+.PHONY: help setup run quick test long lab test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers routing-grid check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,10 @@ bench-profile: setup ## where the gateway's time goes under load, by py-spy
 
 bench-peers: setup ## install the other proxies for the full benchmark, each into an environment under .bench/
 	$(BENCH) peers
+
+CELLS = $(if $(LIMIT),--cells $(LIMIT))
+routing-grid: setup ## is prefix_aware anywhere worse than strategies without prefixes? Hours; goes on where it was stopped (LIMIT=40)
+	$(BIN)/python -m bench.routing grid --out .bench/routing-grid.jsonl --write docs/strategies.md $(CELLS)
 
 check: setup ## lint, types, import directions
 	$(BIN)/ruff check .

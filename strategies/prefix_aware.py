@@ -12,20 +12,24 @@ from vllm_gateway.scheduling.prefill import Book, PrefillBooks, work_of
 from vllm_gateway.scheduling.regrets import Regrets
 
 _Positive = Annotated[int, Meta(gt=0)]
-# Of a reply's time, for each other one there. It slows the others by more, where contexts are long; but that hardly
-# delays the first token, and to mind it more would send conversations away from what is cached.
+# Of a reply's time, for each other one there. In truth they slow each other by more, the longer their contexts; but
+# that hardly delays a first token, and to mind it more in each choice would send conversations away from their caches.
 REPLY_SHARE = 0.005
+# All of it, where an instance has nothing to do and the lack of a prefix keeps it so; for models from 7B to 70B.
+STRAIN_SHARE = 0.01
+STRAIN_OF_TOKEN = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
     """In seconds. `common`: what it costs even if the instance had cached all that another one has; `more`: to read
-    what it has not."""
+    what it has not; `strain`: by how much replies slow each other there."""
 
     book: Book
     cached: int
     common: float
     more: float
+    strain: float
 
 
 class PrefixAware(Scoring):
@@ -89,7 +93,8 @@ class PrefixAware(Scoring):
         for instance, book, ahead, known in zip(instances, books, left, cached, strict=True):
             common = (ahead + least) / speed + REPLY_SHARE * reply_s * instance.in_flight
             more = (work_of(prompt, known) - least) / speed * (1 + behind)
-            costs.append(_Cost(book, known, common / instance.weight, more / instance.weight))
+            strain = (STRAIN_SHARE * instance.in_flight + STRAIN_OF_TOKEN * book.context_tokens) * reply_s
+            costs.append(_Cost(book, known, *(one / instance.weight for one in (common, more, strain))))
         return costs
 
     def placed(self, request: RequestInfo, instance: InstanceView) -> None:
@@ -101,8 +106,11 @@ class PrefixAware(Scoring):
         if self._shared is not None:
             if chosen.more:
                 self._regrets.settle(self._shared)
-            elif lost_s := chosen.common - min(one.common for one in costs):
-                self._regrets.add(self._shared, lost_s)
+            else:
+                idle = any(not one.strain for one in costs)
+                lost_s = chosen.common - min(one.common for one in costs) + (chosen.strain if idle else 0.0)
+                if lost_s:
+                    self._regrets.add(self._shared, lost_s)
         book.take(request, now)
 
     def _told(self, request: RequestInfo, chosen: _Cost, costs: Sequence[_Cost], ahead: float) -> str:

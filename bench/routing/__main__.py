@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: matrix (simulate), tables (into the documentation), live (real processes), trace (make one up)."""
+"""The commands: matrix and grid (simulate), tables (into the docs), live (real processes), trace (make one up)."""
 
 import argparse
 import asyncio
@@ -9,16 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.routing import chats, live, matrix
+from bench.routing import chats, grid, live, matrix, shared
 from bench.routing.tables import Matrix, report
 from vllm_gateway.replay.trace import TraceError, read_trace
 
 BEGIN, END = "<!-- tables: python -m bench.routing tables -->", "<!-- end of the tables -->"
+GRID_BEGIN, GRID_END = "<!-- grid: make routing-grid -->", "<!-- end of the grid -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    commands = {"matrix": _matrix, "tables": _tables, "live": _live, "trace": _trace}
+    commands = {"matrix": _matrix, "tables": _tables, "grid": _grid, "live": _live, "trace": _trace}
     return commands[arguments.command](arguments)
 
 
@@ -38,8 +39,18 @@ def _parser() -> argparse.ArgumentParser:
     tables = commands.add_parser("tables", help="the first with all times, the others in short")
     tables.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
     tables.add_argument("--write", type=Path, metavar="PAGE.md", help="between its markers; else to the terminal")
+    sizes = commands.add_parser("grid", help="is prefix_aware anywhere worse? Goes on where it was stopped")
+    sizes.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="a line for each cell")
+    sizes.add_argument("--cells", type=int, help="only the first ones")
+    sizes.add_argument("--seeds", type=int, help="fewer than the grid's file says")
+    sizes.add_argument("--write", type=Path, metavar="PAGE.md", help="between its markers; else to the terminal")
     real = commands.add_parser("live", help="a real gateway and simulated engines, in real time")
-    real.add_argument("--trace", type=Path, required=True)
+    real.add_argument("--trace", type=Path, help="instead of --shared")
+    real.add_argument(
+        "--shared", type=_integers, metavar="P,G,R", help="prefixes of P tokens in G groups, replies of R"
+    )
+    real.add_argument("--clients", type=int, help="so many, each asking again once answered; else by the arrivals")
+    real.add_argument("--not-streamed", action="store_true")
     real.add_argument("--strategy", default="round_robin,prefix_aware", metavar="A,B,...")
     real.add_argument("--instances", type=int, default=4)
     real.add_argument("--limit", type=int, default=400, help="requests of the trace")
@@ -80,27 +91,51 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
 
 def _live(arguments: argparse.Namespace) -> int:
-    trace = read_trace(arguments.trace).first(arguments.limit)
+    if arguments.trace is not None:
+        trace = read_trace(arguments.trace).first(arguments.limit)
+    else:
+        trace = shared.make(shared.Shape(*(arguments.shared or (1000, 1, 40))), arguments.limit, seed=1)
     names = arguments.strategy.split(",")
-    for one in asyncio.run(live.run(trace, names, instances=arguments.instances, speed=arguments.speed)):
-        times = f"{one.ttft_p50_s:.3f} {one.ttft_p90_s:.3f} {one.ttft_p99_s:.3f}"
-        print(f"{one.strategy}: {one.requests} requests, TTFT p50 p90 p99 {times} s, hit rate {one.hit_rate:.3f}")
+    traffic = live.Traffic(arguments.speed, arguments.clients, streamed=not arguments.not_streamed)
+    for one in asyncio.run(live.run(trace, names, instances=arguments.instances, traffic=traffic)):
+        ttft = f"{one.ttft_p50_s:.3f} {one.ttft_p90_s:.3f} {one.ttft_p99_s:.3f}"
+        total = f"total p50 p99 {one.total_p50_s:.3f} {one.total_p99_s:.3f} s, {one.per_s:.1f} requests/s"
+        where = f"hit rate {one.hit_rate:.3f}, by instance {one.served}"
+        print(f"{one.strategy}: {one.requests} requests, TTFT p50 p90 p99 {ttft} s, {total}, {where}")
     return 0
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    drawn = grid.read_grid()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(
+        grid.run(
+            drawn.cells[: arguments.cells],
+            arguments.seeds or drawn.seeds,
+            arguments.out,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    )
+    return _tell(grid.report(rows, drawn.most_worse), arguments.write, GRID_BEGIN, GRID_END)
 
 
 def _tables(arguments: argparse.Namespace) -> int:
     read = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
     text = "\n\n".join(report(Matrix(one["title"], one["rows"]), full=one is read[0]) for one in read)
-    if arguments.write is None:
+    return _tell(text, arguments.write, BEGIN, END)
+
+
+def _tell(text: str, page: Path | None, begin: str, end: str) -> int:
+    """To the terminal, or into the page between these markers."""
+    if page is None:
         print(text)
         return 0
-    page = arguments.write.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        print(f"{arguments.write} has no {BEGIN} ... {END}", file=sys.stderr)
+        print(f"{page} has no {begin} ... {end}", file=sys.stderr)
         return 2
-    arguments.write.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
     return 0
 
 

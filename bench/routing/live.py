@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same on real processes: a piece of a trace through a real gateway to simulated engines, by the client's clock."""
+"""The same on real processes: a piece of a trace through a real gateway to simulated engines, by the clients' clock."""
 
 import asyncio
 import json
 import re
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -40,31 +41,60 @@ class Result:
     ttft_p50_s: float
     ttft_p90_s: float
     ttft_p99_s: float
+    total_p50_s: float
+    total_p99_s: float
+    per_s: float
     hit_rate: float  # by the engines' own counters
+    served: list[int]  # by each instance
 
 
-async def run(trace: Trace, strategies: Sequence[str], *, instances: int, speed: float) -> list[Result]:
-    return [await _one(trace, strategy, instances=instances, speed=speed) for strategy in strategies]
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """`clients`: so many, each asking again once it is answered; None: as the trace's arrivals say, `speed` times."""
+
+    speed: float
+    clients: int | None = None
+    streamed: bool = True
 
 
-async def _one(trace: Trace, strategy: str, *, instances: int, speed: float) -> Result:
+async def run(trace: Trace, strategies: Sequence[str], *, instances: int, traffic: Traffic) -> list[Result]:
+    return [await _one(trace, strategy, instances=instances, traffic=traffic) for strategy in strategies]
+
+
+async def _one(trace: Trace, strategy: str, *, instances: int, traffic: Traffic) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         async with (
             _gateway(Path(folder), strategy, instances) as url,
             aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as http,
         ):
             engines = await _engines(http, instances)
-            began = asyncio.get_running_loop().time()
+            loop = asyncio.get_running_loop()
+            asks = iter([partial(_ask, http, body_of(one, trace.block_tokens, traffic)) for one in trace.requests])
+            began = loop.time()
+            if traffic.clients is None:
+                coming = [_at(began + one.arrival_s / traffic.speed, next(asks)) for one in trace.requests]
+            else:
+                coming = [_in_turn(asks) for _ in range(traffic.clients)]
             async with asyncio.TaskGroup() as group:
-                asked = [
-                    group.create_task(_ask(http, request, trace.block_tokens, began + request.arrival_s / speed))
-                    for request in trace.requests
-                ]
-            times = sorted(task.result() for task in asked)
+                asked = [group.create_task(one) for one in coming]
+            took_s = loop.time() - began
+            times = [time for task in asked for time in task.result()]
             counted = [await _counters(http, engine) for engine in engines]
+            served = await _served(http)
     queries, hits = (sum(one[name] for one in counted) for name in ("queries", "hits"))
-    p50, p90, p99 = (percentile(times, percent) for percent in (50, 90, 99))
-    return Result(strategy, len(times), p50, p90, p99, hits / max(1.0, queries))
+    first, total = (sorted(column) for column in zip(*times, strict=True))
+    return Result(
+        strategy,
+        requests=len(times),
+        ttft_p50_s=percentile(first, 50),
+        ttft_p90_s=percentile(first, 90),
+        ttft_p99_s=percentile(first, 99),
+        total_p50_s=percentile(total, 50),
+        total_p99_s=percentile(total, 99),
+        per_s=len(times) / took_s,
+        hit_rate=hits / max(1.0, queries),
+        served=served,
+    )
 
 
 @asynccontextmanager
@@ -122,23 +152,44 @@ async def _engines(http: aiohttp.ClientSession, instances: int) -> list[str]:
             await asyncio.sleep(0.1)
 
 
-async def _ask(http: aiohttp.ClientSession, request: TracedRequest, block_tokens: int, at: float) -> float:
-    """Seconds to the first token, from the moment at which the trace asks."""
+async def _served(http: aiohttp.ClientSession) -> list[int]:
+    async with http.get("/gateway/status") as reply:
+        page = await reply.json()
+    return [one["total"] for one in page["active_containers_by_name"].values()]
+
+
+Times = tuple[float, float]  # seconds to the first token and to the last, from the moment of asking
+Ask = Callable[[float], Coroutine[None, None, Times]]
+
+
+async def _at(at: float, ask: Ask) -> list[Times]:
+    await asyncio.sleep(max(0.0, at - asyncio.get_running_loop().time()))
+    return [await ask(at)]
+
+
+async def _in_turn(asks: Iterator[Ask]) -> list[Times]:
+    """One client: it takes the next as long as there is one."""
+    return [await ask(asyncio.get_running_loop().time()) for ask in asks]
+
+
+async def _ask(http: aiohttp.ClientSession, body: dict[str, Any], at: float) -> Times:
     loop = asyncio.get_running_loop()
-    body = {
-        "model": MODEL,
-        "prompt": text_of(request, block_tokens),
-        "max_tokens": max(1, request.output_tokens),
-        "ignore_eos": True,
-        "stream": True,
-    }
-    await asyncio.sleep(max(0.0, at - loop.time()))
     async with asyncio.timeout(_REQUEST_LIMIT_S), http.post("/v1/completions", json=body) as reply:
         reply.raise_for_status()
         await reply.content.readany()
         first = loop.time() - at
         await reply.read()
-    return first
+    return first, loop.time() - at
+
+
+def body_of(request: TracedRequest, block_tokens: int, traffic: Traffic) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "prompt": text_of(request, block_tokens),
+        "max_tokens": max(1, request.output_tokens),
+        "ignore_eos": True,
+        "stream": traffic.streamed,
+    }
 
 
 def text_of(request: TracedRequest, block_tokens: int) -> str:

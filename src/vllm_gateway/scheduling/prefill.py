@@ -40,6 +40,7 @@ class Book:
     def __init__(self, limits: Limits, now: float) -> None:
         self.unread: OrderedDict[RequestInfo, float] = OrderedDict()  # in order, with the work that is left
         self.reply_s: float | None = None  # from the first byte to the end, on average; None: none has ended
+        self.context_tokens = 0  # of the prompts that are in flight there
         self._replying: dict[RequestInfo, float] = {}  # read, and since when
         self._replies = 0
         self._expected: dict[RequestInfo, int] = {}  # of `unread`: the tokens that should be cached
@@ -75,6 +76,7 @@ class Book:
         cached = self._expected[request] = self.cached(prompt)
         work = self.unread[request] = work_of(prompt, cached)
         self._queued += work
+        self.context_tokens += prompt.tokens
         self._mirror.use(prompt.blocks, now)
         blocks = int(self._cache.tokens / prompt.block_tokens)
         self._mirror.trim(min(blocks, self._limits.max_blocks), now - self._limits.max_age_s)
@@ -106,7 +108,9 @@ class Book:
             if next(iter(self.unread)) is request:
                 self._since = now
             self._pop(request)
+            self.context_tokens -= request.prompt.tokens
         elif (since := self._replying.pop(request, None)) is not None:
+            self.context_tokens -= request.prompt.tokens
             self._replies = min(_REPLIES, self._replies + 1)
             mean = self.reply_s or 0.0
             self.reply_s = mean + (now - since - mean) / self._replies
