@@ -31,6 +31,12 @@ os.environ.update(LISTEN_FDS=str(len(aside)), LISTEN_PID=str(os.getpid()), LISTE
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:3])))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+
 
 class GatewayProcess:
     """`lines` holds every decoded log line so far; `problems` what was wrong with them by the table of events."""
@@ -103,10 +109,12 @@ async def running_gateway(
     may_be_killed: bool = False,
     arguments: Sequence[str] = (),
     handed_in: Sequence[socket.socket] = (),
+    open_files: tuple[int, int] | None = None,
 ) -> AsyncIterator[GatewayProcess]:
     """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM.
 
     `arguments` are added to the command, and win. `handed_in`: sockets that it gets as from systemd.
+    `open_files`: how many it may open, the soft limit and the hard one.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
@@ -116,6 +124,8 @@ async def running_gateway(
     numbers = [one.fileno() for one in handed_in]
     if numbers:
         command = ["-c", LIKE_SYSTEMD, ",".join(map(str, numbers)), *command]
+    if open_files is not None:
+        command = ["-c", _LIMITED, *map(str, open_files), *command]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,

@@ -10,6 +10,7 @@ import asyncio
 import heapq
 from collections.abc import Iterator
 from itertools import chain
+from operator import itemgetter
 from typing import Any, cast
 
 from vllm_gateway.api.aiohttp_lane import AiohttpServer
@@ -23,6 +24,7 @@ from vllm_gateway.api.request_head import RequestHead
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.visitor import Visitor
 
+_ABOUT_TO_ASK_S = 1.0
 _TRIM_S = 0.2  # so often at most, beside the sweep, idle connections are counted
 
 
@@ -32,6 +34,7 @@ class FrontDoor(AiohttpServer):
     def __init__(self, api: Api) -> None:
         super().__init__(api.handle)
         self.journal = api.journal
+        self.journal.metrics.connections = lambda: self.count
         self.inference = api.inference
         self.loop = asyncio.get_running_loop()
         self.visitors: set[Guest] = set()  # all but those in aiohttp's lane
@@ -90,8 +93,8 @@ class FrontDoor(AiohttpServer):
         self.visitors.add(guest)
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(self.bounds.sweep_s, self._sweep)
-        if self.count > self.bounds.max_idle and self.loop.time() - self._trimmed_at > _TRIM_S:
-            self.close_idle(keep=self.bounds.max_idle)
+        if self.loop.time() - self._trimmed_at > _TRIM_S:
+            self._trim()
 
     def leave(self, guest: Guest) -> None:
         self.visitors.discard(guest)
@@ -112,11 +115,24 @@ class FrontDoor(AiohttpServer):
         transport.set_protocol(farewell)
         farewell.connection_made(transport)
 
-    def close_idle(self, keep: int) -> None:
-        """Of the connections that wait for a request, the longest idle ones, until so many are left."""
+    def close_longest_idle(self, count: int) -> None:
+        """To make room; not those whose client may be about to send its request."""
+        now = self.loop.time()
+        self._close_first(count, [(since, one) for since, one in self._idle() if now - since > _ABOUT_TO_ASK_S])
+
+    def _trim(self) -> None:
         self._trimmed_at = self.loop.time()
-        idle = [(since, id(guest), guest) for guest in self.guests if (since := guest.idle_since) is not None]
-        for _, _, guest in heapq.nsmallest(len(idle) - keep, idle):
+        if self.count > self.bounds.max_idle:
+            idle = self._idle()
+            self._close_first(len(idle) - self.bounds.max_idle, idle)
+
+    def _idle(self) -> list[tuple[float, Guest]]:
+        """Those that wait for a request, and since when."""
+        return [(since, guest) for guest in self.guests if (since := guest.idle_since) is not None]
+
+    @staticmethod
+    def _close_first(count: int, idle: list[tuple[float, Guest]]) -> None:
+        for _, guest in heapq.nsmallest(count, idle, key=itemgetter(0)):
             guest.close_if_idle()
 
     def _sweep(self) -> None:
@@ -125,8 +141,7 @@ class FrontDoor(AiohttpServer):
         now = self.loop.time()
         for guest in self.guests:
             guest.check_time(now)
-        if self.count > self.bounds.max_idle:
-            self.close_idle(keep=self.bounds.max_idle)
+        self._trim()
         if self.count:
             self._sweeper = self.loop.call_later(self.bounds.sweep_s, self._sweep)
 

@@ -11,7 +11,6 @@ from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.settings import Server
 from vllm_gateway.service.unix_sockets import bind_unix
 
-BACKLOG = 1024
 _FIRST_INHERITED = 3  # by systemd's convention
 
 

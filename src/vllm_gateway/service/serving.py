@@ -13,12 +13,15 @@ from aiohttp import web
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.app import Gateway
 from vllm_gateway.configuration.settings import Gpus, Settings
+from vllm_gateway.service.accepting import Accepting
+from vllm_gateway.service.descriptors import raise_limit, share_out
 from vllm_gateway.service.ending import Ending
 from vllm_gateway.service.handover import Predecessor
 from vllm_gateway.service.leftovers import own_folder
-from vllm_gateway.service.listening import BACKLOG, bind, check_openness, port_of, url_of
+from vllm_gateway.service.listening import bind, check_openness, port_of, url_of
 from vllm_gateway.service.unix_sockets import unlink_own
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
+from vllm_gateway.telemetry import events
 
 _ERROR_EVENTS_S = 5.0  # for the last words to reach their clients
 _QUIET_S = 1.0  # where others take new connections: after this long without a request, the kept ones are closed
@@ -34,8 +37,9 @@ class Serving:
         runner: web.ServerRunner,
         door: FrontDoor,
         sockets: list[socket.socket],
-        ending: Ending,
         *,
+        ending: Ending,
+        emit: Callable[..., None],
         outlived: bool,
     ) -> None:
         self.gateway = gateway
@@ -53,16 +57,30 @@ class Serving:
         self._ending = ending
         self._has_successor = False
         self._drained_by: float | None = None
-        self._sites = [web.SockSite(runner, one, backlog=BACKLOG) for one in sockets]
+        self._emit: Callable[..., None] = emit
+        self._accepting = Accepting(sockets, door, most=1, emit=emit)
+        self._share_out_descriptors(gateway.settings)
 
     async def reconfigure(self, settings: Settings) -> None:
         """As the gateway does. Raises ConfigError too, before anything changed."""
         check_openness(self._sockets, settings.server)
         await self.gateway.reconfigure(settings)
+        self._share_out_descriptors(settings)
 
-    async def open(self) -> None:
-        for site in self._sites:
-            await site.start()
+    def _share_out_descriptors(self, settings: Settings) -> None:
+        found = share_out(raise_limit(), settings)
+        self._accepting.most = self.gateway.api.journal.metrics.connections_most = found.connections
+        if found.limit < found.needed:
+            self._emit(events.DESCRIPTORS_SHORT, limit=found.limit, needed=found.needed, connections=found.connections)
+
+    def open(self) -> None:
+        self._accepting.start()
+
+    async def stop_accepting(self) -> None:
+        """For good."""
+        await self._accepting.stop()
+        for one in self._sockets:
+            one.close()
 
     async def give(self) -> Sequence[socket.socket]:
         """What a successor needs, once the fleet has come to rest. Raises CannotTakeOver."""
@@ -76,8 +94,7 @@ class Serving:
 
     async def finish(self, limit_s: float, at_once: asyncio.Event) -> None:
         """Serves the connections there are, and tells each client to open a new one next time: others take it."""
-        for site in self._sites:
-            await site.stop()
+        await self._accepting.stop()
         self._door.leaving = True
         quiet_since = now = _now()
         self._drained_by = now + limit_s
@@ -94,6 +111,7 @@ class Serving:
         self._say_when_to_return(drained_by)
         ending = asyncio.create_task(self._end_at(drained_by))
         try:
+            await self.stop_accepting()
             await self._runner.cleanup()
         finally:
             ending.cancel()
@@ -146,17 +164,17 @@ async def serving(
         limit_s = settings.server.drain_timeout_s
         runner = web.ServerRunner(door, handle_signals=False, shutdown_timeout=limit_s + _ERROR_EVENTS_S)
         await runner.setup()
-        server = Serving(gateway, runner, door, sockets, ending, outlived=bool(handed_in))
+        server = Serving(gateway, runner, door, sockets, ending=ending, emit=emit, outlived=bool(handed_in))
         server.took_over = predecessor is not None
         began = _now()
         try:
             if predecessor is None:
-                await server.open()  # /health is answered while the fleet opens
+                server.open()  # /health is answered while the fleet opens
             await gateway.open()
             try:
                 gateway.api.opened.set()
                 if predecessor is not None:
-                    await server.open()  # not before it is sure that this one can serve
+                    server.open()  # not before it is sure that this one can serve
                 server.opens_within_s = _now() - began
                 yield server
             finally:
@@ -165,6 +183,7 @@ async def serving(
         finally:
             gateway.inference.return_at = gateway.inference.return_at or _now()
             gateway.api.opened.set()  # whoever waits for a fleet that could not be opened
+            await server.stop_accepting()
             await runner.cleanup()
 
 

@@ -53,6 +53,19 @@ CONFIG_NEEDS_RESTART = Event(
     "config_needs_restart", "warning", "Settings that take effect at the next start.", ("settings",)
 )
 
+DESCRIPTORS_SHORT = Event(
+    "descriptors_short",
+    "warning",
+    "The process may open fewer files than the configuration can need: raise the limit (`LimitNOFILE`, `ulimit -n`).",
+    ("limit", "needed", "connections"),
+)
+CONNECTIONS_FULL = Event(
+    "connections_full",
+    "warning",
+    "New connections wait: more would leave too few open files for engines. Said once a minute at most.",
+    ("most", "reason"),
+)
+
 REQUEST_FINISHED = Event(
     "request_finished",
     "info",

@@ -2,10 +2,10 @@
 """Counts requests as cheaply as a list and a dictionary can; the numbers become Prometheus text only when scraped."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 # Seconds. LLM replies take from tens of milliseconds to many minutes, cold starts included.
@@ -50,6 +50,9 @@ class RequestMetrics(Collector):
         self._models: dict[str, ModelRequests] = {}
         self._outcomes: dict[tuple[str, int, str], int] = {}
         self._limits: dict[tuple[str, str], int] = {}
+        self.connections: Callable[[], int] = int
+        """How many of clients there are."""
+        self.connections_most = 0
 
     def count(
         self,
@@ -119,3 +122,5 @@ class RequestMetrics(Collector):
         for (model, code), count in self._limits.items():
             limits.add_metric([model, code], count)
         yield limits
+        yield GaugeMetricFamily("vllm_gateway_connections", "Of clients, idle ones included.", self.connections())
+        yield GaugeMetricFamily("vllm_gateway_connections_most", "So many there may be.", self.connections_most)

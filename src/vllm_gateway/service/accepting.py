@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes connections from the listening sockets, and no more of them than leave descriptors for everything else.
+
+Those beyond wait in the kernel's backlog. The longest idle ones are closed to make room; those in work never are.
+"""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+
+from vllm_gateway.api.front_door import FrontDoor
+from vllm_gateway.telemetry import events
+
+BACKLOG = 1024
+_AT_ONCE = 64  # then others have their turn
+_FULL_S = 0.05  # so often it is looked again whether there is room
+_SAY_S = 60.0
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Accepting:
+    """Use `start` and `stop`; the sockets stay open, for others may listen on them too."""
+
+    def __init__(self, sockets: Sequence[socket.socket], door: FrontDoor, most: int, emit: Callable[..., None]) -> None:
+        """`most` connections at once."""
+        self.most = most
+        self._sockets = sockets
+        self._door = door
+        self._emit: Callable[..., None] = emit
+        self._loop = asyncio.get_running_loop()
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._started = self._listens = False
+        self._again: asyncio.TimerHandle | None = None
+        self._said_at = -_SAY_S
+
+    def start(self) -> None:
+        self._started = True
+        for one in self._sockets:
+            one.setblocking(False)
+            one.listen(BACKLOG)
+        self._listen()
+
+    async def stop(self) -> None:
+        self._started = False
+        self._pause()
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+
+    def _listen(self) -> None:
+        self._again = None
+        self._listens = True
+        for one in self._sockets:
+            self._loop.add_reader(one, self._accept, one)
+
+    def _pause(self) -> None:
+        if self._listens:
+            self._listens = False
+            for one in self._sockets:
+                self._loop.remove_reader(one)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            if self._door.count + len(self._arriving) >= self.most:
+                self._door.close_longest_idle(1 + self.most // 16)
+                self._wait(f"{self.most} connections are open")
+                return
+            try:
+                connection, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    raise
+                self._door.close_longest_idle(1 + self.most // 16)
+                self._wait(str(error))
+                return
+            task = self._loop.create_task(self._let_in(connection))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _let_in(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        try:
+            await self._loop.connect_accepted_socket(self._door, connection)
+        except OSError:
+            connection.close()  # it is gone already
+
+    def _wait(self, why: str) -> None:
+        self._pause()
+        if self._again is None and self._started:
+            self._again = self._loop.call_later(_FULL_S, self._listen)
+        now = self._loop.time()
+        if now - self._said_at >= _SAY_S:
+            self._said_at = now
+            self._emit(events.CONNECTIONS_FULL, most=self.most, reason=why)
