@@ -184,7 +184,7 @@ static void make_request(unsigned long count, unsigned long rate, size_t prompt_
     size_t length = (size_t)sprintf(body, "{\"model\":\"bench\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"count=%lu rate=%lu ", count, rate);
     while (length + 4 < prompt_bytes) body[length++] = 'x';
     length += (size_t)sprintf(body + length, "\"}]}");
-    request_length = (size_t)sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    request_length = (size_t)sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                                               "Content-Length: %zu\r\n\r\n%s", length, body);
     free(body);
 }

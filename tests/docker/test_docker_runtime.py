@@ -131,6 +131,24 @@ async def test_what_the_container_is_made_of(
     assert (host["Init"], host["ShmSize"], host["RestartPolicy"]["Name"]) == (True, 64 * 1024 * 1024, "no")
 
 
+async def test_what_a_container_says_of_its_secrets_is_masked(runtime: DockerRuntime, owner: str, image: str) -> None:
+    """Those that it was given, by whichever gateway: this one knows them from the container alone."""
+    script = "import os, sys; print(dict(os.environ)['HF_TOKEN'], 'x' * 40000 + os.environ['HF_TOKEN'], sys.argv[1:3])"
+    given = {"HF_TOKEN": "hf_0123456789abcdef", "PROXY": "http://me:proxy-pass@host"}
+    running = await runtime.start(
+        launch(owner, image, environment=given, arguments=(script, "--some-key", "key-9876543210"))
+    )
+    (line,) = (await runtime.wait(running.handle)).log_tail
+    assert line.startswith("*** xxx")
+    running = await runtime.start(
+        launch(
+            owner, image, environment=given, arguments=("import sys; sys.exit(str(sys.argv))", "--a-key", "key-9876")
+        )
+    )
+    (line,) = (await runtime.wait(running.handle)).log_tail
+    assert "'--a-key', '***'" in line
+
+
 async def test_the_engine_sees_its_gpus(runtime: DockerRuntime, lab: Lab, owner: str, image: str) -> None:
     lab.reset_gpus(2)
     script = "import os; print(os.environ['NVIDIA_VISIBLE_DEVICES'])"

@@ -62,10 +62,13 @@ def test_sockets_that_nobody_listens_on_go(tmp_path: Path) -> None:
             with socket.socket(socket.AF_UNIX) as one:
                 one.bind(str(tmp_path / name))
         (tmp_path / "g-file.sock").touch()
+        (tmp_path / "g-nowhere.sock").symlink_to(tmp_path / "gone")
+        (tmp_path / "g-somewhere.sock").symlink_to(tmp_path / "g-living.sock")
         long_ago = time.time() - 3600
-        for name in ("g-living.sock", "g-dead.sock", "other-dead.sock", "g-file.sock"):
-            os.utime(tmp_path / name, (long_ago, long_ago))
+        for name in ("living", "dead", "file", "nowhere", "somewhere"):
+            os.utime(tmp_path / f"g-{name}.sock", (long_ago, long_ago), follow_symlinks=False)
+        os.utime(tmp_path / "other-dead.sock", (long_ago, long_ago))
         for _ in range(4):  # more than wait to be accepted
             remove_dead_sockets(tmp_path, "g-*.sock")
-        left = {"g-living.sock", "g-young.sock", "g-file.sock", "other-dead.sock"}
+        left = {"g-living.sock", "g-young.sock", "g-file.sock", "g-somewhere.sock", "other-dead.sock"}
         assert {one.name for one in tmp_path.iterdir()} == left

@@ -221,7 +221,8 @@ class _Connection(web.RequestHandler):
             raise ConnectionError("a reply has begun; nothing can be said after it")
         said = (message or "").partition("\n")[0].rstrip(": ")
         error = unreadable(cut(said)) if said else unreadable()
-        progress = Progress(request_id_of(None), request.method, request.path, self._door.loop.time())
+        now, client = self._door.loop.time(), request.remote or ""
+        progress = Progress(request_id_of(None), request.method, request.path, now, client)
         progress.outcome, progress.status = error.code, error.status
         self._door.journal.finished(progress)
         response = error.response(progress.headers)

@@ -44,10 +44,12 @@ def _remove_if_nobody_lives_there(folder: Path) -> None:
 
 
 def remove_dead_sockets(folder: Path, pattern: str) -> None:
-    """Of this user. A connection to one that lives is closed at once."""
+    """Of this user, and links to those that are gone. A connection to one that lives is closed at once."""
     for path in folder.glob(pattern):
         with suppress(OSError):
             there = path.lstat()
-            is_ours = stat.S_ISSOCK(there.st_mode) and there.st_uid == os.getuid()
-            if is_ours and time.time() - there.st_mtime > _BOUND_S and is_dead(path):
+            if there.st_uid != os.getuid() or time.time() - there.st_mtime <= _BOUND_S:
+                continue
+            leads_nowhere = stat.S_ISLNK(there.st_mode) and not path.exists()
+            if leads_nowhere or (stat.S_ISSOCK(there.st_mode) and is_dead(path)):
                 path.unlink()
