@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run quick test long lab test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers routing-grid check format lock clean
+.PHONY: help setup run quick test long fuzz lab test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers routing-grid check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ test: setup lab ## all tests but the long ones (the Docker ones start their own 
 
 long: setup lab ## the long ones: the same cases over more settings
 	$(PYTEST) $(SIDE_BY_SIDE) -m long
+
+FUZZ_EXAMPLES ?= 20000
+fuzz: setup ## the fuzzers of requests and replies for much longer than `make test` does (FUZZ_EXAMPLES=20000)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) --timeout=0 tests/hostile -k fuzz
 
 # Installs what the Docker tests need and is missing; where that cannot be they are skipped, or fail where CI=true.
 lab: setup

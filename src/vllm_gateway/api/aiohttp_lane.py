@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """aiohttp's low-level server behind a gate: it gets one request at a time, its head whole and within bounds.
 
-The gate finds the end of a head, and follows the framing that aiohttp has read from it to the end of the body. Where
-the two do not agree, nothing more is read. What cannot be read is refused as any other request is: in the form of all
-errors, with its line in the log.
+The gate finds the end of a head, and follows the framing that aiohttp has read from it to the end of the body; chunks
+are framed anew. Where the two do not agree, nothing more is read. What cannot be read is refused as any other request
+is: in the form of all errors, with its line in the log.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import MAX_AHEAD_BYTES, Door
 from vllm_gateway.api.journal import Progress, request_id_of
 from vllm_gateway.relay import CarriedResponse
-from vllm_gateway.relay.framing import BadFraming, Chunked, Framing, Length
+from vllm_gateway.relay.framing import LAST_CHUNK, BadFraming, Chunked, Framing, Length, chunk
 from vllm_gateway.telemetry.cut import cut
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -137,13 +137,14 @@ class _Connection(web.RequestHandler):
 
     def _take_body(self, body: Framing, data: bytes) -> bytes:
         """What comes after it."""
+        chunks: list[bytes] = []
         try:
-            size = body.feed(data)
+            size = body.feed(data, chunks) if isinstance(body, Chunked) else body.feed(data)
         except BadFraming as error:
             self._spoil(str(error))
             return b""
         before = len(self._messages)
-        super().data_received(data[:size])
+        super().data_received(_chunked_anew(chunks, body) if isinstance(body, Chunked) else data[:size])
         if len(self._messages) > before:
             self._messages.pop()
             self._spoil("its body is malformed")
@@ -261,6 +262,12 @@ class _Connection(web.RequestHandler):
     def abort(self) -> None:
         if self._wire is not None:
             self._wire.abort()
+
+
+def _chunked_anew(chunks: list[bytes], body: Chunked) -> bytes:
+    """Without extensions, and without trailers: aiohttp would take the last one for a header of the next request."""
+    data = b"".join(chunks)
+    return (chunk(data) if data else b"") + (LAST_CHUNK if body.done else b"")
 
 
 class AiohttpServer(web.Server):
