@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real gateway process for tests: started by its command, read by its log, ended in every case."""
+"""A real gateway process for tests: started as by its command, read by its log, ended in every case."""
 
 import asyncio
 import json
@@ -15,10 +15,12 @@ from typing import Any
 import aiohttp
 import yaml
 
+from tests.forked import Forked, start_gateway
 from tests.waiting import LIMIT_S, until
 from vllm_gateway.telemetry.events import validate
 
 CHAT = "/v1/chat/completions"
+_LINE_LIMIT = 1 << 20
 
 # As systemd does it: the sockets are number 3, 4, ..., and the process that execs is the one that LISTEN_PID names.
 LIKE_SYSTEMD = """
@@ -41,7 +43,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 class GatewayProcess:
     """`lines` holds every decoded log line so far; `problems` what was wrong with them by the table of events."""
 
-    def __init__(self, process: asyncio.subprocess.Process, file: Path) -> None:
+    def __init__(self, process: Forked | asyncio.subprocess.Process, file: Path) -> None:
         self.process = process
         self.file = file
         self.lines: list[dict[str, Any]] = []
@@ -100,6 +102,29 @@ class GatewayProcess:
             return reply.status, reply.headers, await reply.json()
 
 
+async def _loaded_with(
+    handed_in: Sequence[socket.socket],
+    open_files: tuple[int, int] | None,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+) -> asyncio.subprocess.Process:
+    """A program of its own, as systemd and shells start it."""
+    command = ["-m", "vllm_gateway.cli", *command]
+    numbers = [one.fileno() for one in handed_in]
+    if numbers:
+        command = ["-c", LIKE_SYSTEMD, ",".join(map(str, numbers)), *command]
+    if open_files is not None:
+        command = ["-c", _LIMITED, *map(str, open_files), *command]
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        pass_fds=numbers,
+        env=environment,
+        limit=_LINE_LIMIT,
+    )
+
+
 @asynccontextmanager
 async def running_gateway(
     folder: Path,
@@ -120,20 +145,13 @@ async def running_gateway(
     file = folder / "gateway.yaml"
     footprints = str(folder / "footprints.json")
     file.write_text(yaml.safe_dump({"memory_footprint_file": footprints, **config}), encoding="utf-8")
-    command = ["-m", "vllm_gateway.cli", "serve", "--config", str(file), "--port", "0", *arguments]
-    numbers = [one.fileno() for one in handed_in]
-    if numbers:
-        command = ["-c", LIKE_SYSTEMD, ",".join(map(str, numbers)), *command]
-    if open_files is not None:
-        command = ["-c", _LIMITED, *map(str, open_files), *command]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        stdout=asyncio.subprocess.PIPE,
-        pass_fds=numbers,
-        env={**os.environ, "LOG_LEVEL": "debug", **(environment or {})},
-        limit=1 << 20,
-    )
+    command = ["serve", "--config", str(file), "--port", "0", *arguments]
+    environment = {**os.environ, "LOG_LEVEL": "debug", **(environment or {})}
+    process: Forked | asyncio.subprocess.Process
+    if handed_in or open_files:
+        process = await _loaded_with(handed_in, open_files, command, environment)
+    else:
+        process = await start_gateway(command, environment, line_limit=_LINE_LIMIT)
     gateway = GatewayProcess(process, file)
     reader = asyncio.create_task(gateway.read_log())
     try:
