@@ -2,6 +2,7 @@
 """How tests wait for what nothing tells them of: for the condition itself, with a limit."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from yarl import URL
@@ -9,7 +10,7 @@ from yarl import URL
 LIMIT_S = 60.0
 """Tells what hangs from a machine that is slow; nothing is to be as fast as that."""
 _LOOK_S = 0.002
-_ASK_S = 0.02  # where another process has to be asked
+_ASK_S = 0.02  # where another process has to be asked; one that takes long is left alone for as long
 
 
 async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
@@ -18,7 +19,9 @@ async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> No
         while True:
             found, pause_s = condition(), _LOOK_S
             if isinstance(found, Awaitable):
-                found, pause_s = await found, _ASK_S
+                began = time.monotonic()
+                found = await found
+                pause_s = max(_ASK_S, time.monotonic() - began)
             if found:
                 return
             await asyncio.sleep(pause_s)

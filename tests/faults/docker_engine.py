@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
@@ -52,25 +51,32 @@ class DockerEngine:
         finally:
             await asyncio.to_thread(dockerd.launch, self._place)
 
-    def engine_pids(self) -> dict[int, int]:
-        """port -> pid of every container of a gateway; a number < 0 where it has no port, or does not run."""
-        found: dict[int, int] = {}
+    def engines(self) -> dict[int, str]:
+        """port -> id of every container of a gateway; a number < 0 where it has no port, or does not run."""
+        found: dict[int, str] = {}
         for one in self._api.get("/containers/json", all="true"):
             if _OWNER in one["Labels"]:
                 ports = [port["PublicPort"] for port in one["Ports"] if "PublicPort" in port]
-                with suppress(DockerApiError):  # it has been removed meanwhile
-                    found[ports[0] if ports else -1 - len(found)] = self._inspect(one["Id"])["State"]["Pid"]
+                found[ports[0] if ports else -1 - len(found)] = one["Id"]
         return found
+
+    def engine_pids(self) -> dict[int, int]:
+        """The same with their pids; it takes a while."""
+        found: dict[int, int] = {}
+        for port, container in self.engines().items():
+            with suppress(DockerApiError):  # it has been removed meanwhile
+                found[port] = self.pid_of(container)
+        return found
+
+    def pid_of(self, container: str) -> int:
+        pid: int = self._api.get(f"/containers/{container}/json")["State"]["Pid"]
+        return pid
 
     async def limit_memory(self, container: str, mib: int) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(self._socket)) as http:
             limits = {"Memory": mib << 20, "MemorySwap": mib << 20}
             async with http.post(f"http://docker/containers/{container}/update", json=limits) as reply:
                 assert reply.status == 200, await reply.text()
-
-    def _inspect(self, container: str) -> dict[str, Any]:
-        inspected: dict[str, Any] = self._api.get(f"/containers/{container}/json")
-        return inspected
 
 
 @asynccontextmanager

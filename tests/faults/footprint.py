@@ -72,8 +72,9 @@ async def tasks(gateway: GatewayProcess) -> int:
     return round(float(found[1]))
 
 
-async def held(gateway: GatewayProcess) -> Held:
-    page = await gateway.status()
+async def held(gateway: GatewayProcess, page: dict[str, Any] | None = None) -> Held:
+    """`page`: its status, where that is known already."""
+    page = page or await gateway.status()
     url = URL(gateway.url)
     assert url.port is not None
     files = open_files(gateway.process.pid, url.port, ports(page))

@@ -5,7 +5,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ class Scene:
         """What a strike keeps open until the end of the scene."""
         self.reference: dict[str, Request] = {}
         self._http = http
-        self._running = docker.engine_pids if docker else partial(engine_pids, gateway.process.pid)
         self._before: Held
         self._wanted = 0
 
@@ -62,10 +60,9 @@ class Scene:
         await self._ended(list(self.reference.values()))
         page = await self.gateway.until(lambda page: page["models"][self.model]["running"] == instances)
         await self._probe_the_ejected()
-        pids = self._running()
         for name in page["active_models_by_id"][self.model]:
             address = page["active_containers_by_name"][name]["address"]
-            self.engines.append(Engine(name, address, pids[int(address.rpartition(":")[2])], control))
+            self.engines.append(Engine(name, address, self._pid_at(int(address.rpartition(":")[2])), control))
         self._before = await self._idle()
 
     async def bring_into(self, kinds: Sequence[str] = ()) -> None:
@@ -166,6 +163,15 @@ class Scene:
     async def _in_flight(self, count: int) -> None:
         await self.gateway.until(lambda page: count == sum(one["in_flight"] for one in self._instances_in(page)))
 
+    def _pid_at(self, port: int) -> int:
+        if self.docker:
+            return self.docker.pid_of(self.docker.engines()[port])
+        return engine_pids(self.gateway.process.pid)[port]
+
+    def _running(self) -> set[int]:
+        """The ports of the engines that run."""
+        return set(self.docker.engines() if self.docker else engine_pids(self.gateway.process.pid))
+
     async def _idle(self) -> Held:
         """The middle one of some looks: now and then a short task is among them."""
         return sorted([await self._settled() for _ in range(5)], key=lambda one: one.tasks)[2]
@@ -177,12 +183,13 @@ class Scene:
             async with asyncio.timeout(LIMIT_S):
                 while True:
                     page = await self.gateway.status()
-                    wrong = unsettled(page, set(self._running()), self.footprint_mib)
+                    wrong = unsettled(page, self._running(), self.footprint_mib)
                     if (ready := page["models"][self.model]["running"]) != self._wanted:
                         wrong.append(f"{ready} of {self._wanted} instances run")
-                    now = await held(self.gateway)
-                    if not wrong and (wanted is None or now.no_more_than(wanted)):
-                        return now
+                    if not wrong:
+                        now = await held(self.gateway, page)
+                        if wanted is None or now.no_more_than(wanted):
+                            return now
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(f"{wrong or 'settled'}; held {now}, before {wanted}") from None
