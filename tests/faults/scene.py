@@ -173,8 +173,8 @@ class Scene:
         return set(self.docker.engines() if self.docker else engine_pids(self.gateway.process.pid))
 
     async def _idle(self) -> Held:
-        """The middle one of some looks: now and then a short task is among them."""
-        return sorted([await self._settled() for _ in range(5)], key=lambda one: one.tasks)[2]
+        """The middle one of three looks: now and then a short task is among them."""
+        return sorted([await self._settled() for _ in range(3)], key=lambda one: one.tasks)[1]
 
     async def _settled(self, wanted: Held | None = None) -> Held:
         """Waits until the books fit what runs and, where that is known, for what the gateway should hold."""
