@@ -14,8 +14,8 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from vllm_gateway.configuration.settings import Process, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
@@ -73,6 +73,7 @@ class ProcessRuntime:
         self._simulated_gpu_dir = simulated_gpu_dir
         self._children: dict[str, _Child] = {}
         self._guard: asyncio.subprocess.Process | None = None
+        self._next_look: asyncio.Task[Mapping[int, frozenset[int]]] | None = None
 
     async def open(self) -> None:
         self._guard = await asyncio.create_subprocess_exec(
@@ -164,7 +165,15 @@ class ProcessRuntime:
         child = self._children.get(handle)
         if child is None or child.ended.done():
             return frozenset()
-        return await asyncio.to_thread(_pids_of_group, child.process.pid)
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look())
+        groups = await asyncio.shield(self._next_look)
+        return groups.get(child.process.pid, frozenset())
+
+    async def _look(self) -> Mapping[int, frozenset[int]]:
+        """One for all who ask at the same time; whoever asks once it has begun gets the next one."""
+        self._next_look = None
+        return await asyncio.to_thread(_pids_by_group)
 
     async def _follow(self, process: asyncio.subprocess.Process, output: int) -> Exit:
         """Reads what the engine says until it ends; workers it leaves behind are killed, for they hold GPU memory.
@@ -227,11 +236,10 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _pids_of_group(group: int) -> frozenset[int]:
-    pids = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The command stands in parentheses and may hold spaces; after it: state, parent, process group.
-            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[2]) == group:
-                pids.add(int(stat.parent.name))
-    return frozenset(pids)
+def _pids_by_group() -> Mapping[int, frozenset[int]]:
+    """Of all processes on the machine, which may be thousands: to ask the kernel costs less than to read of each."""
+    groups: dict[int, set[int]] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(ProcessLookupError):
+            groups.setdefault(os.getpgid(int(pid)), set()).add(int(pid))
+    return {group: frozenset(pids) for group, pids in groups.items()}
