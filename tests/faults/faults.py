@@ -21,10 +21,10 @@ class Side(enum.Enum):
 
 
 class Stage(enum.Enum):
-    SHARED = "one gateway for all, with engines as child processes"
+    SHARED = "one gateway for all phases, with engines as child processes"
     ALONE = "a gateway of its own, with engines as child processes"
-    DOCKER = "one gateway for all, with engines in containers"
-    DOCKER_RESTARTS = "one gateway for all, with engines in containers of a Docker that restarts"
+    DOCKER = "one gateway for all phases, with engines in containers"
+    DOCKER_RESTARTS = "one gateway for all phases, with engines in containers of a Docker that restarts"
     DOCKER_ALONE = "a gateway of its own, with engines in containers"
 
 
@@ -48,7 +48,7 @@ class Fault:
     environment: Mapping[str, str] = field(default_factory=dict)
     """More of its engines' environment."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """More of the gateway's, where it is alone."""
+    """More of the gateway's."""
     kinds: tuple[str, ...] = ()
     """Of the requests, if not all that the phase can have."""
     stays_held: bool = False

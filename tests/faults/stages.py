@@ -16,7 +16,7 @@ FAST = {"SIM_LOAD_S": "0.1", "SIM_WEIGHTS_MIB": "100", "SIM_TOKENS_PER_S": "500"
 
 
 def model_name(fault: Fault, phase: Phase) -> str:
-    """Each fault has a model of its own; where it costs an instance, each cell: back-offs are a model's."""
+    """One for all phases; where a fault costs an instance, one for each: back-offs are a model's."""
     return f"{fault.id}-{phase.name.lower()}" if fault.costs_engine else fault.id
 
 
@@ -38,15 +38,16 @@ def configuration(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "runtime": "process",
         "process": {"command": ["simulated"]},
         "gpus": {"source": "simulated", "devices": [device] * 2, "margin_mib": 0, "min_resident_s": 0},
-        "timeouts": {"connect_s": 1, "idle_s": 1.5, "client_s": 1.5},
+        "retry": {"floor": 1000},  # cells come faster than the requests of any client that the budget is made for
         "models": models,
     }
 
 
-def shared_configuration(stage: Stage) -> dict[str, Any]:
-    pinned = stage is Stage.DOCKER  # there strangers take the GPUs' memory: nobody is to make way for who finds none
-    models = {model_name(fault, phase): {"pinned": pinned, **model(fault)} for fault, phase, _ in cells(stage)}
-    return configuration(models)
+def configuration_for(fault: Fault) -> dict[str, Any]:
+    """For all phases."""
+    pinned = fault.stage is Stage.DOCKER  # strangers take the GPUs' memory: nobody is to make way for who finds none
+    models = {model_name(fault, phase): {"pinned": pinned, **model(fault)} for phase in fault.promises}
+    return {**configuration(models), **fault.settings}
 
 
 def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
@@ -61,12 +62,12 @@ def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
 
 
 def played(stage: Stage) -> list[Any]:
-    """(fault, phase, outcome) of every cell that can happen; those of one model, one after the other."""
+    """(fault, phase, outcome) of every cell that can happen; those of one fault, one after the other."""
     return [
         pytest.param(
             *(fault, phase, promise),
             id=f"{fault.id}, {phase.value}",
-            marks=pytest.mark.xdist_group(f"{stage.name} {model_name(fault, phase)}"),
+            marks=pytest.mark.xdist_group(fault.id),
         )
         for fault, phase, promise in cells(stage)
         if not isinstance(promise, CannotHappen)

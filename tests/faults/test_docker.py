@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of Docker and of containers: one gateway outlives them all."""
+"""Faults of Docker and of containers: a gateway outlives them in all phases."""
 
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from tests.gateway import GatewayProcess, running_gateway
 from tests.lab.lab import Lab
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
-STAGE = Stage.DOCKER
 
 
 @pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER_ALONE))
@@ -47,7 +46,7 @@ async def test_the_next_gateway_takes_over(
         assert docker.engine_pids() == before
 
 
-@pytest.mark.parametrize(("fault", "phase", "outcome"), played(STAGE))
+@pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER))
 async def test_what_is_promised(
     place: tuple[GatewayProcess, DockerEngine], fault: Fault, phase: Phase, outcome: Outcome
 ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Docker itself ends and starts anew: one gateway outlives it, whatever becomes of the containers."""
+"""Docker itself ends and starts anew: a gateway outlives it, whatever becomes of the containers."""
 
 import pytest
 
@@ -12,10 +12,9 @@ from tests.faults.stages import model_name, played
 from tests.gateway import GatewayProcess
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
-STAGE = Stage.DOCKER_RESTARTS
 
 
-@pytest.mark.parametrize(("fault", "phase", "outcome"), played(STAGE))
+@pytest.mark.parametrize(("fault", "phase", "outcome"), played(Stage.DOCKER_RESTARTS))
 async def test_what_is_promised(
     place: tuple[GatewayProcess, DockerEngine], fault: Fault, phase: Phase, outcome: Outcome
 ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of engines, starts and clients: one gateway outlives them all, and every cell finds it as the last one did."""
+"""Faults of engines, starts and clients: a gateway outlives them in all phases, and finds itself as it was."""
 
 import pytest
 

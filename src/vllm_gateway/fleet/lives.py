@@ -197,24 +197,29 @@ class Lives:
         """A suspect that does not answer is treated as dead: it is removed, and another one takes its place.
 
         That costs more than some patience. While the runtime is away the way to an engine may be away with it
-        (published ports are), and what is removed could not be replaced.
+        (published ports are), and what is removed could not be replaced; once it is back, the way is, a little later.
         """
         assert one.running is not None
         clock = asyncio.get_running_loop().time
-        patient_until = clock() + PATIENCE_S
+        patient_until, was_away = clock() + PATIENCE_S, False
         while not await self._health.passes(one.running):
             if one.state is not State.READY:
                 return
             if clock() >= patient_until:
-                try:
-                    await self._runtime.pids(one.running.handle)
-                except RuntimeDown:
-                    patient_until = clock() + PATIENCE_S
-                else:
+                is_away = await self._is_away(one.running)
+                if not (is_away or was_away):
                     self._hear(e.Died(one.instance_id, "its health check fails"))
                     return
+                patient_until, was_away = clock() + PATIENCE_S, is_away
             await asyncio.sleep(POLL_S)
         self._hear(e.Cleared(one.instance_id))
+
+    async def _is_away(self, running: Running) -> bool:
+        try:
+            await self._runtime.pids(running.handle)
+        except RuntimeDown:
+            return True
+        return False
 
     async def _stop(self, one: Instance, grace_s: float) -> None:
         if one.running is None:

@@ -3,7 +3,7 @@
 
 from tests.faults import strikes, waits
 from tests.faults.faults import Fault, Side
-from tests.faults.matrix.rows import TOO_LATE, always, in_the_stream, row, when_queued
+from tests.faults.matrix.rows import SOON, TOO_LATE, always, in_the_stream, row, when_queued
 from tests.faults.outcomes import COMPLETED, LEFT, CannotHappen, answered, error, event, for_now
 from tests.faults.requests import SENSELESS
 
@@ -29,6 +29,7 @@ FAULTS = (
         strikes.client_stops_reading,
         in_the_stream(answered("its connection is closed at `timeouts.client_s`; other clients do not notice")),
         befalls_new=True,
+        settings=SOON,
         afterwards=strikes.stalled_client_is_cut_off,
     ),
     Fault(

@@ -5,7 +5,7 @@ import signal
 
 from tests.faults import reloads, strikes
 from tests.faults.faults import Fault, Side, Stage
-from tests.faults.matrix.rows import ONLY_IN_STREAMS, before_the_reply, in_the_stream, row
+from tests.faults.matrix.rows import ONLY_IN_STREAMS, SOON, before_the_reply, in_the_stream, row
 from tests.faults.outcomes import (
     ANSWERED,
     ANSWERED_LATER,
@@ -57,7 +57,8 @@ FAULTS = (
         strikes.engine_gets(signal.SIGSTOP),
         row(ANSWERED_LATER, ANSWERED_LATER, ANSWERED_LATER, CONTINUED_LATER, COMPLETED_LATER),
         costs_engine=True,
-        model={"first_byte_timeout_s": 1},
+        model={"first_byte_timeout_s": 2},
+        settings=SOON,
         afterwards=strikes.engine_comes_to,
     ),
     Fault(
@@ -68,7 +69,7 @@ FAULTS = (
         before_the_reply(ANSWERED_LATER),
         befalls_new=True,
         costs_engine=True,
-        model={"first_byte_timeout_s": 1},
+        model={"first_byte_timeout_s": 2},
         afterwards=strikes.engine_comes_to,
     ),
     Fault(
@@ -78,6 +79,7 @@ FAULTS = (
         strikes.engine_fails_by("silent_after_tokens=5"),
         in_the_stream(CONTINUED_LATER),
         befalls_new=True,
+        settings=SOON,
     ),
     Fault(
         "refuses",
@@ -94,6 +96,7 @@ FAULTS = (
         strikes.engine_fails_by("full_backlog"),
         row(CONNECTED_LATER, CONNECTED_LATER, UNDISTURBED, UNDISTURBED, UNDISTURBED),
         costs_engine=True,
+        settings=SOON,
     ),
     Fault(
         "answers-503",
@@ -145,6 +148,7 @@ FAULTS = (
         before_the_reply(for_now("instance_failed", "502 `instance_failed`, after some tries within the budget")),
         befalls_new=True,
         costs_engine=True,
+        settings={"retry": {}},
     ),
     Fault(
         "error-event",

@@ -4,6 +4,8 @@
 from tests.faults.outcomes import CannotHappen, Promise
 from tests.faults.phases import Phase
 
+SOON = {"timeouts": {"connect_s": 2, "idle_s": 2, "client_s": 1.5}}
+"""For faults that only a limit ends. Whoever is slow for another reason must not meet one."""
 TOO_LATE = CannotHappen("its status has been sent")
 ONLY_IN_STREAMS = CannotHappen("nothing is streamed yet")
 SAID_ALL = CannotHappen("the engine has said all")

@@ -97,6 +97,18 @@ async def test_a_health_check_that_ends_in_an_unforeseen_error_is_heard_as_a_dea
     assert isinstance(await house.hears(), e.Died)
 
 
+async def test_a_suspect_has_some_time_yet_when_the_runtime_is_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way to it comes back a little later."""
+    monkeypatch.setattr(lives_module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(lives_module, "POLL_S", 0.0)
+    house.runtime.errors = {"pids": [RuntimeDown("away")] * 2}
+    house.lives.check(instance(state=State.READY, running=NOBODY))
+    assert isinstance(await house.hears(), e.Died)
+    assert house.runtime.done == ["pids", "pids"], "asked once more than it took to be back"
+
+
 async def test_what_cannot_be_ended_is_tried_until_it_is_gone(house: House) -> None:
     busy = "driver failed to remove root filesystem: device or resource busy"
     house.runtime.errors = {"stop": [RuntimeDown(busy)] * 3, "remove": [RuntimeDown(busy), ZeroDivisionError()]}
