@@ -7,6 +7,7 @@ from typing import Any
 from vllm_gateway.configuration.draft import Draft, Keys
 from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.settings import Model, Settings
+from vllm_gateway.configuration.tls import BadTls, context_of
 from vllm_gateway.scheduling import StrategyError, make_strategy
 
 _ENGINE_SETTINGS = (
@@ -80,6 +81,15 @@ def find_open_door(draft: Draft, settings: Settings) -> None:
     server = settings.server
     if server.socket is None and (problem := open_to_others(server, server.host)):
         draft.complain(("server", "host"), problem)
+
+
+def find_bad_tls(draft: Draft, settings: Settings) -> None:
+    """Reads the files that it names."""
+    if settings.server.tls is not None:
+        try:
+            context_of(settings.server.tls)
+        except BadTls as error:
+            draft.complain(("server", "tls", error.setting), str(error))
 
 
 def find_missing_gpus(draft: Draft, settings: Settings) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from vllm_gateway.configuration.contradictions import (
     find_bad_strategies,
+    find_bad_tls,
     find_contradictions,
     find_missing_gpus,
     find_open_door,
@@ -62,6 +63,7 @@ def load_settings(
         problems = [draft.explain(details) for details in error.errors(include_url=False)]
         raise ConfigError(without_repeats(draft.problems + problems)) from None
     find_open_door(draft, settings)
+    find_bad_tls(draft, settings)
     find_missing_gpus(draft, settings)
     find_bad_strategies(draft, settings)
     if draft.problems:
