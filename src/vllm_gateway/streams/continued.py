@@ -7,7 +7,7 @@ import orjson
 
 from vllm_gateway.streams.asked import Kind
 from vllm_gateway.streams.large import LARGE_EVENT_BYTES, without_prompt_ids
-from vllm_gateway.streams.sse import EventReader, EventTooLong, data_of, event_of
+from vllm_gateway.streams.sse import LEAST_EVENT_BYTES, EventReader, EventTooLong, data_of, event_of
 from vllm_gateway.streams.tracker import Tracker, is_failure, is_refusal
 
 
@@ -53,7 +53,7 @@ class Continued:
                 return b""
             if not self._before:
                 tracker.prompt_ids = tracker.prompt_ids or prompt_ids
-        data = data_of(event)
+        data = data_of(event) if len(event) >= LEAST_EVENT_BYTES else None
         if data is None:
             return event
         if data == b"[DONE]":

@@ -9,6 +9,9 @@ import re
 MAX_EVENT_BYTES = 8 << 20
 """More than the token ids of a prompt of a million tokens."""
 
+LEAST_EVENT_BYTES = 8
+"""Of an event with data that is not empty."""
+
 # A carriage return at the very end may be the first half of a line end.
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r(?!\Z))")
 _LINE_END = re.compile(rb"\r\n|\n|\r")

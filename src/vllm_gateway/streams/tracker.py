@@ -14,7 +14,7 @@ import orjson
 from vllm_gateway.streams.asked import Asked, Kind, Resume, with_token_ids
 from vllm_gateway.streams.large import LARGE_EVENT_BYTES, glance, without_prompt_ids
 from vllm_gateway.streams.plain import PLAIN
-from vllm_gateway.streams.sse import MAX_EVENT_BYTES, EventReader, EventTooLong, data_of
+from vllm_gateway.streams.sse import LEAST_EVENT_BYTES, MAX_EVENT_BYTES, EventReader, EventTooLong, data_of
 
 # A quote that no backslash precedes opens or closes a text; one before `token_ids":` can only open a name.
 _IDS = re.compile(rb'(?<!\\)"(token_ids|prompt_token_ids)"(\s*+:\s*+)\[([\s\d,]*+)\]')
@@ -27,7 +27,6 @@ _UNFINISHED = frozenset({"abort", "error"})
 """With these vLLM ends a request that it could not finish."""
 
 _MOST_CHOICES = 1000
-_LEAST_EVENT_BYTES = 8  # that could hold data
 _MOST_STRANGE = 100  # events that nobody can read, until nobody tries any more
 
 MAX_KEPT_BYTES = 16 << 20
@@ -260,7 +259,7 @@ class Tracker:
         return b""
 
     def _parsed(self, event: bytes) -> bytes:
-        data = data_of(event) if len(event) >= _LEAST_EVENT_BYTES else None
+        data = data_of(event) if len(event) >= LEAST_EVENT_BYTES else None
         if data is None:
             return event
         if data == b"[DONE]":
