@@ -64,7 +64,7 @@ async def hit_rate(addresses: list[str]) -> float:
         pages = []
         for address in addresses:
             async with http.get(f"http://{address}/metrics") as reply:
-                pages.append(vllm_metrics.parse(await reply.text(), at=0.0))
+                pages.append(vllm_metrics.parse(await reply.read(), at=0.0))
     return sum(page.prefix_hits for page in pages) / sum(page.prefix_queries for page in pages)
 
 

@@ -19,13 +19,13 @@ vllm:cache_config_info{{block_size="16",cache_dtype="auto",engine="{0}",num_gpu_
 
 
 def test_what_an_engine_says() -> None:
-    found = parse(RANK.format(0), at=7.0)
+    found = parse(RANK.format(0).encode(), at=7.0)
     assert (found.at, found.running, found.waiting, found.kv_usage) == (7.0, 3, 2, 0.5)
     assert (found.prefix_queries, found.prefix_hits, found.cache_tokens) == (1216, 1152, 16_000)
 
 
 def test_ranks_count_together() -> None:
-    found = parse(RANK.format(0) + RANK.format(1), at=7.0)
+    found = parse((RANK.format(0) + RANK.format(1)).encode(), at=7.0)
     assert (found.running, found.kv_usage, found.cache_tokens) == (6, 0.5, 32_000)
 
 
@@ -36,7 +36,7 @@ def test_the_simulated_engine_is_read_the_same() -> None:
         model="m",
         cache_config={"block_size": "16", "num_gpu_blocks": "10"},
     )
-    found = parse(page, at=1.0)
+    found = parse(page.encode(), at=1.0)
     assert (found.running, found.waiting, found.kv_usage, found.prefix_hits, found.cache_tokens) == (
         1,
         4,
@@ -47,14 +47,23 @@ def test_the_simulated_engine_is_read_the_same() -> None:
 
 
 def test_another_page_says_nothing() -> None:
-    assert parse("<html>", at=1.0).cache_tokens is None
+    assert parse(b"<html>", at=1.0).cache_tokens is None
 
 
 def test_the_size_in_tokens_holds_where_it_is_told() -> None:
-    page = 'vllm:cache_config_info{block_size="128",kv_cache_size_tokens="4067203",num_gpu_blocks="65536"} 1.0\n'
+    page = b'vllm:cache_config_info{block_size="128",kv_cache_size_tokens="4067203",num_gpu_blocks="65536"} 1.0\n'
     assert parse(page, at=1.0).cache_tokens == 4_067_203
 
 
-def test_a_number_that_is_none_is_not_trusted() -> None:
-    with pytest.raises(ValueError, match="NaNaN"):
-        parse('vllm:num_requests_running{engine="0"} NaNaN', at=1.0)
+@pytest.mark.parametrize("number", ["NaNaN", "NaN", "+Inf", "-Inf", "-1", "1e308", "", "9" * 5000])
+def test_a_number_that_is_none_is_not_trusted(number: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse(b'vllm:num_requests_running{engine="0"} ' + number.encode(), at=1.0)
+
+
+def test_a_page_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ValueError, match="too many lines"):
+        parse(b'vllm:num_requests_running{engine="0"} 1\n' * 20_000, at=1.0)
+    with pytest.raises(ValueError, match="too long"):
+        parse(b"vllm:" + b"x" * 10_000, at=1.0)
+    assert parse(b"other 1\n" * 500_000, at=1.0).running == 0
