@@ -217,7 +217,7 @@ def with_examples(test: Any) -> Any:
 @with_examples
 @given(wires(), st.lists(st.integers(0), max_size=6))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_passed_on_is_what_was_said(loop: asyncio.AbstractEventLoop, wire: bytes, cuts: list[int]) -> None:
+def test_fuzz_of_replies(loop: asyncio.AbstractEventLoop, wire: bytes, cuts: list[int]) -> None:
     seen = relay(split(wire, cuts), loop)
     at_once = relay([wire], loop)
     if seen.outcome == "whole" or at_once.outcome == "whole":
