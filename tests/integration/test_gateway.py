@@ -241,6 +241,22 @@ async def test_engines_of_somebody_else_need_no_docker_are_balanced_and_never_st
         assert len(engines_of(behind.process.pid)) == 2
 
 
+async def test_engines_and_clients_by_ipv6(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(), arguments=["--host", "::1"]) as behind:
+        models = {"qwen2.5": {"endpoints": [behind.url]}}
+        served = {"server": {"open": True}, "models": models}
+        async with running_gateway(tmp_path / "front", served, arguments=["--host", "::"]) as gateway:
+            page = await gateway.until(lambda page: page["models"]["qwen2.5"]["running"] == 1)
+            (one,) = page["active_containers_by_name"].values()
+            assert f"http://{one['address']}" == behind.url
+            port = gateway.url.rpartition(":")[2]
+            body = {"model": "qwen2.5", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+            for host in ("127.0.0.1", "[::1]"):
+                url = f"http://{host}:{port}/v1/chat/completions"
+                async with aiohttp.ClientSession() as http, http.post(url, json=body) as reply:
+                    assert reply.status == 200, host
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_disconnects_ends_the_engines_work(stream: bool, tmp_path: Path) -> None:
     models = {"a": model("a", environment={**FAST, "SIM_TOKENS_PER_S": "10"})}

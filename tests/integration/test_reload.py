@@ -76,6 +76,19 @@ async def test_a_bad_file_changes_nothing_and_what_needs_a_restart_is_said(tmp_p
         assert (await gateway.event("config_needs_restart"))["settings"] == ["reload"]
 
 
+async def test_an_emptied_file_drops_no_model_and_one_that_says_so_does(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, config(models={"a": model("a")})) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        (tmp_path / "gateway.yaml").write_text("")
+        gateway.process.send_signal(signal.SIGHUP)
+        assert "say `models: {}`" in (await gateway.event("config_reload_failed"))["problems"][0]
+        assert (await gateway.chat("a"))[0] == 200
+        (tmp_path / "gateway.yaml").write_text("models: {}\n")
+        gateway.process.send_signal(signal.SIGHUP)
+        assert (await gateway.event("config_reloaded"))["models"] == []
+        assert (await gateway.chat("a"))[0] == 404
+
+
 async def test_a_changed_file_is_noticed_if_that_is_asked_for(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(models={"a": model("a")}, reload="watch")) as gateway:
         write(tmp_path, config(models={"b": model("b")}, reload="watch", server={"api_keys": ["secret"]}))

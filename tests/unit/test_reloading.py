@@ -46,7 +46,7 @@ class Applied(list[Settings]):
 async def test_a_good_one_is_applied() -> None:
     said, applied = Said(), Applied()
     new = OLD.model_copy(update={"queue_size": 5})
-    await Reloader(OLD, lambda: new, applied, said, asyncio.Event()).reload()
+    await Reloader(OLD, lambda _: new, applied, said, asyncio.Event()).reload()
     assert applied == [new]
     assert said.lines == [("config_reloaded", {"models": ["a"]})]
 
@@ -54,7 +54,7 @@ async def test_a_good_one_is_applied() -> None:
 async def test_a_bad_one_changes_nothing_and_says_why() -> None:
     said, applied = Said(), Applied()
 
-    def bad() -> Settings:
+    def bad(_: Settings) -> Settings:
         raise ConfigError([Problem("gateway.yaml:3", "unknown setting 'modles'")])
 
     await Reloader(OLD, bad, applied, said, asyncio.Event()).reload()
@@ -66,7 +66,7 @@ async def test_a_bad_one_changes_nothing_and_says_why() -> None:
         async def refuse(_: Settings, error: Exception = error) -> None:
             raise error
 
-        await Reloader(OLD, lambda: OLD, refuse, said, asyncio.Event()).reload()
+        await Reloader(OLD, lambda _: OLD, refuse, said, asyncio.Event()).reload()
         assert said.lines[-1] == ("config_reload_failed", {"problems": [str(error)]})
 
 
@@ -81,7 +81,7 @@ async def test_who_asks_while_one_is_applied_is_served_after_it() -> None:
 
     asked = asyncio.Event()
     asked.set()  # before there was anybody who could reload
-    reloader = Reloader(OLD, lambda: OLD, apply, said, asked)
+    reloader = Reloader(OLD, lambda _: OLD, apply, said, asked)
     first = asyncio.create_task(reloader.follow())
     await applied.get()
     for _ in range(3):
@@ -102,7 +102,7 @@ async def test_an_unforeseen_error_is_told_as_a_failed_reload_and_goes_on_to_who
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await Reloader(OLD, lambda: OLD, apply, said, asyncio.Event()).reload()
+        await Reloader(OLD, lambda _: OLD, apply, said, asyncio.Event()).reload()
     assert said.lines == [("config_reload_failed", {"problems": ["ZeroDivisionError()"]})]
 
 

@@ -32,6 +32,7 @@ class GpuReading:
     used_mib: int = 0
     processes: Mapping[int, int] | None = None
     problem: str | None = None
+    measured: bool = True  # False: nobody can say what is used
 
 
 class GpuProbe(Protocol):
@@ -44,7 +45,7 @@ class StaticProbe:
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._readings = [
-            GpuReading(device.id or str(index), index, device.name, device.memory_mib)
+            GpuReading(device.id or str(index), index, device.name, device.memory_mib, measured=False)
             for index, device in enumerate(devices)
         ]
 

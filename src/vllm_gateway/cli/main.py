@@ -2,7 +2,9 @@
 """The command line as a whole: which commands there are, and the exit status."""
 
 import argparse
+import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -11,9 +13,22 @@ from vllm_gateway.cli import check, retry, serve, simulate, status
 from vllm_gateway.telemetry.terminal import printable
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_NOBODY_READS = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+        return EXIT_NOBODY_READS
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {"server.host": arguments.host, "server.port": arguments.port}
     load = partial(load_settings, arguments.config, os.environ, given)
     try:
-        settings = load()
+        settings = load(None)
     except ConfigError as error:
         say(error, sys.stderr)
         return EXIT_BAD_CONFIG

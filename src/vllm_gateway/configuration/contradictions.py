@@ -4,10 +4,9 @@
 from pathlib import Path
 from typing import Any
 
-from vllm_gateway.configuration.draft import Draft, Keys
+from vllm_gateway.configuration.draft import Draft, Keys, Problem
 from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.settings import Model, Settings
-from vllm_gateway.configuration.tls import BadTls, context_of
 from vllm_gateway.scheduling import StrategyError, make_strategy
 
 _ENGINE_SETTINGS = (
@@ -83,13 +82,13 @@ def find_open_door(draft: Draft, settings: Settings) -> None:
         draft.complain(("server", "host"), problem)
 
 
-def find_bad_tls(draft: Draft, settings: Settings) -> None:
-    """Reads the files that it names."""
-    if settings.server.tls is not None:
-        try:
-            context_of(settings.server.tls)
-        except BadTls as error:
-            draft.complain(("server", "tls", error.setting), str(error))
+def find_lost_models(draft: Draft, settings: Settings, before: Settings, config_file: Path | None) -> None:
+    """Of a file that says nothing of models: an editor may have emptied it, or the disk was full."""
+    if lost := [name for name in before.models if name not in settings.models]:
+        message = (
+            f"no `models` are here any more, and {', '.join(lost)} would be stopped; to want that, say `models: {{}}`"
+        )
+        draft.problems.append(Problem(str(config_file), message))
 
 
 def find_missing_gpus(draft: Draft, settings: Settings) -> None:

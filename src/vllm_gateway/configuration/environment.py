@@ -43,15 +43,15 @@ def read_environment(draft: Draft, environ: Mapping[str, str]) -> None:
 
 def read_models(draft: Draft, environ: Mapping[str, str]) -> None:
     """Joins the file's models, ALLOWED_MODELS_JSON and PARALLEL_MODELS_JSON."""
-    file_names_models = bool(draft.models())
+    says_which = isinstance(draft.data.get("models"), dict)  # `models: {}` is none
     for name, repository in _allowed_models(environ, draft.problems).items():
         draft.put(("models", name, "repository"), repository, ALLOWED_MODELS)
-    draft.names_models = bool(draft.models())
+    draft.names_models = says_which or bool(draft.models())
     before = len(draft.problems)
     wanted = parallel_models(environ, draft.problems)
     if not wanted:
         is_broken = len(draft.problems) > before
-        wanted = {} if file_names_models or is_broken else dict(DEFAULT_PARALLEL_MODELS)
+        wanted = {} if says_which or is_broken else dict(DEFAULT_PARALLEL_MODELS)
     for name, instances in wanted.items():
         if name not in draft.models():
             if name not in BUILT_IN_REPOSITORIES:

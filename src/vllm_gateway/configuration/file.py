@@ -12,6 +12,8 @@ from vllm_gateway.configuration.draft import Draft, Keys, Problem
 _MAX_DEPTH = 30
 _MAX_NODES = 100_000  # a few aliases of aliases stand for millions
 
+_WRITTEN_PLAINLY = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp")}
+
 
 def read_file(draft: Draft, path: Path) -> None:
     try:
@@ -66,6 +68,8 @@ class _Reader:
             return [self.read(item, (*keys, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._read_mapping(node, keys)
+        if _is_text(keys) and node.tag in _WRITTEN_PLAINLY:
+            return node.value
         return self.loader.construct_object(node)
 
     def _read_mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
@@ -85,3 +89,8 @@ class _Reader:
             self.draft.places[(*keys, key.value)] = f"{self.path}:{key.start_mark.line + 1}"
             result[key.value] = self.read(value, (*keys, key.value))
         return result
+
+
+def _is_text(keys: Keys) -> bool:
+    """What engines are given as it is written: YAML would make 8 of 010, 3.1 of 3.10, 750 of 12:30."""
+    return len(keys) == 4 and keys[0] == "models" and keys[2] in ("environment", "engine_arguments")

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from vllm_gateway.configuration.contradictions import (
     find_bad_strategies,
-    find_bad_tls,
     find_contradictions,
+    find_lost_models,
     find_missing_gpus,
     find_open_door,
 )
@@ -45,12 +45,19 @@ _log = get_logger()
 
 
 def load_settings(
-    config_file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object] | None = None
+    config_file: Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object] | None = None,
+    before: Settings | None = None,
 ) -> Settings:
-    """Overrides (`{"server.port": 8001}`; None: not given) before environment before file before defaults."""
+    """Overrides (`{"server.port": 8001}`; None: not given) before environment before file before defaults.
+
+    `before`: what counts until now; a file that does not mention models any more does not remove them.
+    """
     draft = Draft()
     if config_file is not None:
         read_file(draft, config_file)
+    says_models = isinstance(draft.data.get("models"), dict)
     read_environment(draft, environ)
     read_models(draft, environ)
     for name, value in (overrides or {}).items():
@@ -62,8 +69,9 @@ def load_settings(
     except ValidationError as error:
         problems = [draft.explain(details) for details in error.errors(include_url=False)]
         raise ConfigError(without_repeats(draft.problems + problems)) from None
+    if before is not None and not says_models:
+        find_lost_models(draft, settings, before, config_file)
     find_open_door(draft, settings)
-    find_bad_tls(draft, settings)
     find_missing_gpus(draft, settings)
     find_bad_strategies(draft, settings)
     if draft.problems:
@@ -85,8 +93,10 @@ def load_parallel_models_config(
     wanted = parallel_models(os.environ if environ is None else environ, problems)
     if problems:
         raise ConfigError(problems)
-    models = {**(configured or {}), **(wanted or {})} or dict(DEFAULT_PARALLEL_MODELS)
-    source = PARALLEL_MODELS if wanted else "configuration" if configured else "default"
+    models = {**(configured or {}), **(wanted or {})}
+    source = PARALLEL_MODELS if wanted else "default" if configured is None else "configuration"
+    if source == "default":
+        models = dict(DEFAULT_PARALLEL_MODELS)
     _log.emit(events.PARALLEL_MODELS_CONFIG, models=models, source=source)
     return models
 

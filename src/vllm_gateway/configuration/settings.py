@@ -104,7 +104,7 @@ Endpoint = Annotated[str, AfterValidator(_endpoint)]
 CarriedPath = Annotated[str, AfterValidator(_carried_path)]
 ModelName = Annotated[str, AfterValidator(_printable)]
 TextOrNumber = Annotated[
-    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})
+    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"type": ["string", "number", "boolean"]})
 ]
 # YAML reads a bare `off` as false.
 _BareOff = BeforeValidator(lambda value: "off" if value is False else value)
@@ -113,16 +113,6 @@ PriorityName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Tls(_Strict):
-    """Files in PEM form; they are read again when they change."""
-
-    certificate: str = Field(min_length=1, description="The server's certificate and its intermediate ones.")
-    key: str = Field(min_length=1, description="Its private key, without a passphrase.")
-    client_ca: str | None = Field(
-        None, min_length=1, description="Authorities: clients must show a certificate of one of them."
-    )
 
 
 class Server(_Strict):
@@ -134,7 +124,6 @@ class Server(_Strict):
     socket_mode: str = Field(
         "0600", pattern="^0?[0-7]{3}$", description="Who may connect to it: 0660 is its user and its group."
     )
-    tls: Tls | None = Field(None, description="HTTPS instead of HTTP: certificate, key, and client_ca.")
     api_keys: tuple[Annotated[str, AfterValidator(_api_key)], ...] = Field(
         (), repr=False, description="Clients must send one of them; none: no key is asked for."
     )

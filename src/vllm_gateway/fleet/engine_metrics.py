@@ -34,7 +34,7 @@ async def _ask(http: aiohttp.ClientSession, one: Instance, measured: Callable[[s
     if one.running is None:
         return
     try:
-        async with http.get(f"http://{one.running.host}:{one.running.port}/metrics") as reply:
+        async with http.get(f"http://{one.running.address}/metrics") as reply:
             if reply.status == 200:
                 page = await reply.read()
                 measured(one.instance_id, vllm_metrics.parse(page, asyncio.get_running_loop().time()))

@@ -18,7 +18,7 @@ class Health:
 
     async def passes(self, running: Running) -> bool:
         try:
-            async with self.http.get(f"http://{running.host}:{running.port}/health") as reply:
+            async with self.http.get(f"http://{running.address}/health") as reply:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False

@@ -163,6 +163,8 @@ def _kept(readings: Sequence[GpuReading], one: Instance, pids: frozenset[int], b
 
 
 def _is_back(reading: GpuReading, one: Instance, pids: frozenset[int], before: Used) -> bool:
+    if not reading.measured:
+        return True
     if reading.processes is not None and pids:
         return not pids.intersection(reading.processes)
     if reading.gpu_id in before:

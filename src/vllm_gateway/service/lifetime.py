@@ -25,7 +25,6 @@ from vllm_gateway.service.handover import Predecessor, Successor
 from vllm_gateway.service.listening import inherited, port_of
 from vllm_gateway.service.reloading import WATCH_S, Reloader, Watch
 from vllm_gateway.service.serving import Serving, serving
-from vllm_gateway.service.tls import WATCH_S as TLS_WATCH_S
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.terminal import say
 
@@ -41,11 +40,11 @@ def _keep_freed_memory() -> None:
 
 
 async def serve(
-    settings: Settings, load: Callable[[], Settings], config_file: Path | None, *, take_over: bool = False
+    settings: Settings, load: Callable[[Settings], Settings], config_file: Path | None, *, take_over: bool = False
 ) -> int:
     """Serves until SIGTERM or Ctrl-C, or until another one has taken over; returns the exit status.
 
-    `load` reads the settings again.
+    `load` reads the settings again, given those that count.
     """
     hung_up = asyncio.Event()  # by SIGHUP: read the configuration again, once that can be done
     watch = Watch(config_file, hung_up.set) if config_file is not None and settings.reload == "watch" else None
@@ -67,7 +66,7 @@ async def serve(
             if predecessor is not None:
                 await predecessor.say_ready()
             reloader = Reloader(settings, load, server.reconfigure, emit, hung_up)
-            reloading = [tasks.repeat(reloader.follow, 0.0), tasks.repeat(server.tls.watch, TLS_WATCH_S)]
+            reloading = [tasks.repeat(reloader.follow, 0.0)]
             if watch is not None:
                 reloading.append(tasks.repeat(watch.look, WATCH_S))
             successor = _successor_of(server, settings, emit)
@@ -134,7 +133,8 @@ def _tell_people(settings: Settings, server: Serving) -> None:
     is_for_people = sys.stdout.isatty() or settings.gpus.source == "simulated"
     if is_for_people and server.port is not None:
         log.flush()  # another thread writes the lines: those that came first are to be read first
-        say(_hint(settings, server.address), sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it
+            say(_hint(settings, server.address), sys.stderr)
 
 
 def _hint(settings: Settings, address: str) -> str:

@@ -39,14 +39,15 @@ def bind(server: Server) -> list[socket.socket]:
     host, port = server.host, server.port
     sockets: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        name = None if host in ("", "::") else host  # both families
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
             listening = socket.socket(family, kind, protocol)
             sockets.append(listening)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind(address)
+            listening.bind((address[0], port_of(sockets[:-1]) or port, *address[2:]))  # all have the port of the first
     except OSError as error:
         for listening in sockets:
             listening.close()
@@ -63,9 +64,8 @@ def check_openness(sockets: Iterable[socket.socket], server: Server) -> None:
             raise ConfigError([Problem(url_of(one), problem)])
 
 
-def url_of(listening: socket.socket, *, is_https: bool = False) -> str:
+def url_of(listening: socket.socket) -> str:
     if listening.family == socket.AF_UNIX:
         return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]
-    scheme = "https" if is_https else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

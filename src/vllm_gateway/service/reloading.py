@@ -49,12 +49,12 @@ def keep_fixed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
 
 
 class Reloader:
-    """`load` reads the settings anew and `apply` makes them count, all or none of them."""
+    """`load` reads the settings anew, given those that count, and `apply` makes them count, all or none of them."""
 
     def __init__(
         self,
         current: Settings,
-        load: Callable[[], Settings],
+        load: Callable[[Settings], Settings],
         apply: Callable[[Settings], Awaitable[None]],
         emit: Callable[..., None],
         asked: asyncio.Event,
@@ -74,7 +74,7 @@ class Reloader:
 
     async def reload(self) -> None:
         try:
-            settings, differing = keep_fixed(self._current, await asyncio.to_thread(self._load))
+            settings, differing = keep_fixed(self._current, await asyncio.to_thread(self._load, self._current))
             await self._apply(settings)
         except ConfigError as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=list(map(str, error.problems)))

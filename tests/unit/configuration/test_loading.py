@@ -38,6 +38,39 @@ def test_command_line_before_environment_before_file_before_default(tmp_path: Pa
     assert load_settings(None, {}).log.level == "info"
 
 
+@pytest.mark.parametrize("left", ["", "# models:\n", "---\n", "log: {level: info}\n", "models:\n"])
+def test_a_file_that_forgets_its_models_loses_none(left: str, tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("models: {a: {repository: x/y}, b: {repository: x/z}}\n", "utf-8")
+    before = load_settings(path, {})
+    path.write_text(left, "utf-8")
+    with pytest.raises(ConfigError, match="a, b would be stopped"):
+        load_settings(path, {}, None, before)
+    path.write_text("models: {}\n", "utf-8")
+    assert not load_settings(path, {}, None, before).models
+    path.write_text("models: {c: {repository: x/y}}\n", "utf-8")
+    assert list(load_settings(path, {}, None, before).models) == ["c"]
+    assert list(load_settings(None, {}, None, load_settings(None, {})).models) == ["gemma3-4B"]
+
+
+_AS_WRITTEN = ["010", "0x10", "3.10", "1_000", "12:30", "1e3", "0b1", "true", "yes", "No", "off", "2024-01-01", ".inf"]
+
+
+def test_engines_are_given_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    pairs = "".join(f"      V{index}: {text}\n" for index, text in enumerate(_AS_WRITTEN))
+    items = ", ".join(_AS_WRITTEN)
+    path.write_text(
+        f"models:\n  a: &a\n    repository: x/y\n    engine_arguments: [{items}]\n    environment: &e\n{pairs}"
+        "  b:\n    repository: x/z\n    environment: {<<: *e, V0: '1.0'}\n"
+    )
+    models = load_settings(path, {}).models
+    assert list(models["a"].environment.values()) == list(models["a"].engine_arguments) == _AS_WRITTEN
+    assert models["b"].environment == {**models["a"].environment, "V0": "1.0"}
+    (told,) = problems(tmp_path, "models:\n  a: {repository: x/y, environment: {A: }}\n")
+    assert "models.a.environment.A" in told
+
+
 def test_a_bare_off_means_what_it_says(tmp_path: Path) -> None:
     """YAML reads it as false."""
     path = tmp_path / "g.yaml"
@@ -196,7 +229,7 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
         ("priorities: {high: 1}\n", "g.yaml:1: priorities: `normal` must be among them"),
         ("models: {'': {repository: x}}\n", "g.yaml:1: models.: the name of a model must not be empty"),
         ("models: {a: {repository: ''}}\n", "g.yaml:1: models.a.repository: must not be empty"),
-        ("models: {a: {repository: x, environment: {A: true}}}\n", "g.yaml:1: models.a.environment.A: must be text"),
+        ("models: {a: {repository: x, environment: {A: [1]}}}\n", "g.yaml:1: models.a.environment.A: must be text"),
         (
             "models: {a: {repository: x, engine_arguments: [--tensor_parallel_size=2]}}\n",
             "g.yaml:1: models.a.engine_arguments.0: --tensor-parallel-size is given to the engine by the gateway; set",

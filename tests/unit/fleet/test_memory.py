@@ -10,7 +10,8 @@ import pytest
 
 from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
 from tests.waiting import LIMIT_S
-from vllm_gateway.allocator.probe import GpuReading, ProbeError
+from vllm_gateway.allocator.probe import GpuReading, ProbeError, StaticProbe
+from vllm_gateway.configuration.settings import Device
 from vllm_gateway.fleet import memory as memory_module
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory
@@ -187,3 +188,14 @@ async def test_memory_is_nobody_elses_while_a_sleeper_moves() -> None:
     house.probe.answer = [replace(CARD, used_mib=1500)]
     (after,) = await house.memory.gpus([asleep], [during])
     assert [gpu.foreign_mib for gpu in (before, during, after)] == [1000, 1000, 1000]
+
+
+async def test_what_nobody_measures_is_not_waited_for() -> None:
+    one = Instance("i1", "a_1", "a", 1, "hash", 4, gpu_ids=("0",), reserved_mib=500, launched=True, running=NOBODY)
+    told: list[object] = []
+    tasks = Tasks(lambda _, **fields: told.append(fields))
+    probe = StaticProbe([Device(name="card", memory_mib=24576)])
+    memory = GpuMemory(probe, BrokenRuntime(), tasks, lambda _, **fields: told.append(fields))
+    async with asyncio.timeout(LIMIT_S):
+        await memory.back(one, await memory.pids(one), await memory.used())
+    assert not told

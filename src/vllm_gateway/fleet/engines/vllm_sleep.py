@@ -32,7 +32,7 @@ async def wake_up(http: aiohttp.ClientSession, running: Running) -> None:
 async def is_sleeping(http: aiohttp.ClientSession, running: Running) -> bool | None:
     """None: it does not answer. An engine without the route never sleeps."""
     try:
-        async with http.get(f"http://{running.host}:{running.port}/is_sleeping") as reply:
+        async with http.get(f"http://{running.address}/is_sleeping") as reply:
             if reply.status == 404:
                 return False
             return bool((await reply.json())["is_sleeping"]) if reply.status == 200 else None
@@ -43,7 +43,7 @@ async def is_sleeping(http: aiohttp.ClientSession, running: Running) -> bool | N
 async def _tell(http: aiohttp.ClientSession, running: Running, what: str) -> None:
     limit = aiohttp.ClientTimeout(total=LIMIT_S)
     try:
-        async with http.post(f"http://{running.host}:{running.port}/{what}", timeout=limit) as reply:
+        async with http.post(f"http://{running.address}/{what}", timeout=limit) as reply:
             if reply.status == 200:
                 return
             said = (await reply.text(errors="replace"))[:_SHOWN]

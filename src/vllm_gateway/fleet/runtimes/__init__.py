@@ -31,6 +31,11 @@ class Running:
     host: str
     port: int
 
+    @property
+    def address(self) -> str:
+        """As URLs have it: an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
