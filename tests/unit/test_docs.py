@@ -152,8 +152,9 @@ def settings() -> Iterator[str]:
     def walk(section: dict[str, Any], path: str) -> Iterator[str]:
         for name, shape in section["properties"].items():
             yield path + name
-            if "$ref" in shape:
-                yield from walk(schema["$defs"][shape["$ref"].rpartition("/")[2]], f"{path}{name}.")
+            for one in (shape, *shape.get("anyOf", [])):  # anyOf: it may be left out
+                if "$ref" in one:
+                    yield from walk(schema["$defs"][one["$ref"].rpartition("/")[2]], f"{path}{name}.")
 
     return walk(schema, "")
 

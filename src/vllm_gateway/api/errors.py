@@ -24,6 +24,7 @@ KINDS = {
     "invalid_api_key": Kind(401, "authentication_error"),
     "host_not_allowed": Kind(403, "permission_error"),
     "origin_not_allowed": Kind(403, "permission_error"),
+    "tls_required": Kind(400, "invalid_request_error"),
     "bad_request": Kind(400, "invalid_request_error"),
     "model_missing": Kind(400, "invalid_request_error"),
     "model_not_found": Kind(404, "model_not_found"),

@@ -50,14 +50,16 @@ def _describe(settings: "Settings") -> list[str]:
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     reach = "open to all who can reach it" if server.open else "for this machine alone"
-    access = f"{len(server.api_keys)} API keys" if server.api_keys else f"no API key: {reach}"
+    count = len(server.api_keys)
+    access = f"{count} API key{'' if count == 1 else 's'}" if count else f"no API key: {reach}"
+    scheme = "https" if server.tls else "http"
     rows = [("MODEL", "INSTANCES", "SERVED FROM", "STRATEGY")]
     for name, model in settings.models.items():
         source = model.repository or ", ".join(model.endpoints)
         instances = str(len(model.endpoints) or model.instances)
         rows.append((name, instances, source, settings.strategy_name(name)))
     return [
-        f"address  http://{host}:{server.port} ({access})",
+        f"address  {scheme}://{host}:{server.port} ({access})",
         *_describe_machine(settings),
         "",
         columns(*rows),

@@ -7,6 +7,7 @@ from typing import Any
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
 from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.settings import Model, Settings
+from vllm_gateway.configuration.tls import BadTls, context_of
 from vllm_gateway.scheduling import StrategyError, make_strategy
 
 _ENGINE_SETTINGS = (
@@ -85,10 +86,18 @@ def find_open_door(draft: Draft, settings: Settings) -> None:
 def find_lost_models(draft: Draft, settings: Settings, before: Settings, config_file: Path | None) -> None:
     """Of a file that says nothing of models: an editor may have emptied it, or the disk was full."""
     if lost := [name for name in before.models if name not in settings.models]:
-        message = (
-            f"no `models` are here any more, and {', '.join(lost)} would be stopped; to want that, say `models: {{}}`"
-        )
+        names = ", ".join(lost)
+        message = f"no `models` are here any more, and {names} would be stopped; if that is wanted, say `models: {{}}`"
         draft.problems.append(Problem(str(config_file), message))
+
+
+def find_bad_tls(draft: Draft, settings: Settings) -> None:
+    """Reads the files that it names."""
+    if settings.server.tls is not None:
+        try:
+            context_of(settings.server.tls)
+        except BadTls as error:
+            draft.complain(("server", "tls", error.setting), str(error))
 
 
 def find_missing_gpus(draft: Draft, settings: Settings) -> None:

@@ -115,6 +115,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Tls(_Strict):
+    """Files in PEM form; they are read again when they change."""
+
+    certificate: str = Field(min_length=1, description="The server's certificate and its intermediate ones.")
+    key: str = Field(min_length=1, description="Its private key, without a passphrase.")
+    client_ca: str | None = Field(
+        None, min_length=1, description="Authorities: clients must show a certificate of one of them."
+    )
+
+
 class Server(_Strict):
     """Where clients reach the gateway."""
 
@@ -124,6 +134,7 @@ class Server(_Strict):
     socket_mode: str = Field(
         "0600", pattern="^0?[0-7]{3}$", description="Who may connect to it: 0660 is its user and its group."
     )
+    tls: Tls | None = Field(None, description="HTTPS instead of HTTP: certificate, key, and client_ca.")
     api_keys: tuple[Annotated[str, AfterValidator(_api_key)], ...] = Field(
         (), repr=False, description="Clients must send one of them; none: no key is asked for."
     )

@@ -7,7 +7,7 @@ Those beyond wait in the kernel's backlog. The longest idle ones are closed to m
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.telemetry import events
@@ -16,17 +16,27 @@ BACKLOG = 1024
 _AT_ONCE = 64  # then others have their turn
 _FULL_S = 0.05  # so often it is looked again whether there is room
 _SAY_S = 60.0
+_ARRIVING_S = 1.0
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Accepting:
     """Use `start` and `stop`; the sockets stay open, for others may listen on them too."""
 
-    def __init__(self, sockets: Sequence[socket.socket], door: FrontDoor, most: int, emit: Callable[..., None]) -> None:
-        """`most` connections at once."""
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        door: FrontDoor,
+        let_in: Callable[[socket.socket], Awaitable[None]],
+        *,
+        most: int,
+        emit: Callable[..., None],
+    ) -> None:
+        """`let_in` brings a connection to the door, and raises OSError or TimeoutError; `most` connections at once."""
         self.most = most
         self._sockets = sockets
         self._door = door
+        self._bring = let_in
         self._emit: Callable[..., None] = emit
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[None]] = set()
@@ -47,6 +57,10 @@ class Accepting:
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        if self._arriving:
+            await asyncio.wait(self._arriving, timeout=_ARRIVING_S)
+        for task in self._arriving:  # they have not said a word, or take long to agree on TLS
+            task.cancel()
         if self._arriving:
             await asyncio.wait(self._arriving)
 
@@ -85,9 +99,9 @@ class Accepting:
     async def _let_in(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
-            await self._loop.connect_accepted_socket(self._door, connection)
-        except OSError:
-            connection.close()  # it is gone already
+            await self._bring(connection)
+        except (OSError, asyncio.CancelledError):
+            connection.close()  # it is gone already, or no request came of it
 
     def _wait(self, why: str) -> None:
         self._pause()

@@ -25,6 +25,7 @@ from vllm_gateway.service.handover import Predecessor, Successor
 from vllm_gateway.service.listening import inherited, port_of
 from vllm_gateway.service.reloading import WATCH_S, Reloader, Watch
 from vllm_gateway.service.serving import Serving, serving
+from vllm_gateway.service.tls import WATCH_S as TLS_WATCH_S
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.terminal import say
 
@@ -66,7 +67,7 @@ async def serve(
             if predecessor is not None:
                 await predecessor.say_ready()
             reloader = Reloader(settings, load, server.reconfigure, emit, hung_up)
-            reloading = [tasks.repeat(reloader.follow, 0.0)]
+            reloading = [tasks.repeat(reloader.follow, 0.0), tasks.repeat(server.tls.watch, TLS_WATCH_S)]
             if watch is not None:
                 reloading.append(tasks.repeat(watch.look, WATCH_S))
             successor = _successor_of(server, settings, emit)

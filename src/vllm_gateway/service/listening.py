@@ -64,8 +64,9 @@ def check_openness(sockets: Iterable[socket.socket], server: Server) -> None:
             raise ConfigError([Problem(url_of(one), problem)])
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, *, is_https: bool = False) -> str:
     if listening.family == socket.AF_UNIX:
         return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_https else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -19,6 +19,8 @@ from vllm_gateway.service.ending import Ending
 from vllm_gateway.service.handover import Predecessor
 from vllm_gateway.service.leftovers import own_folder
 from vllm_gateway.service.listening import bind, check_openness, port_of, url_of
+from vllm_gateway.service.tls import TlsDoor
+from vllm_gateway.service.tls import read as read_tls
 from vllm_gateway.service.unix_sockets import unlink_own
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 from vllm_gateway.telemetry import events
@@ -48,7 +50,6 @@ class Serving:
         self.outlived = outlived
         """By its sockets: systemd holds them, and new connections wait there for the next gateway."""
         self.opens_within_s = 0.0  # as this one did
-        self.address = url_of(sockets[0])
         self._paths = [Path(one.getsockname()) for one in sockets if one.family == socket.AF_UNIX]
         self.port = port_of(sockets)
         self._runner = runner
@@ -58,13 +59,22 @@ class Serving:
         self._has_successor = False
         self._drained_by: float | None = None
         self._emit: Callable[..., None] = emit
-        self._accepting = Accepting(sockets, door, most=1, emit=emit)
+        self.tls = TlsDoor(door, emit)
+        tls = gateway.settings.server.tls
+        self.tls.configure(tls, read_tls(tls))
+        self._accepting = Accepting(sockets, door, self.tls.let_in, most=1, emit=emit)
         self._share_out_descriptors(gateway.settings)
+
+    @property
+    def address(self) -> str:
+        return url_of(self._sockets[0], is_https=self.tls.is_closed_to_plain)
 
     async def reconfigure(self, settings: Settings) -> None:
         """As the gateway does. Raises ConfigError too, before anything changed."""
         check_openness(self._sockets, settings.server)
+        context = read_tls(settings.server.tls)
         await self.gateway.reconfigure(settings)
+        self.tls.configure(settings.server.tls, context)
         self._share_out_descriptors(settings)
 
     def _share_out_descriptors(self, settings: Settings) -> None:
@@ -154,7 +164,7 @@ async def serving(
     handed_in: list[socket.socket],
     predecessor: Predecessor | None,
 ) -> AsyncIterator[Serving]:
-    """Raises OSError, ProbeError, RuntimeDown, StrategyError."""
+    """Raises OSError, ConfigError, ProbeError, RuntimeDown, StrategyError."""
     with _simulated_gpus(settings.gpus) as simulated:
         gateway = Gateway(settings, simulated, emit, predecessor)
         sockets = predecessor.sockets if predecessor else handed_in

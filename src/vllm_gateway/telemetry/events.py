@@ -59,6 +59,30 @@ DESCRIPTORS_SHORT = Event(
     "The process may open fewer files than the configuration can need: raise the limit (`LimitNOFILE`, `ulimit -n`).",
     ("limit", "needed", "connections"),
 )
+TLS_LOADED = Event(
+    "tls_loaded",
+    "info",
+    "New connections get this certificate.",
+    ("certificate",),
+)
+TLS_RELOAD_FAILED = Event(
+    "tls_reload_failed",
+    "error",
+    "The changed files of `server.tls` are of no use; new connections get the certificate read before.",
+    ("setting", "problem"),
+)
+TLS_KEY_EXPOSED = Event(
+    "tls_key_exposed",
+    "warning",
+    "Every user of this machine can read the private key: `chmod 600` it.",
+    ("key",),
+)
+TLS_HANDSHAKE_FAILED = Event(
+    "tls_handshake_failed",
+    "warning",
+    "A client and the gateway did not agree on TLS. Said once a minute at most; `count`: since it was said before.",
+    ("client", "reason", "count"),
+)
 CONNECTIONS_FULL = Event(
     "connections_full",
     "warning",
