@@ -19,6 +19,7 @@ from tests.integration.front.house import House, a_request, house
 
 from vllm_gateway.relay import Limits
 from vllm_gateway.relay.upstream import Connection
+from vllm_gateway.routing import Address
 
 CLIENTS = 32
 FIRST_PORT = 20_000
@@ -60,7 +61,7 @@ def add_connections(gateway: House, port: int) -> None:
     """As many as there can be requests at once: none is ever opened."""
     loop, pool = asyncio.get_running_loop(), gateway.relay._pool
     for _ in range(CLIENTS):
-        connection = Connection(pool, ("127.0.0.1", port))
+        connection = Connection(pool, Address("127.0.0.1", port))
         connection.connection_made(End(partial(loop.call_soon, connection.data_received, REPLY)))
         pool.put(connection)
 

@@ -2,7 +2,9 @@
 """What several folders of tests share: the lab, a real Docker engine with simulated GPUs; a network for each worker."""
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from tests import own_network
 from tests.lab.errors import LabUnavailableError
 from tests.lab.lab import Lab, for_this_run
 from tests.lab.place import Place
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 
 _OWN_NETWORK = pytest.StashKey[bool]()
 
@@ -29,3 +32,10 @@ def lab(pytestconfig: pytest.Config) -> Iterator[Lab]:
         if os.environ.get("CI") == "true" or os.environ.get("LAB_REQUIRED") == "1":
             pytest.fail(f"the lab cannot run here: {error}", pytrace=False)
         pytest.skip(f"the lab cannot run here: {error}")
+
+
+@pytest.fixture
+def sockets() -> Iterator[EngineSockets]:
+    """In a folder with a short path, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield EngineSockets(Path(folder))

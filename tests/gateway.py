@@ -144,7 +144,8 @@ async def running_gateway(
     folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
     footprints = str(folder / "footprints.json")
-    file.write_text(yaml.safe_dump({"memory_footprint_file": footprints, **config}), encoding="utf-8")
+    kept = {"memory_footprint_file": footprints, "state_dir": str(folder / "state")}
+    file.write_text(yaml.safe_dump({**kept, **config}), encoding="utf-8")
     command = ["serve", "--config", str(file), "--port", "0", *arguments]
     environment = {**os.environ, "LOG_LEVEL": "debug", **(environment or {})}
     process: Forked | asyncio.subprocess.Process

@@ -18,15 +18,18 @@ from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.configuration.known_secrets import learn_settings
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.configuration.state_dir import open_state_dir, private_folder, short_folder, wanted_folder
 from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
 from vllm_gateway.control.status_page import status_of
+from vllm_gateway.fleet.engine_keys import EngineKeys
 from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.predecessor import CannotTakeOver, Predecessor, ToldToBoth, WithPredecessor, Work
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets, fits
 from vllm_gateway.relay import Relay
 from vllm_gateway.scheduling import (
     Change,
@@ -41,6 +44,8 @@ from vllm_gateway.scheduling import (
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.secrets import Secrets
 from vllm_gateway.telemetry.trace import TraceRecorder
+
+_ENGINES = "engines"  # the folder of their sockets
 
 
 class Gateway:
@@ -64,8 +69,18 @@ class Gateway:
         self._secrets.learn_environment(os.environ)
         learn_settings(self._secrets, settings)
         self._probe = self._make_probe(settings)
+        state = open_state_dir(settings, os.environ)
+        if state.problem is not None:
+            emit(events.STATE_DIR_UNUSABLE, folder=str(wanted_folder(settings, os.environ)), problem=state.problem,
+                 instead=str(state.folder))  # fmt: skip
         self.fleet = Fleet(
-            settings, self._runtime(simulated_gpu_dir), self._probe, footprints, emit, mask=self._secrets.mask
+            settings,
+            self._runtime(state.folder),
+            self._probe,
+            footprints,
+            emit,
+            keys=EngineKeys(state.folder),
+            mask=self._secrets.mask,
         )
         terms = terms_of(settings)
         self.relay = Relay(shortest(terms), drop_request_headers=FOR_THE_GATE)
@@ -114,12 +129,16 @@ class Gateway:
         self._handed_over = False
         self._began = 0.0
 
-    def _runtime(self, simulated_gpu_dir: Path | None) -> Runtime:
+    def _runtime(self, state: Path) -> Runtime:
+        """Raises OSError."""
+        folder = state / _ENGINES
+        sockets = EngineSockets(private_folder(folder if fits(folder) else short_folder() / _ENGINES))
         if self.settings.runtime == "process":
-            return ProcessRuntime(
-                self.settings.process, str(simulated_gpu_dir) if simulated_gpu_dir else None, self._secrets
-            )
-        return DockerRuntime(self.settings.docker, self.settings.docker.container_prefix, self._secrets)
+            simulated = str(self._simulated_gpu_dir) if self._simulated_gpu_dir else None
+            return ProcessRuntime(self.settings.process, simulated, self._secrets, sockets=sockets)
+        return DockerRuntime(
+            self.settings.docker, self.settings.docker.container_prefix, self._secrets, sockets=sockets
+        )
 
     def _make_probe(self, settings: Settings) -> GpuProbe | None:
         if all(model.endpoints for model in settings.models.values()):
@@ -243,7 +262,7 @@ class Gateway:
             self._emit(events.INSTANCE_RESTORED, **about)
 
     def _departed(self, view: InstanceView) -> None:
-        self.relay.forget(view.host, view.port)
+        self.relay.forget(view.address)
 
     def status(self) -> Status:
         now = asyncio.get_running_loop().time()

@@ -3,7 +3,37 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Guard(Protocol):
+    """Knows who listens at an address that others could take."""
+
+    def holds(self) -> bool:
+        """Whether it is still the instance. Asked before and after a connection is opened; on the loop, and quick."""
+
+
+class Address(NamedTuple):
+    """Where an instance is reached: the path of a Unix socket, or else a host and a port."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    key: str = ""  # what the instance wants to be shown; never logged
+    guard: Guard | None = None
+
+    @property
+    def authority(self) -> str:
+        """For the Host header."""
+        if self.path:
+            return "localhost"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.path or self.authority
+
+    def __repr__(self) -> str:
+        return f"Address({self})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +43,7 @@ class Route:
     instance_id: str
     name: str
     model: str
-    host: str
-    port: int
+    address: Address
     max_in_flight: int
     weight: float = 1.0
     ready_since: float = 0.0  # loop time

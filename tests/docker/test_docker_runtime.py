@@ -20,13 +20,19 @@ from tests.waiting import LIMIT_S
 from vllm_gateway.configuration.settings import Docker, Log
 from vllm_gateway.fleet.runtimes import Launch, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets
+from vllm_gateway.routing import Address
 from vllm_gateway.telemetry import log
 
 # Listens before it says so, and ends as it is told by the one who connects: with that exit status.
 ENGINE = """
 import socket, sys
-port = int(sys.argv[sys.argv.index("--port") + 1])
-listening = socket.create_server(("0.0.0.0", port))
+if "--uds" in sys.argv:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(sys.argv[sys.argv.index("--uds") + 1])
+    listening.listen()
+else:
+    listening = socket.create_server(("0.0.0.0", int(sys.argv[sys.argv.index("--port") + 1])))
 print("\\033[1mlistening\\033[0m", file=sys.stderr, flush=True)
 while True:
     told = listening.accept()[0].recv(100)
@@ -66,8 +72,10 @@ async def gate(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]
 
 
 @pytest.fixture
-async def runtime(gate: Gate, image: str, owner: str, docker: aiodocker.Docker) -> AsyncIterator[DockerRuntime]:
-    runtime = DockerRuntime(settings(ipc="private", shm_mib=64), owner)
+async def runtime(
+    gate: Gate, image: str, owner: str, docker: aiodocker.Docker, sockets: EngineSockets
+) -> AsyncIterator[DockerRuntime]:
+    runtime = DockerRuntime(settings(ipc="private", shm_mib=64), owner, sockets=sockets)
     await runtime.open()
     yield runtime
     await runtime.close()
@@ -97,22 +105,25 @@ async def listening(docker: aiodocker.Docker, handle: str) -> None:
     raise AssertionError("the engine ended before it listened")
 
 
-async def tell_to_end(host: str, port: int, code: int) -> None:
-    _, writer = await asyncio.open_connection(host, port)
+async def tell_to_end(address: Address, code: int) -> None:
+    if address.path:
+        _, writer = await asyncio.open_unix_connection(address.path)
+    else:
+        _, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(str(code).encode())
     await writer.drain()
     writer.close()
 
 
-async def test_an_engine_is_reached_on_loopback_and_its_end_is_told(
+async def test_an_engine_is_reached_by_its_socket_and_its_end_is_told(
     runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
 ) -> None:
     running = await runtime.start(launch(owner, image))
     waiting = [asyncio.create_task(runtime.wait(running.handle)) for _ in range(2)]
     await listening(docker, running.handle)
-    assert running.host == "127.0.0.1"
+    assert Path(running.address.path).is_socket()
     assert await runtime.pids(running.handle)
-    await tell_to_end(running.host, running.port, 3)
+    await tell_to_end(running.address, 3)
     async with asyncio.timeout(LIMIT_S):
         first, second = await asyncio.gather(*waiting)
     assert first == second == await runtime.wait(running.handle)
@@ -126,7 +137,7 @@ async def test_what_the_container_is_made_of(
     running = await runtime.start(launch(owner, image))
     made = await docker.containers.container(running.handle).show()
     host = made["HostConfig"]
-    assert made["Config"]["Cmd"][1:] == ["--host", "0.0.0.0", "--port", "8000"]
+    assert made["Config"]["Cmd"][1:] == ["--uds", "/run/vllm-gateway/engine.sock"]
     assert "FLAVOUR=mint" in made["Config"]["Env"]
     assert (host["Init"], host["ShmSize"], host["RestartPolicy"]["Name"]) == (True, 64 * 1024 * 1024, "no")
 
@@ -156,17 +167,18 @@ async def test_the_engine_sees_its_gpus(runtime: DockerRuntime, lab: Lab, owner:
     assert (await runtime.wait(running.handle)).log_tail == ("1,0",)
 
 
-async def test_on_a_network_the_engine_is_reached_by_its_name(
-    gate: Gate, docker: aiodocker.Docker, owner: str, image: str
+async def test_on_a_network_the_engine_is_reached_at_its_own_address(
+    gate: Gate, docker: aiodocker.Docker, owner: str, image: str, sockets: EngineSockets
 ) -> None:
     network = await docker.networks.create({"Name": owner})
-    runtime = DockerRuntime(settings(network=owner), owner)
+    runtime = DockerRuntime(settings(network=owner), owner, sockets=sockets)
     await runtime.open()
     try:
-        wanted = launch(owner, image)
-        running = await runtime.start(wanted)
-        assert (running.host, running.port) == (wanted.name, 8000)
+        running = await runtime.start(launch(owner, image, on_port=True, key="secret"))
         made = await docker.containers.container(running.handle).show()
+        own = made["NetworkSettings"]["Networks"][owner]["IPAddress"]
+        assert running.address == Address(own, 8000, key="secret")
+        assert "VLLM_API_KEY=secret" in made["Config"]["Env"]
         assert list(made["NetworkSettings"]["Networks"]) == [owner]
         assert not made["HostConfig"]["PortBindings"]
         await runtime.remove(running.handle)
@@ -177,7 +189,7 @@ async def test_on_a_network_the_engine_is_reached_by_its_name(
 
 async def test_a_later_gateway_finds_what_runs_and_what_ended(runtime: DockerRuntime, owner: str, image: str) -> None:
     kept = await runtime.start(launch(owner, image))
-    ended = await runtime.start(launch(owner, image, "print('over')", name=f"{owner}_short", number=1))
+    ended = await runtime.start(launch(owner, image, "print('over')", name=f"{owner}_gemma3-4B_instance_1", number=1))
     await runtime.wait(ended.handle)
     found = {there.handle: there for there in await runtime.find()}
     assert set(found) == {kept.handle, ended.handle}
@@ -214,7 +226,7 @@ async def test_a_death_while_docker_was_away_is_noticed(
     await gate.shut()
     with pytest.raises(RuntimeDown):
         await runtime.find()
-    await tell_to_end(running.host, running.port, 7)
+    await tell_to_end(running.address, 7)
     await docker.containers.container(running.handle).wait()
     assert not waiting.done()
     await gate.open()
@@ -231,7 +243,7 @@ async def test_deaths_after_a_gap_are_noticed_at_once(
     await gate.shut()
     await gate.open()
     assert [there.handle for there in await runtime.find()] == [running.handle]
-    await tell_to_end(running.host, running.port, 9)
+    await tell_to_end(running.address, 9)
     async with asyncio.timeout(LIMIT_S):
         assert (await waiting).code == 9
 
@@ -264,10 +276,12 @@ async def test_an_absent_image_says_what_to_do(runtime: DockerRuntime, owner: st
     assert await runtime.find() == []
 
 
-async def test_an_image_is_pulled_and_the_log_says_how_far(gate: Gate, owner: str, docker: aiodocker.Docker) -> None:
+async def test_an_image_is_pulled_and_the_log_says_how_far(
+    gate: Gate, owner: str, docker: aiodocker.Docker, sockets: EngineSockets
+) -> None:
     out = io.StringIO()
     log.configure(Log(format="json"), out, strict=True)
-    runtime = DockerRuntime(settings(pull="missing"), owner)
+    runtime = DockerRuntime(settings(pull="missing"), owner, sockets=sockets)
     await runtime.open()
     try:
         async with serving_image(f"{owner}:1", os.urandom(8 << 20)) as name:
@@ -285,11 +299,11 @@ async def test_an_image_is_pulled_and_the_log_says_how_far(gate: Gate, owner: st
 
 
 async def test_a_missing_network_is_said_at_once_and_a_failed_start_leaves_no_container(
-    gate: Gate, image: str, owner: str
+    gate: Gate, image: str, owner: str, sockets: EngineSockets
 ) -> None:
     out = io.StringIO()
     log.configure(Log(format="json"), out, strict=True)
-    runtime = DockerRuntime(settings(network="no-such-network"), owner)
+    runtime = DockerRuntime(settings(network="no-such-network"), owner, sockets=sockets)
     await runtime.open()
     try:
         assert log.flush()
@@ -302,7 +316,9 @@ async def test_a_missing_network_is_said_at_once_and_a_failed_start_leaves_no_co
         log.shutdown()
 
 
-async def test_without_docker_opening_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_docker_opening_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: EngineSockets
+) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(RuntimeDown, match=r"none\.sock"):
-        await DockerRuntime(settings(), "nobody").open()
+        await DockerRuntime(settings(), "nobody", sockets=sockets).open()

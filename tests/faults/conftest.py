@@ -12,7 +12,7 @@ from yarl import URL
 
 from tests.faults.docker_engine import DockerEngine, a_docker_engine
 from tests.faults.faults import Fault
-from tests.faults.footprint import open_files, ports
+from tests.faults.footprint import open_files
 from tests.faults.stages import configuration_for, in_docker
 from tests.gateway import GatewayProcess, running_gateway
 from tests.lab.lab import Lab
@@ -60,11 +60,12 @@ class Houses:
 async def _gateway(folder: Path, fault: Fault) -> AsyncIterator[GatewayProcess]:
     """At its end no connection to an engine is left: idle ones have been closed."""
     async with running_gateway(folder, configuration_for(fault)) as running:
-        yield running
         port = URL(running.url).port
         assert port is not None
+        before = open_files(running.process.pid, port)
+        yield running
         async with asyncio.timeout(LIMIT_S):
-            while (files := open_files(running.process.pid, port, ports(await running.status())))["engine"]:
+            while (files := open_files(running.process.pid, port))["unix"] > before["unix"]:
                 assert not files["stranger"], files
                 await asyncio.sleep(0.1)
 

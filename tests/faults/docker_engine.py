@@ -13,6 +13,7 @@ from tests.lab import dockerd
 from tests.lab.docker_api import DockerApi, DockerApiError
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
+from vllm_gateway.fleet.runtimes.docker_spec import socket_of
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 
 _OWNER = "vllm-gateway.owner"
@@ -51,21 +52,17 @@ class DockerEngine:
         finally:
             await asyncio.to_thread(dockerd.launch, self._place)
 
-    def engines(self) -> dict[int, str]:
-        """port -> id of every container of a gateway; a number < 0 where it has no port, or does not run."""
-        found: dict[int, str] = {}
-        for one in self._api.get("/containers/json", all="true"):
-            if _OWNER in one["Labels"]:
-                ports = [port["PublicPort"] for port in one["Ports"] if "PublicPort" in port]
-                found[ports[0] if ports else -1 - len(found)] = one["Id"]
-        return found
+    def engines(self) -> dict[str, str]:
+        """address -> id of every container of a gateway, be it that it does not run."""
+        listed = self._api.get("/containers/json", all="true")
+        return {socket_of(one) or one["Id"]: one["Id"] for one in listed if _OWNER in one["Labels"]}
 
-    def engine_pids(self) -> dict[int, int]:
+    def engine_pids(self) -> dict[str, int]:
         """The same with their pids; it takes a while."""
-        found: dict[int, int] = {}
-        for port, container in self.engines().items():
+        found: dict[str, int] = {}
+        for address, container in self.engines().items():
             with suppress(DockerApiError):  # it has been removed meanwhile
-                found[port] = self.pid_of(container)
+                found[address] = self.pid_of(container)
         return found
 
     def pid_of(self, container: str) -> int:

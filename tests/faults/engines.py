@@ -1,34 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines of a gateway under test as processes: found by their port, made to fail, and set right again."""
+"""The engines of a gateway under test: made to fail, and set right again."""
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
-
-
-def engine_pids(gateway_pid: int) -> dict[int, int]:
-    """port -> pid of every simulated engine that is a child of the gateway."""
-    return {port: pid for pid in children(gateway_pid) if (port := _port(pid))}
-
-
-def children(pid: int) -> Iterator[int]:
-    try:
-        yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    except FileNotFoundError:
-        return
-
-
-def _port(pid: int) -> int | None:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except FileNotFoundError:
-        return None
-    return int(words[words.index(b"--port") + 1]) if b"vllm_gateway.simulator" in words else None
 
 
 @dataclass(slots=True)
@@ -67,5 +45,5 @@ class Engine:
             await self._post()
 
     async def _post(self) -> None:
-        async with self.http.post(f"http://{self.address}/sim/faults", json=self.faults) as reply:
+        async with self.http.post("/sim/faults", json=self.faults) as reply:
             assert reply.status == 200, await reply.text()

@@ -25,8 +25,8 @@ class Held:
         return self.tasks <= other.tasks and self.files <= other.files and self.engines == other.engines
 
 
-def open_files(pid: int, port: int, engine_ports: set[int]) -> Counter[str]:
-    """The descriptors of the process by kind: `client`, `engine`, `stranger` (a connection to nobody known), ..."""
+def open_files(pid: int, port: int) -> Counter[str]:
+    """The descriptors of the process by kind: `client`, `unix` (engines, Docker), `stranger` (nobody known), ..."""
     connections = {**_tcp(pid, "tcp"), **_tcp(pid, "tcp6")}
     kinds: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -38,7 +38,7 @@ def open_files(pid: int, port: int, engine_ports: set[int]) -> Counter[str]:
         if found is None:
             kinds[target.split(":")[0] if ":[" in target else "file"] += 1
         elif found[1] not in connections:
-            kinds["docker"] += 1  # the only sockets that are none of TCP, but for a few that stay
+            kinds["unix"] += 1
         else:
             local, remote = connections[found[1]]
             if remote == 0:
@@ -46,7 +46,7 @@ def open_files(pid: int, port: int, engine_ports: set[int]) -> Counter[str]:
             elif local == port:
                 kinds["client"] += 1
             else:
-                kinds["engine" if remote in engine_ports else "stranger"] += 1
+                kinds["stranger"] += 1
     return kinds
 
 
@@ -77,19 +77,18 @@ async def held(gateway: GatewayProcess, page: dict[str, Any] | None = None) -> H
     page = page or await gateway.status()
     url = URL(gateway.url)
     assert url.port is not None
-    files = open_files(gateway.process.pid, url.port, ports(page))
-    del files["engine"], files["docker"]
+    files = open_files(gateway.process.pid, url.port)
+    del files["unix"]
     return Held(await tasks(gateway), files, len(page["active_containers_by_name"]))
 
 
-def ports(page: dict[str, Any]) -> set[int]:
+def addresses(page: dict[str, Any]) -> set[str]:
     """Where the engines listen."""
-    addresses = [one["address"] for one in page["active_containers_by_name"].values()]
-    return {int(address.rpartition(":")[2]) for address in addresses if address}
+    return {address for one in page["active_containers_by_name"].values() if (address := one["address"])}
 
 
-def unsettled(page: dict[str, Any], engines: set[int], footprint_mib: int) -> list[str]:
-    """What of the books does not fit what runs; `engines` are the ports of the processes that there are."""
+def unsettled(page: dict[str, Any], engines: set[str], footprint_mib: int) -> list[str]:
+    """What of the books does not fit what runs; `engines` are the addresses of the processes that there are."""
     wrong = []
     for name, one in page["active_containers_by_name"].items():
         if one["in_flight"]:
@@ -99,8 +98,8 @@ def unsettled(page: dict[str, Any], engines: set[int], footprint_mib: int) -> li
     wrong += [
         f"{model['queued']} requests wait for {name}" for name, model in page["models"].items() if model["queued"]
     ]
-    if engines != ports(page):
-        wrong.append(f"engines run on {engines}, the gateway knows of {ports(page)}")
+    if engines != addresses(page):
+        wrong.append(f"engines run on {engines}, the gateway knows of {addresses(page)}")
     reserved = sum(gpu["reserved_mib"] for gpu in page["gpus"])
     if reserved != footprint_mib * len(engines):
         wrong.append(f"{reserved} MiB are reserved for {len(engines)} engines")

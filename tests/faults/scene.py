@@ -10,8 +10,9 @@ from typing import Any
 
 import aiohttp
 
+from tests.engines import engine_pids, session
 from tests.faults.docker_engine import DockerEngine
-from tests.faults.engines import Engine, engine_pids
+from tests.faults.engines import Engine
 from tests.faults.footprint import Held, held, unsettled
 from tests.faults.phases import WAYS, Phase
 from tests.faults.requests import KINDS, Request
@@ -50,7 +51,7 @@ class Scene:
     def target(self) -> Engine:
         return self.engines[0]
 
-    async def begin(self, control: aiohttp.ClientSession, instances: int, kinds: Sequence[str]) -> None:
+    async def begin(self, controls: AsyncExitStack, instances: int, kinds: Sequence[str]) -> None:
         """They are ready, what undisturbed requests are told is known, and so is what the gateway holds."""
         self._wanted = instances
         if not instances:
@@ -62,7 +63,8 @@ class Scene:
         await self._probe_the_ejected()
         for name in page["active_models_by_id"][self.model]:
             address = page["active_containers_by_name"][name]["address"]
-            self.engines.append(Engine(name, address, self._pid_at(int(address.rpartition(":")[2])), control))
+            control = await controls.enter_async_context(session(address))
+            self.engines.append(Engine(name, address, self._pid_at(address), control))
         self._before = await self._idle()
 
     async def bring_into(self, kinds: Sequence[str] = ()) -> None:
@@ -163,13 +165,13 @@ class Scene:
     async def _in_flight(self, count: int) -> None:
         await self.gateway.until(lambda page: count == sum(one["in_flight"] for one in self._instances_in(page)))
 
-    def _pid_at(self, port: int) -> int:
+    def _pid_at(self, address: str) -> int:
         if self.docker:
-            return self.docker.pid_of(self.docker.engines()[port])
-        return engine_pids(self.gateway.process.pid)[port]
+            return self.docker.pid_of(self.docker.engines()[address])
+        return engine_pids(self.gateway.process.pid)[address]
 
-    def _running(self) -> set[int]:
-        """The ports of the engines that run."""
+    def _running(self) -> set[str]:
+        """The addresses of the engines that run."""
         return set(self.docker.engines() if self.docker else engine_pids(self.gateway.process.pid))
 
     async def _idle(self) -> Held:
@@ -208,10 +210,10 @@ async def a_scene(
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
     async with (
         aiohttp.ClientSession(gateway.url, connector=connector) as http,
-        aiohttp.ClientSession() as control,
+        AsyncExitStack() as controls,
     ):
         scene = Scene(gateway, model, http, docker)
-        await scene.begin(control, instances, kinds)
+        await scene.begin(controls, instances, kinds)
         try:
             yield scene
         finally:

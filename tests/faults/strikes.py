@@ -232,7 +232,7 @@ async def container_runs_out_of_memory(scene: Scene) -> None:
     scene.target.out_of_reach = True
     body = io.BytesIO(b" " * (150 << 20))
     with suppress(aiohttp.ClientError):
-        async with scene.target.http.post(f"http://{scene.target.address}/tokenize", data=body):
+        async with scene.target.http.post("/tokenize", data=body):
             pass
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.engines import engines_of_somebody_else
 from tests.gateway import running_gateway
-from tests.integration.test_gateway import config, model
-from tests.integration.test_take_over import ended, engines, folder_of, taking_over
+from tests.integration.test_gateway import FAST, config, model
+from tests.integration.test_take_over import ended, folder_of, taking_over
 from tests.waiting import LIMIT_S, until_refused
 
 SLOW = {"SIM_LOAD_S": "0.1", "SIM_TOKENS_PER_S": "20"}
@@ -72,7 +73,7 @@ async def test_told_while_it_asks_to_take_over(tmp_path: Path) -> None:
 
 
 async def test_told_while_another_takes_over(tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines") as addresses:
+    async with engines_of_somebody_else("a", 2, FAST) as addresses:
         control = str(tmp_path / "control.sock")
         server = {"control_socket": control}
         settings = {"runtime": "process", "server": server, "models": {"a": {"endpoints": addresses}}}
@@ -89,7 +90,7 @@ async def test_told_while_another_takes_over(tmp_path: Path) -> None:
 
 
 async def test_what_outlives_the_drain_of_a_gateway_that_was_taken_over_is_told(tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines", environment=SLOW) as addresses:
+    async with engines_of_somebody_else("a", 2, SLOW) as addresses:
         settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}, "server": {"drain_timeout_s": 0.5}}
         async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
             await first.until(lambda page: page["models"]["a"]["running"] == 2)

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.engines import engines_of_somebody_else, metrics
 from tests.gateway import running_gateway
 from tests.waiting import LIMIT_S, until
 
@@ -227,18 +228,14 @@ async def test_least_connections_prefers_the_idle_instance(tmp_path: Path) -> No
 
 
 async def test_engines_of_somebody_else_need_no_docker_are_balanced_and_never_stopped(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, config()) as behind:
-        await behind.chat("gemma3-4B")
-        await behind.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
-        engines = [one["address"] for one in (await behind.status())["active_containers_by_name"].values()]
-        models = {"gemma3-4B": {"endpoints": [f"http://{address}" for address in engines], "aliases": ["gpt-4o"]}}
-        front = tmp_path / "front"
-        front.mkdir()
-        async with running_gateway(front, {"models": models}, {"DOCKER_HOST": "unix:///nowhere.sock"}) as gateway:
+    async with engines_of_somebody_else("gemma3-4B", 2, FAST) as urls:
+        models = {"gemma3-4B": {"endpoints": urls, "aliases": ["gpt-4o"]}}
+        async with running_gateway(tmp_path, {"models": models}, {"DOCKER_HOST": "unix:///nowhere.sock"}) as gateway:
             await gateway.until(lambda page: page["models"]["gemma3-4B"]["running"] == 2)
             seen = {(await gateway.chat("gpt-4o"))[1]["x-simulated-instance"] for _ in range(4)}
             assert len(seen) == 2
-        assert len(engines_of(behind.process.pid)) == 2
+        for url in urls:
+            assert await metrics(url.removeprefix("http://"))
 
 
 async def test_engines_and_clients_by_ipv6(tmp_path: Path) -> None:
@@ -264,18 +261,17 @@ async def test_a_client_that_disconnects_ends_the_engines_work(stream: bool, tmp
         await gateway.chat("a", max_tokens=1)
         (one,) = (await gateway.status())["active_containers_by_name"].values()
         request = asyncio.create_task(gateway.chat("a", max_tokens=4000, ignore_eos=True, stream=stream))
-        await running_requests(gateway.http, one["address"], 1)
+        await running_requests(one["address"], 1)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
-        await running_requests(gateway.http, one["address"], 0)
+        await running_requests(one["address"], 0)
         await gateway.event("request_finished", outcome="client_gone")
         await gateway.until(lambda page: page["active_containers_by_name"][one["name"]]["in_flight"] == 0)
 
 
-async def running_requests(http: aiohttp.ClientSession, address: str, count: int) -> None:
+async def running_requests(address: str, count: int) -> None:
     async def so_many() -> bool:
-        async with http.get(f"http://{address}/metrics") as reply:
-            page = await reply.text()
+        page = (await metrics(address)).decode()
         return re.search(rf"num_requests_running{{[^}}]*}} {count}(\.0)?$", page, re.MULTILINE) is not None
 
     await until(so_many)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.engines import engine_pids
+from tests import engines
+from tests.engines import engine_pids
 from tests.gateway import GatewayProcess, running_gateway
 from tests.integration.test_gateway import config, model
 from tests.waiting import LIMIT_S
@@ -32,8 +33,7 @@ async def instances(gateway: GatewayProcess) -> dict[str, Mapping[str, Any]]:
 
 async def set_faults(gateway: GatewayProcess, name: str, *faults: str) -> None:
     address = (await instances(gateway))[name]["address"]
-    async with gateway.http.post(f"http://{address}/sim/faults", json=list(faults)) as reply:
-        assert reply.status == 200
+    await engines.set_faults(address, *faults)
 
 
 @pytest.mark.parametrize("fault", ["status_503", "shutting_down_500", "health_503", "refuse_connections"])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.engines import engine_pids
 from tests.gateway import GatewayProcess, running_gateway
 
 FAST = {"SIM_LOAD_S": "0.2", "SIM_WAKE_S": "0.02", "SIM_TTFT_S": "0", "SIM_WEIGHTS_MIB": "2000"}
@@ -165,9 +166,4 @@ async def _pid(gateway: GatewayProcess, name: str) -> int:
     (address,) = [
         one["address"] for one in (await gateway.status())["active_containers_by_name"].values() if one["model"] == name
     ]
-    port = address.rpartition(":")[2]
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        words = command.read_bytes().split(b"\0")
-        if b"--port" in words and words[words.index(b"--port") + 1] == port.encode():
-            return int(command.parent.name)
-    raise AssertionError(f"nobody listens at {address}")
+    return engine_pids(gateway.process.pid)[address]

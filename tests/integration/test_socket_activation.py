@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.faults.engines import engine_pids
+from tests.engines import engine_pids, engines_of_somebody_else
 from tests.gateway import LIKE_SYSTEMD, running_gateway
-from tests.integration.test_gateway import config, model
-from tests.integration.test_take_over import ended, engines, folder_of
+from tests.integration.test_gateway import FAST, config, model
+from tests.integration.test_take_over import ended, folder_of
 from tests.load import Load
 from tests.waiting import LIMIT_S
 from vllm_gateway.service import listening as listening_module
@@ -92,7 +92,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        async with engines(tmp_path / "engines") as addresses:
+        async with engines_of_somebody_else("a", 2, FAST) as addresses:
             settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
             arguments = ["--port", "8123"]  # which nobody listens on
             async with running_gateway(
@@ -103,7 +103,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 async def test_a_restart_loses_no_connection(listening: socket.socket, tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines") as addresses:
+    async with engines_of_somebody_else("a", 2, FAST) as addresses:
         settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
         load = Load(url_of(listening), keep=False)
         for number in range(3):
@@ -116,7 +116,7 @@ async def test_a_restart_loses_no_connection(listening: socket.socket, tmp_path:
 
 
 async def test_it_is_handed_over_whatever_port_is_configured(listening: socket.socket, tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines") as addresses:
+    async with engines_of_somebody_else("a", 2, FAST) as addresses:
         settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
         async with running_gateway(folder_of(tmp_path, "0"), settings, handed_in=[listening]) as first:
             await first.until(lambda page: page["models"]["a"]["running"] == 2)

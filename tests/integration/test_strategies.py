@@ -6,9 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import aiohttp
 import pytest
 
+from tests.engines import metrics
 from tests.gateway import CHAT, GatewayProcess, running_gateway
 from vllm_gateway.fleet.engines import vllm_metrics
 
@@ -60,11 +60,7 @@ async def turn(gateway: GatewayProcess, chat: list[dict[str, str]], *, stream: b
 
 
 async def hit_rate(addresses: list[str]) -> float:
-    async with aiohttp.ClientSession() as http:
-        pages = []
-        for address in addresses:
-            async with http.get(f"http://{address}/metrics") as reply:
-                pages.append(vllm_metrics.parse(await reply.read(), at=0.0))
+    pages = [vllm_metrics.parse(await metrics(address), at=0.0) for address in addresses]
     return sum(page.prefix_hits for page in pages) / sum(page.prefix_queries for page in pages)
 
 

@@ -13,6 +13,8 @@ import openai
 import pytest
 import pytest_asyncio
 
+from tests import engines
+from tests.engines import engine_pids
 from tests.gateway import CHAT, GatewayProcess, running_gateway
 from tests.integration.test_gateway import config, model
 
@@ -45,19 +47,14 @@ async def busy(gateway: GatewayProcess) -> dict[str, Any]:
 
 
 async def process_of(gateway: GatewayProcess, instance: str) -> int:
-    port = (await gateway.status())["active_containers_by_name"][instance]["address"].rpartition(":")[2]
-    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
-    for child in children:
-        if port.encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
-            return int(child)
-    raise AssertionError(port)
+    address = (await gateway.status())["active_containers_by_name"][instance]["address"]
+    return engine_pids(gateway.process.pid)[address]
 
 
 async def set_faults(gateway: GatewayProcess, *faults: str) -> None:
     """On every engine, once."""
     for one in (await gateway.status())["active_containers_by_name"].values():
-        async with gateway.http.post(f"http://{one['address']}/sim/faults", json=list(faults)) as reply:
-            assert reply.status == 200
+        await engines.set_faults(one["address"], *faults)
 
 
 async def events_of(gateway: GatewayProcess, path: str, **more: Any) -> list[Any]:
@@ -124,8 +121,7 @@ async def test_whatever_happens_to_the_engine_the_stream_is_whole(gateway: Gatew
         await gateway.until(lambda page: page["models"]["m"]["running"] == 2)
         await set_faults(gateway)
         first = next(iter((await gateway.status())["active_containers_by_name"].values()))
-        async with gateway.http.post(f"http://{first['address']}/sim/faults", json=[f"{fault}_after_tokens=7*1"]):
-            pass
+        await engines.set_faults(first["address"], f"{fault}_after_tokens=7*1")
         for _ in range(2):  # they take turns
             events = await events_of(gateway, path, **asked)
             assert text_of(events) == text_of(whole)

@@ -7,27 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from yarl import URL
 
+from tests.engines import engines_of_somebody_else
 from tests.gateway import GatewayProcess, running_gateway
-from tests.integration.test_gateway import config, model
+from tests.integration.test_gateway import FAST, config, model
 from tests.load import Load
 from tests.waiting import LIMIT_S
-
-
-@asynccontextmanager
-async def engines(folder: Path, **more: Any) -> AsyncIterator[list[str]]:
-    """Two simulated engines that somebody else runs."""
-    folder.mkdir()
-    async with running_gateway(folder, config(models={"a": model("a", instances=2, **more)})) as behind:
-        await behind.chat("a")
-        page = await behind.until(lambda page: page["models"]["a"]["running"] == 2)
-        yield [f"http://{one['address']}" for one in page["active_containers_by_name"].values()]
 
 
 def folder_of(path: Path, name: str) -> Path:
@@ -46,7 +34,7 @@ async def ended(gateway: GatewayProcess) -> None:
 
 
 async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines") as addresses:
+    async with engines_of_somebody_else("a", 2, FAST) as addresses:
         settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
         async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
             await first.until(lambda page: page["models"]["a"]["running"] == 2)
@@ -67,7 +55,7 @@ async def test_restarts_under_load_lose_no_request(tmp_path: Path) -> None:
 
 
 async def test_a_stream_outlives_the_hand_over(tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines") as addresses:
+    async with engines_of_somebody_else("a", 2, FAST) as addresses:
         settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
         async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
             await first.until(lambda page: page["models"]["a"]["running"] == 2)
@@ -97,7 +85,7 @@ async def test_child_processes_cannot_be_handed_over(tmp_path: Path) -> None:
 
 
 async def test_a_successor_that_dies_leaves_the_running_one_in_charge(tmp_path: Path) -> None:
-    async with engines(tmp_path / "engines") as addresses:
+    async with engines_of_somebody_else("a", 2, FAST) as addresses:
         control = str(tmp_path / "control.sock")
         server = {"control_socket": control}
         settings = {"runtime": "process", "server": server, "models": {"a": {"endpoints": addresses}}}

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.faults.engines import engine_pids
+from tests.engines import engine_pids
 from tests.faults.footprint import Held, held, resident_mib, unsettled
 from tests.faults.requests import KINDS, Request
 from tests.gateway import GatewayProcess, running_gateway

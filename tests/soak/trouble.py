@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import aiohttp
 
-from tests.faults.engines import engine_pids
+from tests.engines import engine_pids, set_faults
 from tests.gateway import GatewayProcess
 
 _EVERY_S = (1.0, 4.0)
@@ -41,15 +41,14 @@ class Trouble:
     async def run(self) -> None:
         """Until it is cancelled; engines that stand still then go on."""
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
-                while True:
-                    await asyncio.sleep(self._random.uniform(*_EVERY_S))
-                    await self._something(http)
+            while True:
+                await asyncio.sleep(self._random.uniform(*_EVERY_S))
+                await self._something()
         finally:
             for pid in self._stopped:
                 _send(pid, signal.SIGCONT)
 
-    async def _something(self, http: aiohttp.ClientSession) -> None:
+    async def _something(self) -> None:
         engines = sorted(engine_pids(self._gateway.process.pid).items())
         name = self._random.choice(("kill", "stop", "terminate", "reload", *_ENGINE_FAULTS))
         if name == "reload":
@@ -57,7 +56,7 @@ class Trouble:
         elif not engines:
             return
         else:
-            port, pid = self._random.choice(engines)
+            address, pid = self._random.choice(engines)
             match name:
                 case "kill":
                     _send(pid, signal.SIGKILL)
@@ -68,8 +67,8 @@ class Trouble:
                     _send(pid, signal.SIGSTOP)
                 case _:
                     with suppress(aiohttp.ClientError, TimeoutError):
-                        async with http.post(f"http://127.0.0.1:{port}/sim/faults", json=[name]):
-                            pass
+                        async with asyncio.timeout(2):
+                            await set_faults(address, name)
         self.happened[name] += 1
 
 

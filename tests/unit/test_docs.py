@@ -11,7 +11,7 @@ import pytest
 
 from vllm_gateway.api.errors import KINDS
 from vllm_gateway.configuration.loading import load_settings
-from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, load_strategy, make_strategy
+from vllm_gateway.scheduling import Address, InstanceView, Outcome, RequestInfo, load_strategy, make_strategy
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,7 +46,9 @@ def test_the_strategy_written_from_scratch_works(tmp_path: Path) -> None:
     source = blocks(DOCS / "strategies.md", "python")[0]
     (tmp_path / "fewest_served.py").write_text(source, encoding="utf-8")
     strategy = load_strategy("fewest_served", tmp_path)()
-    views = [InstanceView(f"i{total}", f"a_{total}", "a", "127.0.0.1", 1, 8, total=total) for total in (5, 2, 9)]
+    views = [
+        InstanceView(f"i{total}", f"a_{total}", "a", Address("127.0.0.1", 1), 8, total=total) for total in (5, 2, 9)
+    ]
     request = RequestInfo("r", "a", "/v1/chat/completions", False, b"{}")
     assert strategy.choose(request, views) is views[1]
     strategy.finished(request, views[1], Outcome.BROKEN)  # type: ignore[attr-defined]
@@ -58,7 +60,7 @@ def test_the_other_strategies_in_the_page_work(tmp_path: Path, name: str) -> Non
     (source,) = [text for text in blocks(DOCS / "strategies.md", "python") if f'name = "{name}"' in text]
     (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
     strategy = make_strategy(name, tmp_path)
-    views = [InstanceView(f"i{n}", f"a_{n}", "a", "127.0.0.1", 1, 8, in_flight=n) for n in range(3)]
+    views = [InstanceView(f"i{n}", f"a_{n}", "a", Address("127.0.0.1", 1), 8, in_flight=n) for n in range(3)]
     request = RequestInfo("r", "a", "/v1/chat/completions", False, b"{}")
     assert strategy.choose(request, views) in views
 

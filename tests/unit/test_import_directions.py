@@ -25,7 +25,7 @@ ALLOWED = {
     "control": {"api", "fleet", "allocator.types", "scheduling", "configuration", "telemetry"},
     "api": {"scheduling", "relay", "routing", "configuration.settings", "streams", "telemetry"},
     "scheduling": {"routing", "telemetry", "configuration.settings"},
-    "relay": {"telemetry"},
+    "relay": {"telemetry", "routing"},
     "streams": set[str](),
     "fleet": {"allocator", "routing", "configuration.settings", "telemetry"},
     "allocator": {"configuration.settings", "telemetry", "simulator.gpu_memory"},

@@ -97,8 +97,7 @@ class Inference:
             instance = await attempts.place()
             outcome = Outcome.CLIENT_GONE
             try:
-                address = (instance.host, instance.port)
-                carried = await self._relay.carry(client, address, attempts.info.body, attempts.instructions())
+                carried = await self._relay.carry(client, instance.address, attempts.info.body, attempts.instructions())
                 outcome = attempts.note(carried)
                 return carried
             except UpstreamFailed as failure:

@@ -112,8 +112,7 @@ class StreamedRequest:
         outcome = Outcome.CLIENT_GONE
         stream.follower = ask.stream
         try:
-            address = (instance.host, instance.port)
-            carried = await self._relay.carry_on(stream, address, ask.path, ask.body, attempts.instructions())
+            carried = await self._relay.carry_on(stream, instance.address, ask.path, ask.body, attempts.instructions())
             outcome = attempts.note(carried)
             if self._tracker.refused and outcome is Outcome.OK:
                 outcome = Outcome.CLIENT_ERROR

@@ -15,6 +15,7 @@ _ENGINE_SETTINGS = (
     "engine_arguments",
     "environment",
     "image",
+    "engine_address",
     "tensor_parallel_size",
     "footprint_mib",
     "pinned",
@@ -24,8 +25,9 @@ _OPTIONS_OF_THE_GATEWAY = {
     "--api-key": "only the gateway reaches the engine: set `server.api_keys`",
     "--host": "remove it",
     "--model": "set `repository`",
-    "--port": "remove it",
+    "--port": "set `engine_address`",
     "--served-model-name": "the engine knows the model by the name that stands here; set `aliases` for others",
+    "--uds": "set `engine_address`",
     "--tensor-parallel-size": "set `tensor_parallel_size`",
     "-tp": "set `tensor_parallel_size`",
 }

@@ -18,6 +18,7 @@ ENVIRONMENT: Mapping[str, Keys] = {
     "DOCKER_NETWORK_NAME": ("docker", "network"),
     "HOST_CACHE_DIR": ("docker", "cache_dir"),
     "VLLM_INACTIVITY_TIMEOUT": ("idle_timeout_s",),
+    "VLLM_GATEWAY_STATE_DIR": ("state_dir",),
     "MEMORY_FOOTPRINT_FILE": ("memory_footprint_file",),
     "HUGGING_FACE_HUB_TOKEN": ("hf_token",),
     "HF_TOKEN": ("hf_token",),

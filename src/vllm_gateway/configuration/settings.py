@@ -173,8 +173,11 @@ class Docker(_Strict):
     volumes: tuple[Volume, ...] = Field((), description="Further mounts for engines: /on/the/host:/in/the/engine[:ro].")
     pull: Literal["missing", "never", "always"] = "missing"
     on_exit: Literal["keep", "stop"] = Field("keep", description="What becomes of instances when the gateway ends.")
-    ipc: Literal["host", "private"] = "host"
-    shm_mib: Mib | None = Field(None, description="/dev/shm of the container, with `ipc: private`.")  # noqa: S108
+    ipc: Literal["host", "private"] = "private"
+    shm_mib: Mib | None = Field(
+        None,
+        description="Most that /dev/shm of a container may hold, with `ipc: private`; none: 16 GiB.",
+    )
 
     @model_validator(mode="after")
     def _shared_memory_is_its_own(self) -> "Docker":
@@ -261,6 +264,7 @@ class Timeouts(_Strict):
 
 Resume = Annotated[Literal["exact", "best_effort", "off"], _BareOff]
 ColdStart = Literal["wait", "keepalive"]
+EngineAddress = Literal["socket", "port"]
 Sleep = Annotated[Literal["off", "level_1"], _BareOff]
 
 
@@ -277,6 +281,7 @@ class Model(_Strict):
     engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
     environment: dict[str, TextOrNumber] = Field(default_factory=dict, repr=False)
     image: str | None = None
+    engine_address: EngineAddress | None = Field(None, description="Overrides the default.")
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     footprint_mib: Mib | None = Field(None, description="GPU memory of one instance on each of its GPUs.")
     pinned: bool = Field(False, description="Never evicted, never stopped for idleness.")
@@ -311,6 +316,11 @@ class Settings(_Strict):
     runtime: Literal["docker", "process"] = "docker"
     docker: Docker = Docker()
     process: Process = Process()
+    engine_address: EngineAddress | None = Field(
+        None,
+        description="Where engines listen: a Unix socket of the gateway's own, or a port; none: a port on "
+        "`docker.network` if that is set, else a socket.",
+    )
     gpus: Gpus = Gpus()
     log: Log = Log()
     models: dict[ModelName, Model] = Field(default_factory=dict)
@@ -340,11 +350,21 @@ class Settings(_Strict):
     start_timeout_s: Seconds = Field(1200, gt=0, description="How long the start of an instance may take.")
     stop_grace_s: Seconds = Field(10, description="From SIGTERM to SIGKILL.")
     reload: Literal["signal", "watch"] = Field("signal", description="SIGHUP, or also a change of the file.")
+    state_dir: str | None = Field(
+        None, min_length=1, description="The folder of all that the gateway keeps; none: systemd's or the user's."
+    )
     memory_footprint_file: str = "memory_footprints.json"
     record_trace: Annotated[str, AfterValidator(_plain_file)] | None = Field(
         None, description="A file for lengths and hashes of requests, no content: for `vllm-gateway simulate`."
     )
     hf_token: str | None = Field(None, repr=False, description="Passed to engines; never logged.")
+
+    def engine_on_port(self, model: str) -> bool:
+        """Whether engines of `model` listen on a port, and not on a Unix socket."""
+        address = self.models[model].engine_address or self.engine_address
+        if address is None:
+            return self.runtime == "docker" and self.docker.network is not None
+        return address == "port"
 
     def strategy_of(self, model: str) -> str | dict[str, Any]:
         return self.models[model].strategy or self.strategy

@@ -42,7 +42,7 @@ def _instance(one: Instance, settings: Settings, queues: Queues, now: float) -> 
         state=one.state.value,
         why=one.why,
         since_s=round(now - one.since, 1),
-        address=one.running.address if one.running else None,
+        address=str(one.running.address) if one.running else None,
         gpus=list(one.gpu_ids),
         reserved_mib=one.booked_mib,
         host_mib=one.host_mib,

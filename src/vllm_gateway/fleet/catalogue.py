@@ -9,6 +9,7 @@ from vllm_gateway.allocator.estimate import estimate_mib, parameters_mib
 from vllm_gateway.allocator.footprints import FootprintStore, footprint_key
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.fleet.engine_keys import EngineKeys
 from vllm_gateway.fleet.engines import vllm
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.models import Footprint, ModelSpec
@@ -21,9 +22,10 @@ def host_memory_mib() -> int:
 
 
 class Catalogue:
-    def __init__(self, settings: Settings, footprints: FootprintStore) -> None:
+    def __init__(self, settings: Settings, footprints: FootprintStore, keys: EngineKeys) -> None:
         self.settings = settings
         self.footprints = footprints
+        self._keys = keys
 
     def policy(self) -> Policy:
         gpus = self.settings.gpus
@@ -81,6 +83,7 @@ class Catalogue:
     def launch_of(self, one: Instance, gpus: Sequence[Gpu]) -> Launch:
         model = self.settings.models[one.model]
         totals = [gpu.total_mib for gpu in gpus if gpu.gpu_id in one.gpu_ids]
+        on_port = self.settings.engine_on_port(one.model)
         share = one.reserved_mib / min(totals) if totals else None
         return Launch(
             name=one.name,
@@ -92,4 +95,6 @@ class Catalogue:
             gpu_ids=one.gpu_ids,
             footprint_mib=one.reserved_mib,
             spec_hash=one.spec_hash,
+            on_port=on_port,
+            key=vllm.own_key(model) or (self._keys.of(one.name) if on_port else ""),
         )

@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet.health import Health
+from vllm_gateway.fleet import health
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.routing import Address
 
 POLL_S = 1.0
 MOST_LOOKS_PER_S = 50
@@ -21,11 +22,8 @@ MOST_LOOKS_PER_S = 50
 
 
 class Endpoints:
-    def __init__(
-        self, registry: ContainerRegistry, health: Health, tasks: Tasks, hear: Callable[[e.Event], None]
-    ) -> None:
+    def __init__(self, registry: ContainerRegistry, tasks: Tasks, hear: Callable[[e.Event], None]) -> None:
         self._registry = registry
-        self._health = health
         self._tasks = tasks
         self._hear = hear
         self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -49,8 +47,8 @@ class Endpoints:
 
     async def _look(self, place: tuple[str, str]) -> None:
         url = urlsplit(place[1])
-        running = Running("", url.hostname or "", url.port or 80)
-        healthy = await self._health.passes(running)
+        running = Running("", Address(url.hostname or "", url.port or 80))
+        healthy = await health.passes(running.address)
         known = self._registry.get(self._current.get(place, ""))
         if healthy and known is None:
             one = self._registry.add(self._instance(place, url.netloc, running))

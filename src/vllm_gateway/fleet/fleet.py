@@ -14,7 +14,7 @@ from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt, follow, gone, remove_strangers
 from vllm_gateway.fleet.catalogue import Catalogue
 from vllm_gateway.fleet.endpoints import Endpoints
-from vllm_gateway.fleet.health import Health
+from vllm_gateway.fleet.engine_keys import EngineKeys
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
@@ -45,12 +45,13 @@ class Fleet:
         footprints: FootprintStore,
         emit: Callable[..., None],
         *,
+        keys: EngineKeys,
         mask: Callable[[str], str] = mask_urls,
     ) -> None:
         """`mask` takes the secrets out of what runtimes and engines say."""
         self._runtime = runtime
         self._emit: Callable[..., None] = emit
-        self._catalogue = Catalogue(settings, footprints)
+        self._catalogue = Catalogue(settings, footprints, keys)
         self.footprints = footprints
         self.registry = ContainerRegistry(settings.docker.container_prefix)
         self.supervisor: Supervisor
@@ -60,13 +61,11 @@ class Fleet:
         self._following: asyncio.Task[None] | None = None
         self._has_runtime = False
         self._tasks = Tasks(emit)
-        self._health = Health()
         self._memory = GpuMemory(probe, runtime, self._tasks, emit)
-        self._endpoints = Endpoints(self.registry, self._health, self._tasks, self._hear)
+        self._endpoints = Endpoints(self.registry, self._tasks, self._hear)
         self._lives = Lives(
             runtime=runtime,
             memory=self._memory,
-            health=self._health,
             tasks=self._tasks,
             hear=self._hear,
             mask=mask,
@@ -92,7 +91,6 @@ class Fleet:
         `in_use`: by another gateway, which hands over.
         """
         specs = self._catalogue.specs()
-        await self._health.open()
         try:
             await self._open_runtime(needed=any(spec.uses_gpu_memory for spec in specs.values()))
             adopted: list[Instance] = []
@@ -107,7 +105,6 @@ class Fleet:
         except BaseException:
             await self._tasks.end()
             await self._runtime.close()
-            await self._health.close()
             raise
         self._endpoints.configure(specs, self._catalogue.settings)
         measures = partial(engine_metrics.follow, lambda: self._measured, self.registry, self._traffic.measured)
@@ -181,7 +178,6 @@ class Fleet:
             grace_s = self._catalogue.settings.stop_grace_s
             await asyncio.gather(*(self._runtime.stop(handle, grace_s) for handle in ours), return_exceptions=True)
         await self._runtime.close()
-        await self._health.close()
 
     def reconfigure(self, settings: Settings, measured: Collection[str]) -> None:
         """What runs with other settings is replaced, one instance after another."""

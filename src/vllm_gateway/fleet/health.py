@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks engines for their health. Its HTTP client serves other calls that control an engine, too."""
+"""Asks engines for their health, and whom they serve."""
 
-import aiohttp
-
-from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.fleet.engines.calls import FAILURES, call
+from vllm_gateway.routing import Address
 
 POLL_S = 0.05
 _LIMIT_S = 2.0
 
 
-class Health:
-    async def open(self) -> None:
-        self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LIMIT_S))
+async def passes(address: Address) -> bool:
+    try:
+        async with call(address, "/health", limit_s=_LIMIT_S) as reply:
+            return reply.status == 200
+    except FAILURES:
+        return False
 
-    async def close(self) -> None:
-        await self.http.close()
 
-    async def passes(self, running: Running) -> bool:
-        try:
-            async with self.http.get(f"http://{running.address}/health") as reply:
-                return reply.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+async def models(address: Address) -> frozenset[str] | None:
+    """The names that the engine lists; None: it does not say."""
+    try:
+        async with call(address, "/v1/models", limit_s=_LIMIT_S) as reply:
+            if reply.status != 200:
+                return None
+            return frozenset(str(one["id"]) for one in (await reply.json())["data"])
+    except (*FAILURES, ValueError, KeyError, TypeError):
+        return None

@@ -3,13 +3,14 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet import health
 from vllm_gateway.fleet.engines import vllm_sleep
-from vllm_gateway.fleet.health import POLL_S, Health
+from vllm_gateway.fleet.health import POLL_S
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory, Used
 from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
@@ -23,13 +24,16 @@ ERROR_PAUSE_S = 5.0
 PATIENCE_S = 1.0  # with the health check of a suspect
 
 
+class _AnotherModel(Exception):
+    """What listens at the instance's address is not what was started."""
+
+
 class Lives:
     def __init__(
         self,
         *,
         runtime: Runtime,
         memory: GpuMemory,
-        health: Health,
         tasks: Tasks,
         hear: Callable[[e.Event], None],
         mask: Callable[[str], str] = mask_urls,
@@ -38,7 +42,6 @@ class Lives:
         self._mask = mask
         self._runtime = runtime
         self._memory = memory
-        self._health = health
         self._tasks = tasks
         self._hear = hear
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -147,6 +150,9 @@ class Lives:
             while not death.done() and not await self._is_up(one, running):
                 await asyncio.wait([death], timeout=POLL_S)
             ended = await death
+        except _AnotherModel as error:
+            self._hear(e.Died(one.instance_id, str(error)))
+            return
         finally:
             death.cancel()
         reason = "out of memory" if ended.out_of_memory else f"the engine ended with exit status {ended.code}"
@@ -154,9 +160,16 @@ class Lives:
 
     async def _is_up(self, one: Instance, running: Running) -> bool:
         """Tells it. One that an earlier gateway had put to sleep is healthy, and would let requests hang."""
-        if not await self._health.passes(running):
+        with suppress(RuntimeDown):
+            await self._runtime.open_way(running)
+        if not await health.passes(running.address):
             return False
-        asleep = await vllm_sleep.is_sleeping(self._health.http, running) if one.adopted else False
+        served = await health.models(running.address)
+        if served is None:
+            return False
+        if one.model not in served:
+            raise _AnotherModel(f"the engine serves {', '.join(sorted(served)) or 'no model'}, not {one.model}")
+        asleep = await vllm_sleep.is_sleeping(running.address) if one.adopted else False
         if asleep:
             self._hear(e.FellAsleep(one.instance_id, await self._memory.kept_asleep(one, {})))
         elif asleep is not None:
@@ -168,7 +181,7 @@ class Lives:
         try:
             with self._move(one):
                 before = await self._memory.used()
-                await vllm_sleep.fall_asleep(self._health.http, one.running)
+                await vllm_sleep.fall_asleep(one.running.address)
                 kept_mib = await self._memory.kept_asleep(one, before)
         except vllm_sleep.NotMovedError as error:
             self._hear(e.NotMoved(one.instance_id, self._mask(str(error))))
@@ -179,7 +192,7 @@ class Lives:
         assert one.running is not None
         try:
             with self._move(one):
-                await vllm_sleep.wake_up(self._health.http, one.running)
+                await vllm_sleep.wake_up(one.running.address)
         except vllm_sleep.NotMovedError as error:
             self._hear(e.NotMoved(one.instance_id, self._mask(str(error))))
         else:
@@ -187,7 +200,7 @@ class Lives:
 
     async def look_for_the_woken(self, one: Instance) -> None:
         """Tells of a sleeper that another gateway has woken."""
-        if one.running and await vllm_sleep.is_sleeping(self._health.http, one.running) is False:
+        if one.running and await vllm_sleep.is_sleeping(one.running.address) is False:
             self._hear(e.WokeUp(one.instance_id))
 
     async def _measured(self, one: Instance) -> int | None:
@@ -202,7 +215,7 @@ class Lives:
         assert one.running is not None
         clock = asyncio.get_running_loop().time
         patient_until, was_away = clock() + PATIENCE_S, False
-        while not await self._health.passes(one.running):
+        while not await health.passes(one.running.address):
             if one.state is not State.READY:
                 return
             if clock() >= patient_until:

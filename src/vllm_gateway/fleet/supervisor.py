@@ -188,7 +188,7 @@ class Supervisor:
             instance=one.name,
             model=one.model,
             seconds=round(now - one.launched_at, 3) if one.launched_at else 0.0,
-            address=one.running.address if one.running else "",
+            address=str(one.running.address) if one.running else "",
         )
 
     def _asleep(self, instance_id: str, measured_mib: int | None, now: float) -> None:

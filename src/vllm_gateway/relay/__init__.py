@@ -9,7 +9,7 @@ Usage, in the handler of a `web.Server(handler, handler_cancellation=True, auto_
 
     client = AiohttpClient(request, request.rel_url.raw_path_qs)
     try:
-        carried = await relay.carry(client, ("127.0.0.1", 8001), await request.read(), Instructions(limits))
+        carried = await relay.carry(client, Address("127.0.0.1", 8001), await request.read(), Instructions(limits))
     except UpstreamFailed as failure:   # not a byte has reached the client: try another instance, or say so
         ...
     return CarriedResponse(request, carried, lambda: relay.settle(client, carried))

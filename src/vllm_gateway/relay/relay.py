@@ -4,17 +4,18 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
 
 from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, reset
 from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.followed import FollowedExchange
-from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, request_head
+from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, own_headers, request_head
 from vllm_gateway.relay.stream import ClientStream
 from vllm_gateway.relay.types import Carried, ClientGone, Instructions, Limits, UpstreamFailed
-from vllm_gateway.relay.upstream import Address, Connection, Pool
+from vllm_gateway.relay.upstream import Connection, Pool
+from vllm_gateway.routing import Address
 
 
 class Relay:
@@ -29,12 +30,12 @@ class Relay:
         self,
         limits: Limits | None = None,
         *,
-        drop_request_headers: frozenset[str] = frozenset({"authorization", "cookie"}),
+        drop_request_headers: frozenset[str] = frozenset({"cookie"}),
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._loop = loop or asyncio.get_running_loop()
-        never = REQUEST_ONLY_HERE | {name.lower().encode("ascii") for name in drop_request_headers}
+        never = REQUEST_ONLY_HERE | {b"authorization"} | {name.lower().encode("ascii") for name in drop_request_headers}
         self._dropped = {NO_HEADERS.names: never}  # by the names of our own headers, which replace the client's
         self._pool = Pool(self._loop, max_idle=self._limits.pool_max_idle, max_idle_s=self._limits.pool_idle_s)
         self._active: set[Exchange] = set()
@@ -118,9 +119,9 @@ class Relay:
             with contextlib.suppress(ClientStalled):
                 await drain(client, transport, self._limits.client_stall_s)
 
-    def forget(self, host: str, port: int) -> None:
+    def forget(self, address: Address) -> None:
         """The instance is gone: closes the idle connections to it."""
-        self._pool.forget((host, port))
+        self._pool.forget(address)
 
     async def close(self) -> None:
         """Ends what is under way and closes all connections to instances."""
@@ -136,13 +137,12 @@ class Relay:
     # --- One attempt
 
     def _head(self, client: Client, target: str, address: Address, own: OwnHeaders, body_length: int) -> bytes:
-        host, port = address
         return request_head(
             client.method,
             target,
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            address.authority,
             client.header_lines(self._dropped_with(own.names)),
-            own=own,
+            own=own if not address.key else OwnHeaders(own.names, own.lines + _key_line(address.key)),
             body_length=body_length,
         )
 
@@ -157,10 +157,10 @@ class Relay:
             raise UpstreamFailed("relay_closed", retryable=False)
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                _, connection = await self._loop.create_connection(lambda: Connection(self._pool, address), *address)
+                return await self._pool.open(address)
         except TimeoutError:
             raise UpstreamFailed("connect_timeout", retryable=True) from None
-        except ConnectionRefusedError as error:
+        except (ConnectionRefusedError, FileNotFoundError) as error:  # the latter: of a Unix socket
             raise UpstreamFailed("connect_refused", retryable=True, detail=str(error)) from None
         except OSError as error:
             raise UpstreamFailed("connect_failed", retryable=True, detail=str(error)) from None
@@ -168,7 +168,6 @@ class Relay:
             if not _left(client):
                 raise
             raise ClientGone from None
-        return connection
 
     async def _see_through(
         self, exchange: Exchange, client: Client, transport: asyncio.Transport, head: bytes, body: bytes
@@ -209,6 +208,12 @@ class Relay:
         self._pool.sweep()
         busy = bool(self._active) or len(self._pool) > 0
         self._sweeper = self._loop.call_later(self._sweep_s, self._sweep) if busy else None
+
+
+@lru_cache(maxsize=256)
+def _key_line(key: str) -> bytes:
+    """What an instance wants to be shown, in place of a client's own credentials."""
+    return own_headers((("Authorization", f"Bearer {key}"),)).lines
 
 
 def _left(client: Client) -> bool:

@@ -3,9 +3,11 @@
 
 import asyncio
 import socket
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, cast
 
-Address: TypeAlias = tuple[str, int]
+from vllm_gateway.routing import Address
+
+_FULL_PAUSE_S = 0.05
 
 
 class Receiver(Protocol):
@@ -90,6 +92,23 @@ class Pool:
     def __len__(self) -> int:
         return sum(map(len, self._idle.values()))
 
+    async def open(self, address: Address) -> Connection:
+        """A new connection. Raises OSError."""
+        _check_guard(address)
+        if address.path:
+            sock = await _connected_unix(address.path)
+            _, connection = await self._loop.create_unix_connection(lambda: Connection(self, address), sock=sock)
+        else:
+            _, connection = await self._loop.create_connection(
+                lambda: Connection(self, address), address.host, address.port
+            )
+        try:
+            _check_guard(address)  # who listens now has listened all the while, or was not let in between
+        except OSError:
+            connection.transport.abort()
+            raise
+        return connection
+
     def take(self, address: Address) -> Connection | None:
         """An idle connection that looks alive; the caller must still expect it to be stale."""
         idle = self._idle.get(address)
@@ -133,3 +152,28 @@ class Pool:
         self._closed = True
         for address in list(self._idle):
             self.forget(address)
+
+
+def _check_guard(address: Address) -> None:
+    if address.guard is not None and not address.guard.holds():
+        raise ConnectionRefusedError(f"it is not the instance that listens at {address}")
+
+
+async def _connected_unix(path: str) -> socket.socket:
+    """A Unix socket connects at once or not at all: event loops take a full backlog for a connection, or for an error.
+
+    Raises OSError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(_FULL_PAUSE_S)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise

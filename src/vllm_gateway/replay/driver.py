@@ -8,7 +8,7 @@ from random import Random
 
 from vllm_gateway.replay.engine import EngineOptions, Sequence, SimulatedEngine
 from vllm_gateway.replay.trace import Trace, TracedRequest
-from vllm_gateway.scheduling import EngineMetrics, InstanceView, Outcome, Prompt, RequestInfo, Scheduler
+from vllm_gateway.scheduling import Address, EngineMetrics, InstanceView, Outcome, Prompt, RequestInfo, Scheduler
 
 MODEL = "trace"
 METRICS_EVERY_S = 1.0
@@ -93,7 +93,7 @@ class _Run:
             for number in range(setting.instances)
         }
         self._views = [
-            InstanceView(name, name, MODEL, "127.0.0.1", 1, setting.max_in_flight, ready_since=_READY_SINCE_S)
+            InstanceView(name, name, MODEL, Address(), setting.max_in_flight, ready_since=_READY_SINCE_S)
             for name in self.engines
         ]
         self._clock = Clock()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which ready instance takes this request: the Scheduler interface and the queue of each model."""
 
-from vllm_gateway.routing import EngineMetrics
+from vllm_gateway.routing import Address, EngineMetrics
 from vllm_gateway.scheduling.decisions import Decision, Decisions
 from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
@@ -13,6 +13,7 @@ from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
 
 __all__ = [
+    "Address",
     "Change",
     "Decision",
     "Decisions",

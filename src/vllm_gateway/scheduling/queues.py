@@ -104,8 +104,7 @@ class Queues:
                 route.instance_id,
                 route.name,
                 route.model,
-                route.host,
-                route.port,
+                route.address,
                 route.max_in_flight,
             )
         view.ready_since, view.max_in_flight, view.weight = route.ready_since, route.max_in_flight, route.weight

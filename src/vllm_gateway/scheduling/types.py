@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from vllm_gateway.routing import EngineMetrics
+from vllm_gateway.routing import Address, EngineMetrics
 from vllm_gateway.scheduling.prompt import Body, Prompt, prompt_of, read_body
 
 TYPICAL_OUTPUT_TOKENS = 256  # max_tokens is a limit, seldom what comes
@@ -20,8 +20,7 @@ class InstanceView:
     instance_id: str
     name: str
     model: str
-    host: str
-    port: int
+    address: Address
     max_in_flight: int
     weight: float = 1.0
     ready_since: float = 0.0  # loop time

@@ -30,6 +30,7 @@ FIXED = (
     "log.level",
     "log.format",
     "memory_footprint_file",
+    "state_dir",
     "record_trace",
     "reload",
 )

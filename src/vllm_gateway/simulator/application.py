@@ -99,7 +99,8 @@ class Application:
         return route
 
     def _has_key(self, request: Request) -> bool:
-        keys = self._context.arguments.api_keys
+        own = self._context.settings.api_key
+        keys = self._context.arguments.api_keys or ((own,) if own else ())
         if not keys or not is_protected(request.path) or request.method == "OPTIONS":
             return True
         scheme, _, key = request.headers.get("authorization", "").partition(" ")

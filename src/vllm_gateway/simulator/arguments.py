@@ -43,6 +43,7 @@ class Arguments:
     served_model_names: tuple[str, ...]
     host: str
     port: int
+    uds: str | None
     gpu_memory_utilization: float
     kv_cache_memory_bytes: int | None
     tensor_parallel_size: int
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--served-model-name", nargs="+")
     add("--host", default="0.0.0.0")  # noqa: S104 - vLLM's own default
     add("--port", type=int, default=8000)
+    add("--uds")
     add("--gpu-memory-utilization", type=_share, default=0.92)
     add("--kv-cache-memory-bytes", "--kv-cache-memory", type=human_number)
     add("--tensor-parallel-size", "-tp", type=int, default=1)
@@ -139,6 +141,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         served_model_names=tuple(options.served_model_name or [model]),
         host=options.host,
         port=options.port,
+        uds=options.uds,
         gpu_memory_utilization=options.gpu_memory_utilization,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
         tensor_parallel_size=options.tensor_parallel_size,

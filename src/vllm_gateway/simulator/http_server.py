@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -118,7 +119,8 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         raw: socket.socket = transport.get_extra_info("socket")
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if raw.family != socket.AF_UNIX:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.connections.add(self)
         self._wait_for_request()
 
@@ -258,9 +260,12 @@ class Connection(asyncio.Protocol):
 class HttpServer:
     """Listens on one address; can stop listening and begin again, as the faults need it."""
 
-    def __init__(self, host: str, port: int, handler: Handler) -> None:
+    def __init__(self, host: str, port: int, handler: Handler, *, uds: str | None = None) -> None:
+        """`uds`: the path of a Unix socket, instead of host and port."""
         self.host = host
         self.port = port
+        self._uds = uds
+        self._was_open = False
         self.handler = handler
         self.connections: set[Connection] = set()
         self.stopping = False
@@ -268,13 +273,26 @@ class HttpServer:
         self._jam = contextlib.ExitStack()
 
     async def listen(self) -> None:
-        """Opens the port (the same one each time); does nothing if it is open."""
+        """Opens the port (the same one each time) or the socket; does nothing if it is open. Raises OSError."""
         if self._listener is not None or self.stopping:
             return
         self._jam.close()
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Connection(self), self.host, self.port, backlog=2048)
-        self.port = self._listener.sockets[0].getsockname()[1]
+        if self._uds is not None:
+            bound = self._bind(self._uds)
+            self._listener = await loop.create_unix_server(lambda: Connection(self), sock=bound, backlog=2048)
+        else:
+            self._listener = await loop.create_server(lambda: Connection(self), self.host, self.port, backlog=2048)
+            self.port = self._listener.sockets[0].getsockname()[1]
+        self._was_open = True
+
+    def _bind(self, path: str) -> socket.socket:
+        """As vLLM does it, what stands there before its start is in the way. Raises OSError."""
+        if self._was_open and os.path.exists(path):
+            os.unlink(path)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound.bind(path)
+        return bound
 
     def refuse(self) -> None:
         """New connections are refused from now on; those that are open stay."""
@@ -286,11 +304,13 @@ class HttpServer:
     def jam(self) -> None:
         """New connections wait from now on, before a full backlog; those that are open stay."""
         self.refuse()
-        address = (self.host, self.port)
-        self._jam.enter_context(socket.create_server(address, backlog=0))
-        first = self._jam.enter_context(socket.socket())
+        if self._uds is not None:
+            self._jam.enter_context(self._bind(self._uds)).listen(0)
+        else:
+            self._jam.enter_context(socket.create_server((self.host, self.port), backlog=0))
+        first = self._jam.enter_context(socket.socket(socket.AF_INET if self._uds is None else socket.AF_UNIX))
         first.setblocking(False)
-        first.connect_ex(address)  # there is room for one
+        first.connect_ex((self.host, self.port) if self._uds is None else self._uds)  # there is room for one
 
     def close(self) -> None:
         """Stops listening and closes what is idle; what is being answered goes on."""

@@ -102,9 +102,10 @@ class SimulatedEngineProcess:
         context = Context(arguments, settings, engine, self._faults, self._loader.memory)
         context.on_faults_changed = self._apply_refusal
         application = Application(context, routes(context))
-        self._server = HttpServer(arguments.host, arguments.port, application.handle)
+        self._server = HttpServer(arguments.host, arguments.port, application.handle, uds=arguments.uds)
         await self._server.listen()
-        log.info(f"Starting vLLM server on http://{arguments.host}:{self._server.port}", process="APIServer")
+        address = f"unix:{arguments.uds}" if arguments.uds else f"http://{arguments.host}:{self._server.port}"
+        log.info(f"Starting vLLM server on {address}", process="APIServer")
         log.info("Application startup complete.", process="APIServer")
         await self._apply_refusal()
         steps = asyncio.create_task(engine.run())

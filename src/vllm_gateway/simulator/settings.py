@@ -33,6 +33,7 @@ class SimulationSettings:
     faults: str = ""
     gpu_directory: str = DEFAULT_DIRECTORY
     developer_mode: bool = False
+    api_key: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, model: str, eager: bool) -> SimulationSettings:
@@ -61,6 +62,7 @@ class SimulationSettings:
             faults=environment.get("SIM_FAULTS", ""),
             gpu_directory=environment.get("SIMULATED_GPU_DIR") or DEFAULT_DIRECTORY,
             developer_mode=environment.get("VLLM_SERVER_DEV_MODE", "0") == "1",
+            api_key=environment.get("VLLM_API_KEY", ""),
         )
 
 

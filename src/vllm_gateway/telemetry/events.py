@@ -231,6 +231,12 @@ FOOTPRINT_CORRECTED = Event(
     "An engine could not start because its share of GPU memory was too small; it gets more from now on.",
     ("model", "footprint_mib", "was_mib"),
 )
+STATE_DIR_UNUSABLE = Event(
+    "state_dir_unusable",
+    "error",
+    "What the gateway keeps goes to a temporary folder, and may be lost, until `state_dir` can be used.",
+    ("folder", "problem", "instead"),
+)
 FOOTPRINT_FILE_DAMAGED = Event(
     "footprint_file_damaged",
     "warning",
@@ -256,6 +262,12 @@ RUNTIME_DOWN = Event("runtime_down", "error", "The runtime does not answer.", ("
 RUNTIME_BACK = Event("runtime_back", "info", "The runtime answers again.", ("runtime",), ("seconds",))
 DOCKER_NETWORK_MISSING = Event(
     "docker_network_missing", "warning", "No engine can start until `docker.network` exists.", ("network",)
+)
+CONTAINER_NOT_OURS = Event(
+    "container_not_ours",
+    "warning",
+    "A container carries this gateway's label under a name that is not its own: it is left alone.",
+    ("container", "instance"),
 )
 IMAGE_PULL_STARTED = Event("image_pull_started", "info", "The engine's image is being pulled.", ("image",))
 IMAGE_PULL_PROGRESS = Event(

@@ -25,7 +25,7 @@ from vllm_gateway.api.terms import Terms
 from vllm_gateway.configuration.settings import Retry, Server
 from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.relay import Limits, Relay
-from vllm_gateway.routing import Route, RoutingTable
+from vllm_gateway.routing import Address, Route, RoutingTable
 from vllm_gateway.scheduling import Queues, QueueSettings
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.strategies.round_robin import RoundRobin
@@ -90,7 +90,7 @@ class House:
     peers: list[Peer] = field(default_factory=list)
 
     def publish(self, ports: Sequence[int], max_in_flight: int = 100) -> None:
-        routes = tuple(Route(f"i{port}", f"m-{port}", "m", "127.0.0.1", port, max_in_flight) for port in ports)
+        routes = tuple(Route(f"i{port}", f"m-{port}", "m", Address("127.0.0.1", port), max_in_flight) for port in ports)
         self.queues.publish(RoutingTable({"m": routes}))
 
     async def connect(self, *, receive_buffer: int | None = None) -> Peer:

@@ -8,6 +8,7 @@ import pytest
 from tests.integration.relay.wire import OK, Peer, a_request, answering, gateway, instance
 from tests.waiting import until
 from vllm_gateway.relay import Limits
+from vllm_gateway.routing import Address
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 SHORT = Limits(first_byte_s=0.1, idle_s=0.1)
@@ -182,7 +183,7 @@ async def test_idle_connections_grow_old() -> None:
 async def test_an_instance_that_is_forgotten_has_no_connections() -> None:
     async with instance(answering(OK)) as engine, gateway(engine.port) as between:
         assert (await (await between.connect()).ask()).body == b"ok"
-        between.relay.forget("127.0.0.1", engine.port)
+        between.relay.forget(Address("127.0.0.1", engine.port))
         await until(lambda: engine.open == 0)
 
 

@@ -26,6 +26,7 @@ from vllm_gateway.relay import (
     own_headers,
 )
 from vllm_gateway.relay.heads import Headers
+from vllm_gateway.routing import Address
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -202,7 +203,7 @@ class Gateway:
         client = AiohttpClient(request, request.raw_path)
         instructions = Instructions(self.limits, own_headers(self.own), has_given_up=self.has_given_up)
         try:
-            carried = await self.relay.carry(client, ("127.0.0.1", self.instance_port), body, instructions)
+            carried = await self.relay.carry(client, Address("127.0.0.1", self.instance_port), body, instructions)
         except UpstreamFailed as failure:
             self.outcomes.append(failure.reason)
             return web.Response(status=502, text=f"{failure.reason} {failure.retryable}")

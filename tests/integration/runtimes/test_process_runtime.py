@@ -15,6 +15,7 @@ from vllm_gateway.configuration.loading import ENVIRONMENT
 from vllm_gateway.configuration.settings import Process
 from vllm_gateway.fleet.runtimes import Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 
 Make = Callable[[str], Awaitable[ProcessRuntime]]
 
@@ -28,12 +29,12 @@ def launch(*arguments: str, gpu_ids: tuple[str, ...] = ()) -> Launch:
 
 
 @pytest.fixture
-async def make() -> AsyncIterator[Make]:
+async def make(sockets: EngineSockets) -> AsyncIterator[Make]:
     """Makes opened runtimes whose engine is a Python script."""
     made: list[ProcessRuntime] = []
 
     async def make(script: str) -> ProcessRuntime:
-        made.append(ProcessRuntime(Process(command=(sys.executable, "-u", "-c", script)), "/gpus"))
+        made.append(ProcessRuntime(Process(command=(sys.executable, "-u", "-c", script)), "/gpus", sockets=sockets))
         await made[-1].open()
         return made[-1]
 
@@ -83,7 +84,7 @@ async def test_the_engine_gets_its_address_gpus_and_environment(make: Make) -> N
     ended = await runtime.wait(running.handle)
     assert ended.code == 0
     assert ended.log_tail == (
-        f"--model m --host 127.0.0.1 --port {running.port}",
+        f"--model m --uds {running.address.path}",
         "mint GPU-a,GPU-b GPU-a,GPU-b vllm_server_m_instance_1 /gpus",
     )
 
@@ -164,12 +165,15 @@ WORKER_BEHIND_A_PIPE = (
 
 GATEWAY = """
 import asyncio, sys
+from pathlib import Path
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.fleet.runtimes import Launch
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.configuration.settings import Process
 
 async def main():
-    runtime = ProcessRuntime(Process(command=(sys.executable, "-c", sys.argv[1])), None)
+    sockets = EngineSockets(Path(sys.argv[3]))
+    runtime = ProcessRuntime(Process(command=(sys.executable, "-c", sys.argv[1])), None, sockets=sockets)
     await runtime.open()
     await runtime.wait((await runtime.start(Launch("n", "m", 1, "", (sys.argv[2],), {}, (), 1, "s"))).handle)
 
@@ -177,8 +181,9 @@ asyncio.run(main())
 """
 
 
-async def test_engines_die_with_a_gateway_that_was_killed(fifo: Path) -> None:
-    gateway = await asyncio.create_subprocess_exec(sys.executable, "-c", GATEWAY, WORKER_BEHIND_A_PIPE, str(fifo))
+async def test_engines_die_with_a_gateway_that_was_killed(fifo: Path, tmp_path: Path) -> None:
+    arguments = (GATEWAY, WORKER_BEHIND_A_PIPE, str(fifo), str(tmp_path))
+    gateway = await asyncio.create_subprocess_exec(sys.executable, "-c", *arguments)
     engine, worker = await told(fifo)
     gateway.kill()
     await gateway.wait()
@@ -192,13 +197,13 @@ async def test_close_ends_every_engine(make: Make, fifo: Path) -> None:
     for _ in range(2):
         started.append(await runtime.start(launch(str(fifo))))
         await told(fifo)
-    assert started[0].port != started[1].port
+    assert started[0].address != started[1].address
     await runtime.close()
     assert [await gone(int(running.handle)) for running in started] == [True, True]
     assert await runtime.find() == []
 
 
-async def test_a_missing_command_names_the_setting() -> None:
-    runtime = ProcessRuntime(Process(command=("no-such-engine", "serve")), None)
+async def test_a_missing_command_names_the_setting(sockets: EngineSockets) -> None:
+    runtime = ProcessRuntime(Process(command=("no-such-engine", "serve")), None, sockets=sockets)
     with pytest.raises(StartError, match=r"no-such-engine.*`process\.command`"):
         await runtime.start(launch())

@@ -204,7 +204,7 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "models: {a: {repository: x, tensor_parallel_size: 2}}\n",
             "g.yaml:2: models.a.tensor_parallel_size: an instance needs 2 GPUs, and `gpus.devices` has 1",
         ),
-        ("docker: {shm_mib: 64}\n", "g.yaml:1: docker: `shm_mib` needs `ipc: private`"),
+        ("docker: {ipc: host, shm_mib: 64}\n", "g.yaml:1: docker: `shm_mib` needs `ipc: private`"),
         (
             "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",
             "g.yaml:1: models.a.engine_arguments.0: an option and its value are two items of the list: [--max",

@@ -5,8 +5,9 @@ import asyncio
 
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running
+from vllm_gateway.routing import Address
 
-NOBODY = Running("handle", "127.0.0.1", 9)  # nothing listens there
+NOBODY = Running("handle", Address("127.0.0.1", 9))  # nothing listens there
 
 
 class BrokenRuntime:
@@ -34,6 +35,8 @@ class BrokenRuntime:
     async def start(self, launch: Launch) -> Running:
         await self._do("start")
         return NOBODY
+
+    async def open_way(self, running: Running) -> None: ...
 
     async def wait(self, handle: str) -> Exit:
         await self._do("wait")

@@ -11,7 +11,7 @@ from vllm_gateway.fleet.models import Footprint, ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.fleet.supervisor import Supervisor
-from vllm_gateway.routing import Refusal
+from vllm_gateway.routing import Address, Refusal
 
 
 @dataclass
@@ -107,7 +107,7 @@ class FleetInTheHead:
 
     def ready(self, one: Instance, measured_mib: int | None = None) -> list[e.Effect]:
         """It becomes ready, and the requests of its model are served."""
-        self.hear(e.Launched(one.instance_id, Running(one.name, "127.0.0.1", 8000)))
+        self.hear(e.Launched(one.instance_id, Running(one.name, Address("127.0.0.1", 8000))))
         self.activity.waits[one.model] = 0
         self.activity.used[one.instance_id] = self.now
         return self.hear(e.BecameReady(one.instance_id, measured_mib))

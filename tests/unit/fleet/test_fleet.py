@@ -19,10 +19,11 @@ from vllm_gateway.fleet import endpoints as endpoints_module
 from vllm_gateway.fleet import engine_metrics as metrics_module
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import fleet as fleet_module
+from vllm_gateway.fleet import health
 from vllm_gateway.fleet import memory as memory_module
+from vllm_gateway.fleet.engine_keys import EngineKeys
 from vllm_gateway.fleet.fleet import Fleet
-from vllm_gateway.fleet.runtimes import Running
-from vllm_gateway.routing import EngineMetrics, Refusal, RoutingTable
+from vllm_gateway.routing import Address, EngineMetrics, Refusal, RoutingTable
 
 
 class Probe:
@@ -108,7 +109,9 @@ async def house(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def emit(event: Any, **fields: object) -> None:
         told.append({"event": event.name, **fields})
 
-    fleet = Fleet(settings, BrokenRuntime(), probe, FootprintStore(tmp_path / "footprints.json"), emit)
+    fleet = Fleet(
+        settings, BrokenRuntime(), probe, FootprintStore(tmp_path / "footprints.json"), emit, keys=EngineKeys(tmp_path)
+    )
     fleet.attach(requests, SimulatedActivity(), ["m"])
     house = House(fleet, probe, requests, told)
     await fleet.open()
@@ -143,15 +146,15 @@ async def test_a_driver_that_fails_or_hangs_holds_up_nothing_else(house: House) 
 
 async def test_an_endpoint_is_followed_on_after_an_error(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     await until(lambda: house.requests.table.of("m"))
-    answers = house.fleet._health.passes
+    answers = health.passes
 
-    async def fails(running: Running) -> bool:
+    async def fails(address: Address) -> bool:
         raise ValueError("not an address")
 
-    monkeypatch.setattr(house.fleet._health, "passes", fails)
+    monkeypatch.setattr(health, "passes", fails)
     await until(house.errors)
     assert house.requests.table.of("m")
-    monkeypatch.setattr(house.fleet._health, "passes", answers)
+    monkeypatch.setattr(health, "passes", answers)
     (route,) = house.requests.table.of("m")
     house.fleet._hear(e.Died(route.instance_id, "its health check fails"))
     await until(lambda: house.requests.table.of("m"))

@@ -10,13 +10,14 @@ import pytest
 from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
 from tests.waiting import LIMIT_S
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet import health
 from vllm_gateway.fleet import lives as lives_module
-from vllm_gateway.fleet.health import Health
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
-from vllm_gateway.fleet.runtimes import Launch, Running, RuntimeDown
+from vllm_gateway.fleet.runtimes import Launch, RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.routing import Address
 
 
 class House:
@@ -25,11 +26,9 @@ class House:
         self.heard: asyncio.Queue[e.Event] = asyncio.Queue()
         self.told: list[dict[str, Any]] = []
         self.tasks = Tasks(self._emit)
-        self.health = Health()
         self.lives = Lives(
             runtime=self.runtime,
             memory=GpuMemory(None, self.runtime, self.tasks, self._emit),
-            health=self.health,
             tasks=self.tasks,
             hear=self.heard.put_nowait,
         )
@@ -50,10 +49,8 @@ async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     monkeypatch.setattr(lives_module, "RUNTIME_POLL_S", 0.001)
     monkeypatch.setattr(lives_module, "ERROR_PAUSE_S", 0.001)
     house = House()
-    await house.health.open()
     yield house
     await house.tasks.end()
-    await house.health.close()
 
 
 def instance(**changes: Any) -> Instance:
@@ -89,10 +86,10 @@ async def test_a_life_that_ends_in_an_unforeseen_error_is_heard_as_a_death(
 async def test_a_health_check_that_ends_in_an_unforeseen_error_is_heard_as_a_death(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def passes(running: Running) -> bool:
+    async def passes(address: Address) -> bool:
         raise ValueError("no such address")
 
-    monkeypatch.setattr(house.health, "passes", passes)
+    monkeypatch.setattr(health, "passes", passes)
     house.lives.check(instance(state=State.READY, running=NOBODY))
     assert isinstance(await house.hears(), e.Died)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vllm_gateway.fleet.instance import IllegalTransition, Instance, State, safe_name
 from vllm_gateway.fleet.registry import ContainerRegistry, Leftover
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Address
 
 ALLOWED = {
     "starting": {"ready", "sleeping", "draining", "stopping", "failed"},
@@ -26,7 +27,7 @@ ALLOWED = {
 def add(registry: ContainerRegistry, model: str, number: int, state: State = State.STARTING) -> Instance:
     name = registry.name_of(model, number)
     one = Instance(registry.new_id(), name, model, number, "hash", max_in_flight=4, state=state)
-    one.running = Running(name, "127.0.0.1", 8000 + number)
+    one.running = Running(name, Address("127.0.0.1", 8000 + number))
     return registry.add(one)
 
 
@@ -43,7 +44,7 @@ def test_the_table_holds_the_ready_ones_in_the_order_of_their_numbers() -> None:
     table = registry.table()
     assert [route.name[-2:] for route in table.of("a")] == ["_1", "_2", "_3", "10"]
     assert [route.suspect for route in table.of("a")] == [False, False, True, False]
-    assert [(route.port, route.max_in_flight) for route in table.of("b")] == [(8001, 4)]
+    assert [(route.address.port, route.max_in_flight) for route in table.of("b")] == [(8001, 4)]
     assert table.of("unknown") == ()
 
 
@@ -112,7 +113,7 @@ def test_ready_since_is_the_first_time_and_a_reprieve_keeps_it() -> None:
 def test_the_table_tells_limit_and_weight() -> None:
     registry = ContainerRegistry("p")
     one = registry.add(Instance("i1", "p_m_instance_1", "m", 1, "h", 8, 2.0))
-    one.running = Running("handle", "127.0.0.1", 8001)
+    one.running = Running("handle", Address("127.0.0.1", 8001))
     registry.move(one, State.READY, "test", 5.0)
     (route,) = registry.table().of("m")
     assert (route.max_in_flight, route.weight, route.ready_since) == (8, 2.0, 5.0)

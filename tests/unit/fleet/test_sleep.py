@@ -7,6 +7,7 @@ from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import UNKNOWN_WAKE_S, ModelSpec
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Address
 
 
 def sleeper(name: str, instances: int = 1, **more: object) -> ModelSpec:
@@ -243,7 +244,7 @@ def test_what_an_earlier_gateway_put_to_sleep_is_woken() -> None:
     one = fleet.registry.add(
         Instance("i9", "old", "a", 1, "hash", 8, gpu_ids=("gpu0",), reserved_mib=60, launched=True, adopted=True)
     )
-    one.running = Running("old", "127.0.0.1", 8000)
+    one.running = Running("old", Address("127.0.0.1", 8000))
     fleet.hear(e.FellAsleep("i9", 9))
     assert (one.state, one.held_mib) == (State.SLEEPING, 9)
     assert told_to_wake(fleet.want("a")) == ["i9"]

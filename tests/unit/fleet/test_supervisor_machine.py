@@ -15,6 +15,7 @@ from vllm_gateway.fleet.adoption import gone
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Address
 
 MODELS = ("small", "pair", "wide", "pinned", "new")
 GPU_MIB = 100
@@ -132,7 +133,7 @@ class AnyFleet(RuleBasedStateMachine):
     @rule(which=PICK, busy=st.booleans(), measured_mib=st.sampled_from([None, 35, 80]))
     def becomes_ready(self, which: int, busy: bool, measured_mib: int | None) -> None:
         if one := self.pick(which, State.STARTING):
-            self.hear(e.Launched(one.instance_id, Running(one.name, "127.0.0.1", 8000)))
+            self.hear(e.Launched(one.instance_id, Running(one.name, Address("127.0.0.1", 8000))))
             self.hear(e.BecameReady(one.instance_id, measured_mib))
             self.serves_those_who_wait(one, busy)
 

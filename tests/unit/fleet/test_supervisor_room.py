@@ -6,6 +6,7 @@ from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Address
 
 
 def test_the_least_recently_used_makes_room_and_is_gone_before_the_next_starts() -> None:
@@ -74,7 +75,7 @@ def test_nobody_makes_way_before_it_has_served_those_who_waited_for_it() -> None
     fleet.want("a")
     (b,) = fleet.of("b")
     fleet.now += 1
-    fleet.hear(e.Launched(b.instance_id, Running(b.name, "127.0.0.1", 8000)))
+    fleet.hear(e.Launched(b.instance_id, Running(b.name, Address("127.0.0.1", 8000))))
     assert not stopped(fleet.hear(e.BecameReady(b.instance_id)))
     assert [route.instance_id for route in fleet.registry.table().of("b")] == [b.instance_id]
     fleet.now += 1

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sleep mode: what an engine is started with for it, and what its answers mean."""
 
-from collections.abc import AsyncIterator
-
-import aiohttp
 import pytest
 
 from tests.unit.simulator.in_process import engine_in_process
 from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.fleet.engines import vllm, vllm_sleep
-from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.routing import Address
 
 SLEEPY = Model(repository="test/m", sleep="level_1")
 
@@ -26,39 +23,33 @@ def test_an_engine_that_may_sleep_is_started_for_it() -> None:
     assert vllm.arguments("m", twice, share=0.5).count("--enable-sleep-mode") == 1
 
 
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
-
-
-async def test_an_engine_sleeps_and_wakes(http: aiohttp.ClientSession) -> None:
+async def test_an_engine_sleeps_and_wakes() -> None:
     async with engine_in_process(["m", "--enable-sleep-mode"]) as engine:
-        there = Running("", "127.0.0.1", engine.port)
-        assert await vllm_sleep.is_sleeping(http, there) is False
-        await vllm_sleep.fall_asleep(http, there)
-        assert await vllm_sleep.is_sleeping(http, there) is True
-        await vllm_sleep.wake_up(http, there)
-        assert await vllm_sleep.is_sleeping(http, there) is False
+        there = Address("127.0.0.1", engine.port)
+        assert await vllm_sleep.is_sleeping(there) is False
+        await vllm_sleep.fall_asleep(there)
+        assert await vllm_sleep.is_sleeping(there) is True
+        await vllm_sleep.wake_up(there)
+        assert await vllm_sleep.is_sleeping(there) is False
 
 
-async def test_an_engine_that_cannot_says_why(http: aiohttp.ClientSession) -> None:
+async def test_an_engine_that_cannot_says_why() -> None:
     async with engine_in_process(["m"]) as engine:
         with pytest.raises(vllm_sleep.NotMovedError, match=r"500 .*Sleep mode is not enabled"):
-            await vllm_sleep.fall_asleep(http, Running("", "127.0.0.1", engine.port))
+            await vllm_sleep.fall_asleep(Address("127.0.0.1", engine.port))
 
 
-async def test_one_that_hangs_is_given_up(http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_sleep, "LIMIT_S", 0.05)
     async with engine_in_process(["m", "--enable-sleep-mode"]) as engine:
         async with engine.client.post("/sim/faults", json=["sleep_hangs"]):
             pass
         with pytest.raises(vllm_sleep.NotMovedError, match="no answer"):
-            await vllm_sleep.fall_asleep(http, Running("", "127.0.0.1", engine.port))
+            await vllm_sleep.fall_asleep(Address("127.0.0.1", engine.port))
 
 
-async def test_nobody_there_is_no_answer(http: aiohttp.ClientSession) -> None:
-    nowhere = Running("", "127.0.0.1", 9)
-    assert await vllm_sleep.is_sleeping(http, nowhere) is None
+async def test_nobody_there_is_no_answer() -> None:
+    nowhere = Address("127.0.0.1", 9)
+    assert await vllm_sleep.is_sleeping(nowhere) is None
     with pytest.raises(vllm_sleep.NotMovedError):
-        await vllm_sleep.wake_up(http, nowhere)
+        await vllm_sleep.wake_up(nowhere)

@@ -12,7 +12,7 @@ from vllm_gateway.replay.driver import Build, Replay, Setting, World, replay
 from vllm_gateway.replay.engine import EngineOptions
 from vllm_gateway.replay.report import percentile, summary, table
 from vllm_gateway.replay.trace import Trace, TracedRequest
-from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, make_strategy
+from vllm_gateway.scheduling import Address, InstanceView, Outcome, RequestInfo, make_strategy
 
 BLOCK = 64
 
@@ -174,7 +174,7 @@ def test_one_instance_with_room_for_all_hits_whatever_came_before() -> None:
 def test_a_stranger_chosen_is_an_error() -> None:
     class Stranger:
         def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
-            return InstanceView("x", "x", "x", "x", 1, 1)
+            return InstanceView("x", "x", "x", Address(), 1)
 
     with pytest.raises(LookupError, match="was not given"):
         replay(trace(1), lambda world: Stranger(), setting())

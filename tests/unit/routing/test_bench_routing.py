@@ -14,13 +14,13 @@ from bench.routing.yardsticks import DynamoCost, Oracle, SglangCacheAware
 from vllm_gateway.replay.driver import Clock, World
 from vllm_gateway.replay.engine import EngineOptions, SimulatedEngine
 from vllm_gateway.replay.trace import Trace, TracedRequest, read_trace
-from vllm_gateway.scheduling import InstanceView, Outcome, Prompt, RequestInfo
+from vllm_gateway.scheduling import Address, InstanceView, Outcome, Prompt, RequestInfo
 
 SAMPLE = Path(__file__).parents[3] / "bench" / "routing" / "sample.jsonl.gz"
 
 
 def views(*in_flight: int) -> list[InstanceView]:
-    return [InstanceView(f"i{n}", f"i{n}", "m", "h", 1, 256, in_flight=count) for n, count in enumerate(in_flight)]
+    return [InstanceView(f"i{n}", f"i{n}", "m", Address(), 256, in_flight=count) for n, count in enumerate(in_flight)]
 
 
 def ask(number: int, *blocks: int) -> RequestInfo:

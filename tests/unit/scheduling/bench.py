@@ -10,7 +10,7 @@ import pytest
 
 from tests.waiting import until
 from vllm_gateway.configuration.settings import Retry
-from vllm_gateway.routing import Refusal, Route, RoutingTable
+from vllm_gateway.routing import Address, Refusal, Route, RoutingTable
 from vllm_gateway.scheduling import (
     InstanceView,
     ModelQueue,
@@ -98,7 +98,9 @@ class Bench:
         return self.queues.of("m")
 
     def publish(self, *names: str, places: int = 1, suspects: Sequence[str] = ()) -> None:
-        routes = tuple(Route(name, name, "m", "127.0.0.1", 8000, places, suspect=name in suspects) for name in names)
+        routes = tuple(
+            Route(name, name, "m", Address("127.0.0.1", 8000), places, suspect=name in suspects) for name in names
+        )
         self.queues.publish(RoutingTable({"m": routes}))
 
     async def wait(

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.scheduling import Decision, Decisions, InstanceView, Outcome, Placement, RequestInfo, Scoring
+from vllm_gateway.scheduling import Address, Decision, Decisions, InstanceView, Outcome, Placement, RequestInfo, Scoring
 from vllm_gateway.scheduling.slow_start import spare_newcomers
 
 REQUEST = RequestInfo("r1", "m", "/v1/completions", False, b"{}")
 
 
 def view(name: str, in_flight: int = 0, ready_since: float = 0.0, weight: float = 1.0) -> InstanceView:
-    return InstanceView(name, name, "m", "127.0.0.1", 1, 100, weight, ready_since, in_flight)
+    return InstanceView(name, name, "m", Address("127.0.0.1", 1), 100, weight, ready_since, in_flight)
 
 
 class Idlest(Scoring):

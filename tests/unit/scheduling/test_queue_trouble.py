@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.scheduling.bench import Bench, First, refusal_of, request
 from tests.waiting import until
-from vllm_gateway.routing import Refusal
+from vllm_gateway.routing import Address, Refusal
 from vllm_gateway.scheduling import (
     InstanceView,
     NotAgain,
@@ -194,7 +194,7 @@ class Raises:
 
 class Stranger:
     def choose(self, request: RequestInfo, instances: Sequence[InstanceView]) -> InstanceView:
-        return InstanceView("x", "x", "m", "127.0.0.1", 1, 8)
+        return InstanceView("x", "x", "m", Address("127.0.0.1", 1), 8)
 
 
 class Empties:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from vllm_gateway.scheduling import InstanceView, Outcome, Prompt, RequestInfo, StrategySpec, make_strategy
+from vllm_gateway.scheduling import Address, InstanceView, Outcome, Prompt, RequestInfo, StrategySpec, make_strategy
 
 PREFIX_AWARE: StrategySpec = {"name": "prefix_aware", "max_blocks": 20}
 SPECS: dict[str, StrategySpec] = {
@@ -66,7 +66,7 @@ class Play:
     def join(self, number: int = 0) -> None:
         self.joined += 1
         weight = 1.0 + number % 3
-        view = InstanceView(f"i{self.joined}", f"n{number}", "m", "127.0.0.1", 1, PLACES, weight, self.now)
+        view = InstanceView(f"i{self.joined}", f"n{number}", "m", Address("127.0.0.1", 1), PLACES, weight, self.now)
         self.views.append(view)
 
     def leave(self, number: int = 0) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_gateway.routing import EngineMetrics
-from vllm_gateway.scheduling import InstanceView, Outcome, Prompt, RequestInfo, make_strategy
+from vllm_gateway.scheduling import Address, InstanceView, Outcome, Prompt, RequestInfo, make_strategy
 from vllm_gateway.scheduling.regrets import Regrets
 from vllm_gateway.strategies.prefix_aware import PrefixAware
 
@@ -27,7 +27,9 @@ class Fleet:
     asked: int = 0
 
     def __post_init__(self) -> None:
-        self.views = [InstanceView(f"i{n}", f"i{n}", "m", "h", 1, 256, weight) for n, weight in enumerate(self.weights)]
+        self.views = [
+            InstanceView(f"i{n}", f"i{n}", "m", Address(), 256, weight) for n, weight in enumerate(self.weights)
+        ]
         strategy = make_strategy("prefix_aware", clock=lambda: self.now)
         assert isinstance(strategy, PrefixAware)
         self.strategy = strategy

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_gateway.scheduling import (
+    Address,
     InstanceView,
     Prompt,
     RequestInfo,
@@ -25,7 +26,8 @@ SHIPPED = ("least_connections", "round_robin")
 
 def instances(*in_flight: int) -> list[InstanceView]:
     return [
-        InstanceView(f"i{i}", f"name{i}", "m", "127.0.0.1", 8000 + i, 8, in_flight=n) for i, n in enumerate(in_flight)
+        InstanceView(f"i{i}", f"name{i}", "m", Address("127.0.0.1", 8000 + i), 8, in_flight=n)
+        for i, n in enumerate(in_flight)
     ]
 
 

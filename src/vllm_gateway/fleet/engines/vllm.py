@@ -10,6 +10,7 @@ from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.fleet.engines import vllm_sleep
 
 _MEMORY_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes", "--kv-cache-memory")
+KEY_VARIABLE = "VLLM_API_KEY"
 _READABLE_STEPS = 10_000  # vLLM takes the share as a decimal fraction; round down, never over the reservation
 
 
@@ -40,8 +41,16 @@ def environment(model: Model, settings: Settings) -> dict[str, str]:
     return {**token, **model.environment, **sleep}
 
 
+def own_key(model: Model) -> str:
+    """The key that the configuration gives its engines; empty: none."""
+    return model.environment.get(KEY_VARIABLE, "")
+
+
 def spec_hash(name: str, model: Model, settings: Settings) -> str:
-    """Of everything an instance is started with but its place: equal hashes are interchangeable."""
+    """Of everything that the operator asked for: equal hashes are interchangeable.
+
+    Nothing that only a new release adds is in it, and no key: an upgrade restarts no engine.
+    """
     parts = [
         image_of(model, settings),
         arguments(name, model, share=None),
@@ -50,4 +59,6 @@ def spec_hash(name: str, model: Model, settings: Settings) -> str:
         settings.docker.network,
         settings.docker.volumes,
     ]
+    if address := model.engine_address or settings.engine_address:
+        parts.append(address)
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:16]

@@ -4,13 +4,13 @@
 Its routes are there in vLLM's developer mode alone (VLLM_SERVER_DEV_MODE=1).
 """
 
-import aiohttp
-
-from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.fleet.engines.calls import FAILURES, call
+from vllm_gateway.routing import Address
 
 ARGUMENT = "--enable-sleep-mode"
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}
 LIMIT_S = 120.0  # a hundred GiB over a slow bus
+_ASK_LIMIT_S = 2.0
 
 _SHOWN = 300  # characters of an engine's error
 
@@ -19,37 +19,36 @@ class NotMovedError(Exception):
     """The engine did not do it, or nobody knows whether it did."""
 
 
-async def fall_asleep(http: aiohttp.ClientSession, running: Running) -> None:
+async def fall_asleep(address: Address) -> None:
     """Level 1: the parameters are kept, the cache is lost. Raises NotMovedError."""
-    await _tell(http, running, "sleep?level=1")
+    await _tell(address, "/sleep?level=1")
 
 
-async def wake_up(http: aiohttp.ClientSession, running: Running) -> None:
+async def wake_up(address: Address) -> None:
     """Raises NotMovedError."""
-    await _tell(http, running, "wake_up")
+    await _tell(address, "/wake_up")
 
 
-async def is_sleeping(http: aiohttp.ClientSession, running: Running) -> bool | None:
+async def is_sleeping(address: Address) -> bool | None:
     """None: it does not answer. An engine without the route never sleeps."""
     try:
-        async with http.get(f"http://{running.address}/is_sleeping") as reply:
+        async with call(address, "/is_sleeping", limit_s=_ASK_LIMIT_S) as reply:
             if reply.status == 404:
                 return False
             return bool((await reply.json())["is_sleeping"]) if reply.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+    except (*FAILURES, ValueError, KeyError, TypeError):
         return None
 
 
-async def _tell(http: aiohttp.ClientSession, running: Running, what: str) -> None:
-    limit = aiohttp.ClientTimeout(total=LIMIT_S)
+async def _tell(address: Address, what: str) -> None:
     try:
-        async with http.post(f"http://{running.address}/{what}", timeout=limit) as reply:
+        async with call(address, what, limit_s=LIMIT_S, method="POST") as reply:
             if reply.status == 200:
                 return
             said = (await reply.text(errors="replace"))[:_SHOWN]
             problem = f"{reply.status} {said}".strip()
     except TimeoutError:
         problem = f"no answer for {LIMIT_S:g} s"
-    except (aiohttp.ClientError, OSError) as error:
+    except FAILURES as error:
         problem = repr(error)
-    raise NotMovedError(f"/{what}: {problem}")
+    raise NotMovedError(f"{what}: {problem}")

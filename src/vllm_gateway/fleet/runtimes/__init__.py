@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.routing import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +17,13 @@ class Launch:
     model: str
     number: int
     image: str  # docker only
-    arguments: tuple[str, ...]  # the engine's, without --host and --port: the runtime adds these
+    arguments: tuple[str, ...]  # the engine's, without where it listens: the runtime adds that
     environment: Mapping[str, str]  # may hold secrets: never logged
     gpu_ids: tuple[str, ...]
     footprint_mib: int
     spec_hash: str
+    on_port: bool = False  # it cannot listen on a Unix socket, or may not
+    key: str = field(default="", repr=False)  # the engine is to ask for; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,7 @@ class Running:
     """A started instance. `handle` is the container id or the process id as text."""
 
     handle: str
-    host: str
-    port: int
-
-    @property
-    def address(self) -> str:
-        """As URLs have it: an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +90,9 @@ class Runtime(Protocol):
 
         Raises StartError, RuntimeDown.
         """
+
+    async def open_way(self, running: Running) -> None:
+        """Lets the gateway reach an engine whose socket is another user's, once it is there. Raises RuntimeDown."""
 
     async def wait(self, handle: str) -> Exit:
         """Returns when the instance has ended, at once if it has already. Survives a restart of the Docker engine."""

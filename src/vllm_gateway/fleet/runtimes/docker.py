@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDow
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
@@ -53,11 +55,15 @@ class DockerRuntime:
         secrets: Secrets | None = None,
         port: int = 8000,
         log: EventLogger | None = None,
+        *,
+        sockets: EngineSockets,
     ) -> None:
         self._secrets = secrets or Secrets()
         self._settings = settings
         self._owner = owner
         self._port = port
+        self._sockets = sockets
+        self._strangers: set[str] = set()  # containers that were told of as not ours
         self._log = log if log is not None else get_logger()
         self._events = DockerEvents(owner, self._log)
         self._tasks = Tasks(self._log.emit)
@@ -76,6 +82,7 @@ class DockerRuntime:
             await client.close()
             raise
         self._client = client
+        await asyncio.to_thread(self._sockets.sweep)
         self._tasks.repeat(self._events.follow, _FOLLOW_AGAIN_S)
 
     async def _tell_missing_network(self, client: aiodocker.Docker) -> None:
@@ -111,7 +118,7 @@ class DockerRuntime:
         with _docker_may_be_down():
             listed = await self._docker.containers.list(all=1, filters=filters)
             looked_at = [await self._inspect_ours(container.id) for container in listed]
-        return [spec.found(there, self._settings, self._port) for there in looked_at if there is not None]
+        return [spec.found(there, self._port) for there in looked_at if there is not None]
 
     async def start(self, launch: Launch) -> Running:
         ends = self._events.ends
@@ -121,7 +128,7 @@ class DockerRuntime:
                 container = await self._create(launch)
                 try:
                     await container.start()
-                    return spec.running(await container.show(), self._settings, self._port)
+                    return spec.running(await container.show(), self._port)
                 except BaseException:
                     with contextlib.suppress(RuntimeDown):  # then it is removed as a stranger later
                         await asyncio.shield(self.remove(container.id))
@@ -130,6 +137,18 @@ class DockerRuntime:
                 if await self._may_pass(error, ends):
                     raise
                 raise _start_error(launch, error) from error
+
+    async def open_way(self, running: Running) -> None:
+        """A socket is its maker's alone, who in most images is root; the folder around it keeps everybody else out."""
+        path = running.address.path
+        if not path or os.access(path, os.W_OK) or not os.access(path, os.F_OK):
+            return
+        with _docker_may_be_down():
+            container = self._docker.containers.container(running.handle)
+            command = await container.exec(["chmod", "0666", spec.SOCKET], user="0")
+            async with command.start(detach=False) as stream:
+                while await stream.read_out() is not None:
+                    pass
 
     async def wait(self, handle: str) -> Exit:
         with self._events.watch(handle) as watch:
@@ -156,7 +175,8 @@ class DockerRuntime:
 
     async def remove(self, handle: str) -> None:
         with _docker_may_be_down():
-            if await self._inspect_ours(handle) is None:
+            inspected = await self._inspect_ours(handle)
+            if inspected is None:
                 return
             try:
                 await self._docker.containers.container(handle).delete(force=True, v=True, timeout=_TIMEOUT)
@@ -165,6 +185,8 @@ class DockerRuntime:
                     raise RuntimeDown(error.message) from error
                 if error.status != 404:
                     raise
+        if path := spec.socket_of(inspected):
+            self._sockets.remove(path)
 
     async def pids(self, handle: str) -> frozenset[int]:
         """All processes; where the engine's host has no `ps`, the first one."""
@@ -194,7 +216,15 @@ class DockerRuntime:
             if error.status == 404:
                 return None
             raise
-        return inspected if spec.owner_of(inspected) == self._owner else None
+        if spec.owner_of(inspected) != self._owner:
+            return None
+        name = spec.name_of(inspected)
+        if name == spec.name_by_labels(inspected) and handle in (inspected["Id"], name):
+            return inspected
+        if inspected["Id"] not in self._strangers:
+            self._strangers.add(inspected["Id"])
+            self._log.emit(events.CONTAINER_NOT_OURS, container=name, instance=spec.name_by_labels(inspected))
+        return None
 
     async def _ended(self, handle: str, told_exit_code: int | None) -> Exit | None:
         with _docker_may_be_down():
@@ -224,13 +254,42 @@ class DockerRuntime:
         return tuple(line for line in shown if line)[-KEPT_LINES:]
 
     async def _create(self, launch: Launch) -> DockerContainer:
-        config = spec.container_config(launch, self._settings, self._owner, self._port)
+        """Leaves nothing if it fails."""
+        network = self._settings.network
+        if network is None and launch.on_port:
+            network = await self._own_network()
         try:
+            socket = None if launch.on_port else self._sockets.make(in_container=True)
+        except OSError as error:
+            raise StartError(f"There is no place for the engine's socket: {error}") from error
+        config = spec.container_config(launch, self._settings, self._owner, self._port, socket=socket, network=network)
+        try:
+            try:
+                return await self._docker.containers.create(config, name=launch.name)
+            except aiodocker.DockerError as error:
+                if error.status != 409 or not await self._remove_namesake(launch.name):
+                    raise
             return await self._docker.containers.create(config, name=launch.name)
+        except BaseException:
+            if socket is not None:
+                self._sockets.remove(socket)
+            raise
+
+    async def _own_network(self) -> str:
+        """Made when it is first needed; it stays."""
+        wanted = spec.own_network(self._owner)
+        name: str = wanted["Name"]
+        try:
+            there = await (await self._docker.networks.get(name)).show()
         except aiodocker.DockerError as error:
-            if error.status != 409 or not await self._remove_namesake(launch.name):
+            if error.status != 404:
                 raise
-        return await self._docker.containers.create(config, name=launch.name)
+            await self._docker.networks.create(wanted)
+            return name
+        if (there.get("Labels") or {}).get(spec.OWNER_LABEL) != self._owner:
+            raise StartError(f"A network named {name!r} exists and is not this gateway's. Remove it, or name one in "
+                             "`docker.network`.")  # fmt: skip
+        return name
 
     async def _may_pass(self, error: aiodocker.DockerError, ends_before: int) -> bool:
         """One that is about to end fails at whatever it is asked."""

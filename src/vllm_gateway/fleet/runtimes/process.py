@@ -19,7 +19,10 @@ from dataclasses import dataclass
 
 from vllm_gateway.configuration.settings import Process, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
+from vllm_gateway.fleet.runtimes.listener import EngineListens
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
+from vllm_gateway.fleet.runtimes.sockets import EngineSockets
+from vllm_gateway.routing import Address
 from vllm_gateway.telemetry.secrets import Secrets
 
 _HOST = "127.0.0.1"
@@ -60,22 +63,31 @@ for group in groups:
 @dataclass(frozen=True, slots=True)
 class _Child:
     process: asyncio.subprocess.Process
-    port: int
+    listens_on: str | int  # the path of a socket, or a port
     ended: asyncio.Task[Exit]
 
 
 class ProcessRuntime:
     """Starts the engine's command on this machine. The handle is the process id, which is the group's id too."""
 
-    def __init__(self, settings: Process, simulated_gpu_dir: str | None, secrets: Secrets | None = None) -> None:
+    def __init__(
+        self,
+        settings: Process,
+        simulated_gpu_dir: str | None,
+        secrets: Secrets | None = None,
+        *,
+        sockets: EngineSockets,
+    ) -> None:
         self._secrets = secrets or Secrets()
         self._command = _command_of(settings)
         self._simulated_gpu_dir = simulated_gpu_dir
+        self._sockets = sockets
         self._children: dict[str, _Child] = {}
         self._guard: asyncio.subprocess.Process | None = None
         self._next_look: asyncio.Task[Mapping[int, frozenset[int]]] | None = None
 
     async def open(self) -> None:
+        await asyncio.to_thread(self._sockets.sweep)
         self._guard = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _GUARD),
             stdin=asyncio.subprocess.PIPE,
@@ -114,12 +126,12 @@ class ProcessRuntime:
                 f"The engine's command {self._command[0]!r} was not found. Install it where the gateway runs, "
                 "or name another in `process.command`."
             )
-        port = _free_port(frozenset(child.port for child in self._children.values()))
-        engine = (program, *self._command[1:], *launch.arguments, "--host", _HOST, "--port", str(port))
+        listens_on = self._place_for(launch)
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *engine),
+                *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())),
+                *(program, *self._command[1:], *launch.arguments, *_options(listens_on)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
@@ -128,13 +140,30 @@ class ProcessRuntime:
             )
         except (OSError, ValueError) as error:
             os.close(reading)
+            self._forget(listens_on)
             raise StartError(f"The engine's command (`process.command`) could not be started: {error}") from error
         finally:
             os.close(writing)
         self._tell_guard("+", process.pid)
         ended = asyncio.create_task(self._follow(process, reading), name=f"follow {launch.name}")
-        self._children[str(process.pid)] = _Child(process, port, ended)
-        return Running(str(process.pid), _HOST, port)
+        self._children[str(process.pid)] = _Child(process, listens_on, ended)
+        return Running(str(process.pid), _address(listens_on, process.pid, launch.key))
+
+    async def open_way(self, running: Running) -> None:
+        """It is open: engines are this user's."""
+
+    def _place_for(self, launch: Launch) -> str | int:
+        """Raises StartError."""
+        if launch.on_port:
+            return _free_port(frozenset(child.listens_on for child in self._children.values()))
+        try:
+            return str(self._sockets.make())
+        except OSError as error:
+            raise StartError(f"There is no place for the engine's socket: {error}") from error
+
+    def _forget(self, listens_on: str | int) -> None:
+        if isinstance(listens_on, str):
+            self._sockets.remove(listens_on)
 
     async def wait(self, handle: str) -> Exit:
         child = self._children.get(handle)
@@ -160,6 +189,7 @@ class ProcessRuntime:
             _kill_group(child.process.pid)
             await asyncio.wait({child.ended})
         self._children.pop(handle, None)
+        self._forget(child.listens_on)
 
     async def pids(self, handle: str) -> frozenset[int]:
         child = self._children.get(handle)
@@ -197,6 +227,8 @@ class ProcessRuntime:
     def _environment(self, launch: Launch) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not _NOT_FOR_ENGINES.fullmatch(name)}
         environment = {**inherited, **launch.environment, "SIM_NAME": launch.name}
+        if launch.key:
+            environment["VLLM_API_KEY"] = launch.key
         if launch.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(launch.gpu_ids)
         if self._simulated_gpu_dir is not None:
@@ -221,7 +253,17 @@ async def _read_into(tail: OutputTail, output: int) -> None:
         transport.close()
 
 
-def _free_port(taken: frozenset[int]) -> int:
+def _options(listens_on: str | int) -> tuple[str, ...]:
+    return ("--uds", listens_on) if isinstance(listens_on, str) else ("--host", _HOST, "--port", str(listens_on))
+
+
+def _address(listens_on: str | int, session: int, key: str) -> Address:
+    if isinstance(listens_on, str):
+        return Address(path=listens_on, key=key)
+    return Address(_HOST, listens_on, key=key, guard=EngineListens(session, listens_on))
+
+
+def _free_port(taken: frozenset[str | int]) -> int:
     """A port nobody listens on, nor an engine that has yet to bind the one it was given."""
     while True:
         with socket.socket() as probe:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of everything that the gateway keeps: where it is, and that nobody else can write there."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_gateway.configuration.settings import Settings
+
+_NAME = "vllm-gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """`problem`: why it is not the folder that it should be, but one that may not last."""
+
+    folder: Path
+    problem: str | None = None
+
+
+def wanted_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """As configured; else systemd's for the service, else the user's."""
+    if settings.state_dir is not None:
+        return Path(settings.state_dir).expanduser().absolute()
+    if of_service := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(of_service)
+    if of_user := environ.get("XDG_STATE_HOME", ""):
+        return Path(of_user, _NAME)
+    return Path(os.path.expanduser("~"), ".local", "state", _NAME)
+
+
+def open_state_dir(settings: Settings, environ: Mapping[str, str]) -> StateDir:
+    """Makes it where it is missing. Raises OSError if not even the one for want of a better can be used."""
+    try:
+        return StateDir(private_folder(wanted_folder(settings, environ), parents=True))
+    except OSError as error:
+        return StateDir(short_folder(), str(error))
+
+
+def short_folder() -> Path:
+    """This user's, under the temporary folder: where Unix sockets get short paths. Raises OSError."""
+    return private_folder(Path(tempfile.gettempdir(), f"{_NAME}-{os.getuid()}"))
+
+
+def private_folder(folder: Path, *, parents: bool = False) -> Path:
+    """Made for this user alone; one that is there must be this user's, and nobody else's to write. Raises OSError."""
+    if parents:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        there = folder.lstat() if not parents else folder.stat()
+        if not stat.S_ISDIR(there.st_mode):
+            raise NotADirectoryError(f"{folder} is not a folder") from None
+        if there.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user") from None
+        if there.st_mode & 0o022:
+            raise PermissionError(f"{folder} can be written by other users: chmod go-w {folder}") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} cannot be written") from None
+    return folder
