@@ -187,6 +187,105 @@ async def test_on_a_network_the_engine_is_reached_at_its_own_address(
         await network.delete()
 
 
+async def test_an_engine_on_a_port_is_alone_on_a_network_of_the_gateways_own(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    running = await runtime.start(launch(owner, image, on_port=True, key="secret"))
+    try:
+        made = await docker.containers.container(running.handle).show()
+        assert list(made["NetworkSettings"]["Networks"]) == [f"{owner}_engines"]
+        assert not made["HostConfig"]["PortBindings"]
+        assert [there.running for there in await runtime.find()] == [running]
+        waiting = asyncio.create_task(runtime.wait(running.handle))
+        await listening(docker, running.handle)
+        await tell_to_end(running.address, 3)
+        assert (await waiting).code == 3
+    finally:
+        await runtime.remove(running.handle)
+        await (await docker.networks.get(f"{owner}_engines")).delete()
+
+
+@pytest.mark.parametrize("user", ["root", "4711"])
+async def test_an_engine_of_any_user_is_reached_by_its_socket(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a gateway that is not root, the way is opened inside the container."""
+    plain = await docker.containers.create({"Image": image})
+    await plain.commit(repository=owner, tag="user", config={"User": user, "Entrypoint": ["python3", "-u", "-c"]})
+    await plain.delete(force=True)
+    try:
+        running = await runtime.start(launch(owner, f"{owner}:user"))
+        await listening(docker, running.handle)
+        path = Path(running.address.path)
+        assert not path.stat().st_mode & 0o022
+        real = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and real(path, mode))
+        await runtime.open_way(running)
+        assert path.stat().st_mode & 0o022 == 0o022
+        await runtime.remove(running.handle)
+        assert not path.parent.exists()
+    finally:
+        await docker.images.delete(f"{owner}:user", force=True)
+
+
+async def test_an_engine_can_use_a_cache_of_another_user_and_has_no_other_powers(
+    runtime: DockerRuntime, owner: str, image: str
+) -> None:
+    script = """
+import os
+os.mkdir("/root/.cache/vllm/a", 0o700); os.chown("/root/.cache/vllm/a", 4711, 4711)
+open("/root/.cache/vllm/a/b", "w").close(); os.chmod("/root/.cache/vllm/a", 0o755)
+status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print(int(status["CapEff"], 16), status["NoNewPrivs"].strip())
+"""
+    running = await runtime.start(launch(owner, image, script.replace("\\\\", "\\")))
+    ended = await runtime.wait(running.handle)
+    assert ended.log_tail == (f"{1 << 0 | 1 << 1 | 1 << 3} 1",), "CHOWN, DAC_OVERRIDE, FOWNER"
+
+
+async def test_a_container_of_the_release_before_is_found_where_it_is_published(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    before = {
+        "Image": image,
+        "Cmd": [ENGINE, "--host", "0.0.0.0", "--port", "8000"],
+        "ExposedPorts": {"8000/tcp": {}},
+        "HostConfig": {"PortBindings": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}},
+        "Labels": {
+            "vllm-gateway.owner": owner,
+            "vllm-gateway.model": "gemma3-4B",
+            "vllm-gateway.instance": "2",
+            "vllm-gateway.spec": "abc",
+        },
+    }
+    made = await docker.containers.run(before, name=f"{owner}_gemma3-4B_instance_2")
+    (there,) = await runtime.find()
+    assert there.running is not None
+    assert (there.handle, there.spec_hash, there.running.address.host) == (made.id, "abc", "127.0.0.1")
+    await listening(docker, there.handle)
+    waiting = asyncio.create_task(runtime.wait(there.handle))
+    await tell_to_end(there.running.address, 4)
+    assert (await waiting).code == 4
+    await runtime.remove(there.handle)
+    assert await runtime.find() == []
+
+
+async def test_a_container_of_an_image_that_carries_the_labels_on_is_never_touched(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    engine = await runtime.start(launch(owner, image))
+    await docker.containers.container(engine.handle).commit(repository=owner, tag="committed")
+    somebodys = await docker.containers.run({"Image": f"{owner}:committed", "Cmd": ["import time; time.sleep(600)"]})
+    try:
+        assert [there.handle for there in await runtime.find()] == [engine.handle]
+        await runtime.stop(somebodys.id, 0)
+        await runtime.remove(somebodys.id)
+        assert (await somebodys.show())["State"]["Running"]
+    finally:
+        await somebodys.delete(force=True)
+        await docker.images.delete(f"{owner}:committed", force=True)
+
+
 async def test_a_later_gateway_finds_what_runs_and_what_ended(runtime: DockerRuntime, owner: str, image: str) -> None:
     kept = await runtime.start(launch(owner, image))
     ended = await runtime.start(launch(owner, image, "print('over')", name=f"{owner}_gemma3-4B_instance_1", number=1))

@@ -37,8 +37,8 @@ class EngineKeys:
 
     def _make(self) -> None:
         """Whole or not at all, whoever else makes it at the same time. Raises OSError."""
-        own = self._path.with_suffix(f".{os.getpid()}")
-        with open(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        own = self._path.with_suffix(f".{secrets.token_hex(4)}")
+        with open(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(_BYTES))
         try:
             os.link(own, self._path)

@@ -188,7 +188,7 @@ class Gateway:
 
     relay: Relay
     server: web.Server
-    instance_port: int
+    instance: Address
     limits: Limits
     own: Headers
     has_given_up: HasGivenUp | None
@@ -203,7 +203,7 @@ class Gateway:
         client = AiohttpClient(request, request.raw_path)
         instructions = Instructions(self.limits, own_headers(self.own), has_given_up=self.has_given_up)
         try:
-            carried = await self.relay.carry(client, Address("127.0.0.1", self.instance_port), body, instructions)
+            carried = await self.relay.carry(client, self.instance, body, instructions)
         except UpstreamFailed as failure:
             self.outcomes.append(failure.reason)
             return web.Response(status=502, text=f"{failure.reason} {failure.retryable}")
@@ -230,14 +230,16 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    instance_port: int,
+    instance: int | Address,
     limits: Limits | None = None,
     *,
     own: Headers = (),
     handler_cancellation: bool = True,
     has_given_up: HasGivenUp | None = None,
 ) -> AsyncIterator[Gateway]:
+    """`instance`: its port on 127.0.0.1, or where else it is reached."""
     loop = asyncio.get_running_loop()
+    reached = instance if isinstance(instance, Address) else Address("127.0.0.1", instance)
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         return await between.handle(request)
@@ -250,7 +252,7 @@ async def gateway(
     )
     limits = limits or Limits()
     async with Relay(limits) as relay:
-        between = Gateway(relay, server, instance_port, limits, own, has_given_up)
+        between = Gateway(relay, server, reached, limits, own, has_given_up)
         listening = await loop.create_server(server, "127.0.0.1", 0)
         between.port = listening.sockets[0].getsockname()[1]
         try:

@@ -5,8 +5,10 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,47 @@ async def test_a_missing_command_names_the_setting(sockets: EngineSockets) -> No
     runtime = ProcessRuntime(Process(command=("no-such-engine", "serve")), None, sockets=sockets)
     with pytest.raises(StartError, match=r"no-such-engine.*`process\.command`"):
         await runtime.start(launch())
+
+
+async def test_an_engine_on_a_port_is_told_apart_from_others_that_listen_there(make: Make, fifo: Path) -> None:
+    script = "\nimport socket, sys\nport = int(sys.argv[-1])\nheld = socket.create_server(('127.0.0.1', port))"
+    runtime = await make(script + TELL + HOLD)
+    running = await runtime.start(replace(launch(str(fifo)), on_port=True, key="k"))
+    await told(fifo)
+    guard = running.address.guard
+    assert guard is not None
+    assert guard.holds()
+    assert running.address.key == "k"
+    assert "k" not in repr(running).split("Address")[1]
+    await runtime.stop(running.handle, 1)
+    assert not guard.holds()
+    with socket.create_server((running.address.host, running.address.port)):
+        assert not guard.holds()
+
+
+async def test_what_a_worker_of_the_engine_listens_on_is_the_engines(make: Make, fifo: Path) -> None:
+    script = (
+        "\nimport os, socket, sys\nheld = socket.create_server(('127.0.0.1', int(sys.argv[-1])))"
+        "\nif os.fork() != 0: held.close(); os.wait()"
+    )
+    runtime = await make(script + TELL + HOLD)
+    running = await runtime.start(replace(launch(str(fifo)), on_port=True))
+    await told(fifo)
+    assert running.address.guard is not None
+    assert running.address.guard.holds()
+
+
+async def test_no_folder_for_a_socket_is_said_and_none_is_left(make: Make, sockets: EngineSockets) -> None:
+    runtime = await make("print('over')")
+    running = await runtime.start(launch())
+    folder = Path(running.address.path).parent
+    await runtime.wait(running.handle)
+    await runtime.remove(running.handle)
+    assert not folder.exists()
+    folder.parent.chmod(0o700)
+    folder.parent.rename(folder.parent.with_suffix(".gone"))
+    try:
+        with pytest.raises(StartError, match="no place for the engine's socket"):
+            await runtime.start(launch())
+    finally:
+        folder.parent.with_suffix(".gone").rename(folder.parent)
