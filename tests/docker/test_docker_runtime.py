@@ -207,9 +207,10 @@ async def test_an_engine_on_a_port_is_alone_on_a_network_of_the_gateways_own(
 
 @pytest.mark.parametrize("user", ["root", "4711"])
 async def test_an_engine_of_any_user_is_reached_by_its_socket(
-    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str, user: str, monkeypatch: pytest.MonkeyPatch
+    runtime: DockerRuntime, docker: aiodocker.Docker, image: str, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a gateway that is not root, the way is opened inside the container."""
+    owner = image.partition(":")[0]
     plain = await docker.containers.create({"Image": image})
     await plain.commit(repository=owner, tag="user", config={"User": user, "Entrypoint": ["python3", "-u", "-c"]})
     await plain.delete(force=True)
@@ -233,12 +234,12 @@ async def test_an_engine_can_use_a_cache_of_another_user_and_has_no_other_powers
 ) -> None:
     script = """
 import os
-os.mkdir("/root/.cache/vllm/a", 0o700); os.chown("/root/.cache/vllm/a", 4711, 4711)
-open("/root/.cache/vllm/a/b", "w").close(); os.chmod("/root/.cache/vllm/a", 0o755)
+os.mkdir("/tmp/a", 0o700); os.chown("/tmp/a", 4711, 4711)
+open("/tmp/a/b", "w").close(); os.chmod("/tmp/a", 0o755)
 status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
 print(int(status["CapEff"], 16), status["NoNewPrivs"].strip())
 """
-    running = await runtime.start(launch(owner, image, script.replace("\\\\", "\\")))
+    running = await runtime.start(launch(owner, image, script))
     ended = await runtime.wait(running.handle)
     assert ended.log_tail == (f"{1 << 0 | 1 << 1 | 1 << 3} 1",), "CHOWN, DAC_OVERRIDE, FOWNER"
 
@@ -246,7 +247,7 @@ print(int(status["CapEff"], 16), status["NoNewPrivs"].strip())
 async def test_a_container_of_the_release_before_is_found_where_it_is_published(
     runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
 ) -> None:
-    before = {
+    before: dict[str, Any] = {
         "Image": image,
         "Cmd": [ENGINE, "--host", "0.0.0.0", "--port", "8000"],
         "ExposedPorts": {"8000/tcp": {}},

@@ -47,7 +47,7 @@ async def everything_is_in_order(lab: Lab, gateway: GatewayProcess, folder: Path
     footprints = folder / "footprints.json"
     if footprints.exists():
         json.loads(footprints.read_text("utf-8"))
-    assert {file.name for file in folder.iterdir()} <= {"gateway.yaml", "footprints.json"}
+    assert {file.name for file in folder.iterdir()} <= {"gateway.yaml", "footprints.json", "state"}
 
 
 def _is_unused(gpu_id: str, page: dict[str, Any]) -> bool:

@@ -33,6 +33,7 @@ async def run(*command: str) -> str:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 async def test_the_first_steps(tmp_path: Path) -> None:
     demo = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text(encoding="utf-8"))
+    demo["state_dir"] = str(tmp_path / "state")
     demo["memory_footprint_file"] = str(tmp_path / "footprints.json")
     (curl,) = [
         text for text in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL) if text.startswith("curl")

@@ -16,8 +16,9 @@ from tests.load import Load
 
 def write(folder: Path, settings: Mapping[str, Any]) -> None:
     file = folder / "gateway.yaml"
-    kept = yaml.safe_load(file.read_text("utf-8"))["memory_footprint_file"]
-    file.write_text(yaml.safe_dump({"memory_footprint_file": kept, **settings}), "utf-8")
+    before = yaml.safe_load(file.read_text("utf-8"))
+    kept = {name: before[name] for name in ("memory_footprint_file", "state_dir")}
+    file.write_text(yaml.safe_dump({**kept, **settings}), "utf-8")
 
 
 async def reload(gateway: GatewayProcess, folder: Path, settings: Mapping[str, Any], count: int = 1) -> None:

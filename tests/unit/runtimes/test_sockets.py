@@ -15,7 +15,19 @@ def test_each_engine_has_a_folder_and_a_containers_is_open_to_whoever_it_runs_as
     assert [stat.S_IMODE(one.parent.stat().st_mode) for one in (ours, contained)] == [0o700, 0o777]
     sockets.remove(str(ours))
     assert list(tmp_path.iterdir()) == [contained.parent]
-    sockets.remove("/run/vllm-gateway/engine.sock")
+
+
+def test_what_an_earlier_gateway_made_elsewhere_goes_with_its_socket(tmp_path: Path) -> None:
+    for name in ("here", "there", "full"):
+        (tmp_path / name).mkdir()
+    path, full = (EngineSockets(tmp_path / name).make() for name in ("there", "full"))
+    for one in (path, full):
+        one.touch()
+    (full.parent / "other").touch()
+    for one in (path, full, tmp_path / "none" / "engine.sock"):
+        EngineSockets(tmp_path / "here").remove(one)
+    assert not path.parent.exists()
+    assert [one.name for one in full.parent.iterdir()] == ["other"]
 
 
 def test_a_path_that_fits_can_be_bound(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class DockerRuntime:
             return
         with _docker_may_be_down():
             container = self._docker.containers.container(running.handle)
-            command = await container.exec(["chmod", "0666", spec.SOCKET], user="0")
+            command = await container.exec(["chmod", "0666", spec.SOCKET])
             async with command.start(detach=False) as stream:
                 while await stream.read_out() is not None:
                     pass

@@ -38,10 +38,13 @@ class EngineSockets:
         return own / NAME
 
     def remove(self, path: str | Path) -> None:
-        """With its folder. Does nothing to what is not one of ours."""
+        """With its folder, of which of another gateway's no more goes than the socket."""
         own = Path(path).parent
         if own.parent == self._folder:
             shutil.rmtree(own, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            own.rmdir()
 
     def sweep(self) -> None:
         """Removes what engines of gateways that were killed have left."""
