@@ -18,7 +18,7 @@ from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.configuration.known_secrets import learn_settings
 from vllm_gateway.configuration.settings import Settings
-from vllm_gateway.configuration.state_dir import open_state_dir, private_folder, short_folder, wanted_folder
+from vllm_gateway.configuration.state_dir import engines_folder, open_state_dir, wanted_folder
 from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
 from vllm_gateway.control.status_page import status_of
@@ -44,8 +44,6 @@ from vllm_gateway.scheduling import (
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.secrets import Secrets
 from vllm_gateway.telemetry.trace import TraceRecorder
-
-_ENGINES = "engines"  # the folder of their sockets
 
 
 class Gateway:
@@ -131,8 +129,7 @@ class Gateway:
 
     def _runtime(self, state: Path) -> Runtime:
         """Raises OSError."""
-        folder = state / _ENGINES
-        sockets = EngineSockets(private_folder(folder if fits(folder) else short_folder() / _ENGINES))
+        sockets = EngineSockets(engines_folder(state, fits))
         if self.settings.runtime == "process":
             simulated = str(self._simulated_gpu_dir) if self._simulated_gpu_dir else None
             return ProcessRuntime(self.settings.process, simulated, self._secrets, sockets=sockets)

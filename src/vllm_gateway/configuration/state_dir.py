@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of everything that the gateway keeps: where it is, and that nobody else can write there."""
 
+import errno
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_gateway.configuration.settings import Settings
 
 _NAME = "vllm-gateway"
+_OF_THIS_USER = f"{_NAME}-{os.getuid()}"
+_ENGINES = "engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,16 @@ def open_state_dir(settings: Settings, environ: Mapping[str, str]) -> StateDir:
     try:
         return StateDir(private_folder(wanted_folder(settings, environ), parents=True))
     except OSError as error:
-        return StateDir(short_folder(), str(error))
+        return StateDir(private_folder(Path(tempfile.gettempdir(), _OF_THIS_USER)), str(error))
 
 
-def short_folder() -> Path:
-    """This user's, under the temporary folder: where Unix sockets get short paths. Raises OSError."""
-    return private_folder(Path(tempfile.gettempdir(), f"{_NAME}-{os.getuid()}"))
+def engines_folder(state: Path, fits: Callable[[Path], bool]) -> Path:
+    """For the sockets of engines: in `state`, or where `fits` says that paths are short enough. Raises OSError."""
+    for around in (state, Path(tempfile.gettempdir(), _OF_THIS_USER), Path("/tmp", _OF_THIS_USER)):  # noqa: S108 - 0700
+        if fits(around / _ENGINES):
+            return private_folder(private_folder(around) / _ENGINES)
+    text = f"The path {state / _ENGINES} is too long for the sockets of engines. Name a shorter one in `state_dir`."
+    raise OSError(errno.ENAMETOOLONG, text)
 
 
 def private_folder(folder: Path, *, parents: bool = False) -> Path:

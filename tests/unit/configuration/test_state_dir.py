@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_gateway.configuration.settings import Settings
-from vllm_gateway.configuration.state_dir import open_state_dir, private_folder, wanted_folder
+from vllm_gateway.configuration.state_dir import engines_folder, open_state_dir, private_folder, wanted_folder
 
 PLACES = {"STATE_DIRECTORY": "/var/lib/vllm-gateway:/var/lib/other", "XDG_STATE_HOME": "/x"}
 
@@ -52,6 +52,16 @@ def test_where_it_cannot_be_another_takes_its_place_and_the_reason_is_told(tmp_p
         assert state.folder.parent == tmp_path
         assert stat.S_IMODE(state.folder.stat().st_mode) == 0o700
         assert reason in str(state.problem)
+
+
+def test_sockets_lie_where_their_paths_are_short_enough(tmp_path: Path) -> None:
+    state = private_folder(tmp_path / "state")
+    assert engines_folder(state, lambda folder: True) == state / "engines"
+    short = engines_folder(state, lambda folder: not folder.is_relative_to(state))
+    assert short.parent.parent == tmp_path
+    assert {stat.S_IMODE(one.stat().st_mode) for one in (state, short, short.parent)} == {0o700}
+    with pytest.raises(OSError, match="Name a shorter one in `state_dir`"):
+        engines_folder(state, lambda folder: False)
 
 
 def test_a_link_that_somebody_left_in_the_temporary_folder_is_not_followed(tmp_path: Path) -> None:
