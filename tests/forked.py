@@ -26,9 +26,12 @@ _LIBRARIES = "LD_LIBRARY_PATH"
 class Forked:
     """A gateway that runs, as `asyncio.subprocess.Process` shows one; it dies with the process that asked for it."""
 
-    def __init__(self, pid: int, stdout: asyncio.StreamReader, keeper: socket.socket) -> None:
+    def __init__(
+        self, pid: int, stdout: asyncio.StreamReader, reading: asyncio.ReadTransport, keeper: socket.socket
+    ) -> None:
         self.pid = pid
         self.stdout = stdout
+        self._reading = reading
         self.returncode: int | None = None
         self._ended = asyncio.create_task(self._wait_for(keeper))
 
@@ -45,6 +48,10 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Once nothing more is to be read; uvloop's pipes stay open at their end."""
+        self._reading.close()
 
     async def _wait_for(self, keeper: socket.socket) -> int:
         with keeper:
@@ -63,8 +70,8 @@ async def start_gateway(arguments: Sequence[str], environment: Mapping[str, str]
         socket.send_fds(_parent(environment.get(_LIBRARIES)), [asked.encode()], [its_end.fileno(), write, 2])
         os.close(write)
     stdout = asyncio.StreamReader(limit=line_limit)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(read, "rb"))
-    return Forked(int(await loop.sock_recv(keeper, 64)), stdout, keeper)
+    reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(read, "rb"))
+    return Forked(int(await loop.sock_recv(keeper, 64)), stdout, reading, keeper)
 
 
 @functools.cache

@@ -178,3 +178,5 @@ async def running_gateway(
             await process.wait()
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
+        if isinstance(process, Forked):
+            process.close()
