@@ -100,10 +100,16 @@ format: setup ## apply the formatter
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## the newest versions that pyproject.toml allows, written to the lock file
+PIP_COMPILE = .venv-lock/bin/python -m piptools compile --quiet --generate-hashes --strip-extras --no-header --no-annotate \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options --constraint $(LOCK)
+
+lock: ## the newest versions that pyproject.toml allows, written to the lock files
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python $(PIP_INSTALL) -e '.[dev]'
 	.venv-lock/bin/python -m pip freeze --exclude-editable --disable-pip-version-check > $(LOCK)
+	.venv-lock/bin/python $(PIP_INSTALL) pip-tools
+	$(PIP_COMPILE) -o deploy/image/requirements.lock pyproject.toml
+	$(PIP_COMPILE) -o deploy/image/build.lock --all-build-deps --only-build-deps pyproject.toml
 	rm -rf .venv-lock
 
 clean: ## remove what setup and the tools made
