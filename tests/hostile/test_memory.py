@@ -50,6 +50,6 @@ async def test_heads_without_an_end_cost_little_and_are_all_refused(tmp_path: Pa
             grown.append(resident_mib(gateway) - before)
         assert max(grown) < MOST_MIB, grown
         assert max(grown[len(CROWDS) :]) < max(grown[: len(CROWDS)]) + 4, grown
-        for code in ("head_too_large", "head_timeout"):
-            await gateway.event("request_finished", outcome=code, count=CLIENTS * (len(CROWDS) // 2 + 1))
+        for outcome in ("head_too_large", "head_timeout"):
+            await gateway.event("request_finished", outcome=outcome, count=CLIENTS * (len(CROWDS) // 2 + 1))
         assert len(gateway.events("request_finished", status=408)) == CLIENTS * (len(CROWDS) // 2 + 1), "once each"

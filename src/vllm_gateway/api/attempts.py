@@ -15,7 +15,7 @@ from vllm_gateway.scheduling import InstanceView, ModelQueue, NotAgain, Outcome,
 
 _NOBODY_GOT_IT = frozenset({"connect_refused", "connect_failed"})
 """With these an instance has failed, but no try was used up."""
-_NOT_ITS_FAULT = frozenset({"request_timeout", "relay_closed", "event_too_long", "refused"})
+_NOT_ITS_FAULT = frozenset({"request_timeout", "shortage", "relay_closed", "event_too_long", "refused"})
 """These say nothing about an instance: another one would have done the same."""
 
 
@@ -160,9 +160,12 @@ class Attempts:
             raise self._last_try_failed()
 
     def check_open(self, reason: str) -> None:
-        """Raises ApiError if it is the gateway that ends, and no instance that failed."""
+        """Raises ApiError if it is the gateway that ends, or lacks something, and no instance that failed."""
         if reason == "relay_closed":
             raise ApiError.of(self._goodbye())
+        if reason == "shortage":
+            text = "The gateway may open no more files or connections at the moment. Try again."
+            raise ApiError("shortage", text, retry_after_s=1.0)
 
     def suspect(self, reason: str) -> None:
         """The instance that had the request last failed it."""

@@ -38,6 +38,7 @@ KINDS = {
     "queue_timeout": Kind(503, "service_unavailable"),
     "no_room": Kind(503, "service_unavailable"),
     "model_start_failed": Kind(503, "service_unavailable"),
+    "shortage": Kind(503, "service_unavailable"),
     "stopping": Kind(503, "service_unavailable"),
     "instance_failed": Kind(502, "upstream_error"),
     "connect_timeout": Kind(504, "timeout_error"),

@@ -16,6 +16,10 @@ from vllm_gateway.relay.stream import ClientStream
 from vllm_gateway.relay.types import Carried, ClientGone, Instructions, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection, Pool
 from vllm_gateway.routing import Address
+from vllm_gateway.telemetry.shortage import is_shortage
+
+_SHORTAGE_S = 0.05
+"""Between two attempts to connect, while this process may open no more files: others are about to be closed."""
 
 
 class Relay:
@@ -155,10 +159,20 @@ class Relay:
     async def _connect(self, client: Client, address: Address) -> Connection:
         if self._closed:
             raise UpstreamFailed("relay_closed", retryable=False)
+        shortage: OSError | None = None
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                return await self._pool.open(address)
+                while True:
+                    try:
+                        return await self._pool.open(address)
+                    except OSError as error:
+                        if not is_shortage(error):
+                            raise
+                        shortage = error
+                    await asyncio.sleep(_SHORTAGE_S)
         except TimeoutError:
+            if shortage is not None:
+                raise UpstreamFailed("shortage", retryable=False, detail=str(shortage)) from None
             raise UpstreamFailed("connect_timeout", retryable=True) from None
         except (ConnectionRefusedError, FileNotFoundError) as error:  # the latter: of a Unix socket
             raise UpstreamFailed("connect_refused", retryable=True, detail=str(error)) from None

@@ -61,8 +61,8 @@ class UpstreamFailed(Exception):
     """The instance gave no reply, and not a byte has reached the client: the request may go to another instance.
 
     `reason` is one of: connect_refused, connect_timeout, connect_failed, reset, closed, first_byte_timeout,
-    request_timeout, bad_reply, given_up, relay_closed. `retryable` says whether another instance may do better without
-    the risk of doing the work twice over.
+    request_timeout, bad_reply, given_up, relay_closed; shortage, which is the gateway's own.
+    `retryable` says whether another instance may do better without the risk of doing the work twice over.
     """
 
     def __init__(self, reason: str, *, retryable: bool, detail: str = "") -> None:

@@ -5,19 +5,18 @@ Those beyond wait in the kernel's backlog. The longest idle ones are closed to m
 """
 
 import asyncio
-import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.shortage import is_shortage
 
 BACKLOG = 1024
 _AT_ONCE = 64  # then others have their turn
 _FULL_S = 0.05  # so often it is looked again whether there is room
 _SAY_S = 60.0
 _ARRIVING_S = 1.0
-_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Accepting:
@@ -87,7 +86,7 @@ class Accepting:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in _NO_DESCRIPTORS:
+                if not is_shortage(error):
                     raise
                 self._door.close_longest_idle(1 + self.most // 16)
                 self._wait(str(error))

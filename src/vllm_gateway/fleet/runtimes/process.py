@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vllm_gateway.configuration.settings import Process, Settings
-from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, StartError
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.listener import EngineListens
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.routing import Address
 from vllm_gateway.telemetry.secrets import Secrets
+from vllm_gateway.telemetry.shortage import is_shortage
 
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0
@@ -118,6 +119,15 @@ class ProcessRuntime:
         return []
 
     async def start(self, launch: Launch) -> Running:
+        """What the gateway itself lacks is no failure of the start."""
+        try:
+            return await self._start(launch)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            raise RuntimeDown(f"the gateway cannot start a process: {error}") from error
+
+    async def _start(self, launch: Launch) -> Running:
         environment = self._environment(launch)
         self._secrets.learn_environment(environment)
         program = shutil.which(self._command[0], path=environment.get("PATH"))
@@ -127,8 +137,9 @@ class ProcessRuntime:
                 "or name another in `process.command`."
             )
         listens_on = self._place_for(launch)
-        reading, writing = os.pipe()
+        reading = writing = -1
         try:
+            reading, writing = os.pipe()
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())),
                 *(program, *self._command[1:], *launch.arguments, *_options(listens_on)),
@@ -139,11 +150,15 @@ class ProcessRuntime:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            os.close(reading)
+            if reading >= 0:
+                os.close(reading)
             self._forget(listens_on)
+            if is_shortage(error):
+                raise
             raise StartError(f"The engine's command (`process.command`) could not be started: {error}") from error
         finally:
-            os.close(writing)
+            if writing >= 0:
+                os.close(writing)
         self._tell_guard("+", process.pid)
         ended = asyncio.create_task(self._follow(process, reading), name=f"follow {launch.name}")
         self._children[str(process.pid)] = _Child(process, listens_on, ended)
@@ -159,6 +174,8 @@ class ProcessRuntime:
         try:
             return str(self._sockets.make())
         except OSError as error:
+            if is_shortage(error):
+                raise
             raise StartError(f"There is no place for the engine's socket: {error}") from error
 
     def _forget(self, listens_on: str | int) -> None:
