@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run quick test long fuzz lab test-vllm reliability soak bench bench-quick bench-check bench-profile bench-peers routing-grid check format lock clean
+.PHONY: help setup run quick test long fuzz lab test-vllm reliability soak bench bench-quick bench-instructions bench-check bench-profile bench-peers routing-grid check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -73,8 +73,13 @@ BENCH_ROWS = $(if $(ROWS),--rows $(ROWS))
 bench: setup ## the full benchmark, about 20 minutes; writes bench/results.json and docs/performance.md (ONLY=gateway,envoy ROWS=plain_1k)
 	$(BENCH) all $(BENCH_ROWS) $(if $(ONLY),--only $(ONLY))
 
-bench-quick: setup ## CPU per request, this gateway and nginx, under two minutes (AGAINST=../other-checkout ROWS=plain_1k)
-	$(BENCH) quick $(BENCH_ROWS) $(if $(AGAINST),--against $(AGAINST))
+RULER_OPTIONS = $(BENCH_ROWS) $(if $(PAIRS),--pairs $(PAIRS)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(TOKEN_LIMIT),--token-limit $(TOKEN_LIMIT))
+
+bench-quick: setup ## CPU per request beside nginx, or beside another version: dearer or not (AGAINST=../checkout or main, PAIRS=15 LIMIT=1.03)
+	$(BENCH) $(if $(AGAINST),against $(AGAINST) $(RULER_OPTIONS),quick $(BENCH_ROWS))
+
+bench-instructions: setup ## instructions per request, by perf or valgrind, some minutes (AGAINST=../checkout or main, LIMIT=1.03)
+	$(BENCH) instructions $(AGAINST) $(if $(LIMIT),--limit $(LIMIT))
 
 bench-check: setup ## fails if a request costs over 1.2 times what was recorded, beside nginx
 	$(BENCH) check $(BENCH_ROWS)

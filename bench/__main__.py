@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: python -m bench all, quick, check, profile, report, peers."""
+"""The commands: python -m bench all, quick, check, instructions, profile, report, peers."""
 
 import argparse
+import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import measure, peers, regression, report, rows, startup
+from bench import instructions, measure, peers, regression, report, rows, ruler, startup
+from bench.checkouts import other_one, this_one
 from bench.machine import ROOT, WORK, CannotMeasure, build_tools, choose_cores, describe
+from bench.paired import Verdict, least_pairs
 from bench.profile import profile
 from bench.results import Results, read, save
 from bench.targets import Direct, Gateway, Nginx, Target
@@ -50,11 +53,17 @@ def _parser() -> argparse.ArgumentParser:
         "--only", type=_names, metavar="PROXY,...", help="measure these (and nginx) again, keep the rest"
     )
     every.add_argument("--results", type=Path, default=RESULTS)
-    quick = add("quick", _quick, "this gateway and nginx, under two minutes")
-    add_extent(quick, 5, 2.0)
-    quick.add_argument(
-        "--against", type=Path, metavar="CHECKOUT", help="another checkout's gateway, in the same rounds"
-    )
+    add_extent(add("quick", _quick, "this gateway and nginx, under two minutes"), 5, 2.0)
+    ruled = add("against", _against, "whether this gateway is dearer than another version; fails unless it is not")
+    ruled.add_argument("other", metavar="FOLDER|REVISION", help="another checkout, or a revision to check out")
+    ruled.add_argument("--pairs", type=int, default=15)
+    ruled.add_argument("--seconds", type=float, default=3.0, help="of each row in each pair")
+    ruled.add_argument("--limit", type=float, default=ruler.REQUEST_LIMIT, help="of the ratio for requests")
+    ruled.add_argument("--token-limit", type=float, default=ruler.TOKEN_LIMIT, help="of the ratio for streamed tokens")
+    ruled.add_argument("--rows", type=_names, metavar="NAME,...", help="of plain_1k, plain_64k, tokens")
+    counted = add("instructions", _instructions, "instructions of the gateway's own part of a request")
+    counted.add_argument("other", nargs="?", metavar="FOLDER|REVISION", help="compare with this one's")
+    counted.add_argument("--limit", type=float, default=ruler.REQUEST_LIMIT)
     check = add("check", _check, "fails if a request costs over 1.2 times what bench/recorded.json says, beside nginx")
     add_extent(check, 5, 2.0)
     check.add_argument("--record", action="store_true", help="write bench/recorded.json instead")
@@ -103,13 +112,39 @@ def _all(arguments: argparse.Namespace) -> int:
 
 
 def _quick(arguments: argparse.Namespace) -> int:
-    targets: list[Target] = [Nginx(), Gateway()]
-    if arguments.against:
-        targets.append(Gateway("other gateway", arguments.against / ".venv/bin/vllm-gateway"))
     chosen = _rows(arguments, rows.QUICK)
     with _bench(arguments) as bench:
-        print(report.text_table(chosen, measure.run(bench, chosen, targets, "nginx")))
+        print(report.text_table(chosen, measure.run(bench, chosen, [Nginx(), Gateway()], "nginx")))
     return 0
+
+
+def _against(arguments: argparse.Namespace) -> int:
+    if arguments.pairs < least_pairs():
+        raise CannotMeasure(f"{arguments.pairs} pairs say nothing: at least {least_pairs()}, and 15 as a rule")
+    chosen = [row for row in ruler.ROWS if not arguments.rows or row.name in arguments.rows]
+    limits = {"request": arguments.limit, "token": arguments.token_limit}
+    this, other = this_one(), other_one(arguments.other, _say)
+    try:
+        versions = [f"{one.name}: {one.version()}" for one in (this, other)]
+        with measure.bench(build_tools(), choose_cores(), rounds=1, seconds=arguments.seconds, say=_say) as bench:
+            measured = ruler.compare(bench, chosen, this, other, arguments.pairs, random.Random())
+    except measure.FAILURES as error:
+        raise CannotMeasure(str(error)) from error
+    print("\n".join([*versions, "", ruler.table(measured, limits)]))
+    return 0 if all(one.verdict(limits[one.row.unit]) is Verdict.HOLDS for one in measured) else 1
+
+
+def _instructions(arguments: argparse.Namespace) -> int:
+    checkouts = [this_one(), *([other_one(arguments.other, _say)] if arguments.other else [])]
+    found = instructions.per_request(checkouts, choose_cores(), _say)
+    for checkout, count in zip(checkouts, found, strict=True):
+        print(f"{checkout.name}: {count:,.0f} instructions a request, {checkout.version()}")
+    if len(found) == 1:
+        return 0
+    ratio = found[0] / found[1]
+    holds = ratio < arguments.limit
+    print(f"ratio {ratio:.4f}, limit {arguments.limit:g}: {(Verdict.HOLDS if holds else Verdict.DEARER).value}")
+    return 0 if holds else 1
 
 
 def _check(arguments: argparse.Namespace) -> int:

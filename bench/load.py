@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The load: wrk for plain requests, our own reader for streams; what they report, as numbers."""
+"""The load: wrk or counted requests of our own, our own reader for streams; what they report, as numbers."""
 
 import json
 import subprocess
@@ -51,6 +51,23 @@ class Load:
         return parse_plain(done.stdout)
 
     @contextmanager
+    def counted(self, to: Address, *, body_bytes: int, connections: int) -> Iterator["CountedRequests"]:
+        """Connections that are there, and idle but for the requests that are asked for one by one."""
+        with subprocess.Popen(
+            [*self._pin, str(self._tools.requests), to.host, str(to.port), str(connections), str(body_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                _told(process.stdout)
+                yield CountedRequests(process.stdin, process.stdout)
+            finally:
+                process.kill()
+
+    @contextmanager
     def streams(
         self, to: Address, *, streams: int, rate: int, open_s: float, seconds: float
     ) -> Iterator["OpenStreams"]:
@@ -72,6 +89,20 @@ class Load:
             finally:
                 if process.poll() is None:
                     process.kill()
+
+
+class CountedRequests:
+    def __init__(self, orders: IO[str], output: IO[str]) -> None:
+        self._orders = orders
+        self._output = output
+
+    def ask(self, count: int) -> None:
+        self._orders.write(f"{count}\n")
+        self._orders.flush()
+
+    def wait(self) -> None:
+        """Until the last reply is there."""
+        _told(self._output)
 
 
 class OpenStreams:
@@ -117,9 +148,14 @@ def parse_streams(counts: dict[str, Any], percentiles: dict[str, Any]) -> Stream
 def _line(output: IO[str]) -> dict[str, Any]:
     text = output.readline()
     if not text:
-        raise LoadFailed("the reader of streams ended early")
+        raise LoadFailed("the load generator ended early")
     line: dict[str, Any] = json.loads(text)
     return line
+
+
+def _told(output: IO[str]) -> None:
+    if why := _line(output).get("why"):
+        raise LoadFailed(why)
 
 
 def _complete(counts: dict[str, Any], streams: int) -> None:

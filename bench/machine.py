@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: what it is, which core the proxy gets, and the two C programs built for it."""
+"""The machine: what it is, which core the proxy gets, and the C programs built for it."""
 
 import hashlib
 import os
@@ -41,6 +41,7 @@ def choose_cores() -> Cores:
 class Tools:
     backend: Path
     streams: Path
+    requests: Path
     wrk: str
 
 
@@ -49,7 +50,7 @@ def build_tools() -> Tools:
     wrk = shutil.which("wrk")
     if wrk is None or shutil.which("gcc") is None or shutil.which("taskset") is None:
         raise CannotMeasure("wrk, gcc or taskset is missing: apt-get install wrk gcc libc6-dev util-linux nginx-light")
-    return Tools(_compiled("backend"), _compiled("streams"), wrk)
+    return Tools(_compiled("backend"), _compiled("streams"), _compiled("requests"), wrk)
 
 
 def _compiled(name: str) -> Path:

@@ -21,7 +21,7 @@ from bench.targets import MODEL, Direct, Missing, Target
 
 _ADDRESSES = 32  # of each of the two backend processes, so that 64 instances have an address each
 _REPLY_BYTES = 600
-_FAILURES = (Missing, NotServing, LoadFailed, OSError, subprocess.SubprocessError)
+FAILURES = (Missing, NotServing, LoadFailed, OSError, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def run(
         try:
             results.versions[target.name] = target.version()
             there.append(target)
-        except _FAILURES as error:
+        except FAILURES as error:
             results.missing[target.name] = str(error)
             bench.say(f"{target.name}: {error}")
     with contextlib.ExitStack() as stack:
@@ -91,7 +91,7 @@ def run(
             for target in there:
                 try:
                     served[target.name] = stack.enter_context(_Served(bench, target))
-                except _FAILURES as error:
+                except FAILURES as error:
                     results.missing[target.name] = str(error)
                     bench.say(f"{target.name}: {error}")
         for row in (row for row in rows if not row.fresh):
@@ -122,7 +122,7 @@ class _Served(contextlib.ExitStack):
             raise NotServing("stopped, since it had failed")
         try:
             return row.sample(self._proxy, self._load, seconds)
-        except _FAILURES:
+        except FAILURES:
             self._proxy = None
             self.close()
             raise
@@ -160,7 +160,7 @@ def _take(sampler: Sampler, seconds: float, measured: Measured) -> None:
         return
     try:
         measured.samples.append(sampler(seconds))
-    except _FAILURES as error:
+    except FAILURES as error:
         measured.failed = str(error)
 
 
