@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     ruled = add("against", _against, "whether this gateway is dearer than another version; fails unless it is not")
     ruled.add_argument("other", metavar="FOLDER|REVISION", help="another checkout, or a revision to check out")
     ruled.add_argument("--pairs", type=int, default=15)
-    ruled.add_argument("--seconds", type=float, default=3.0, help="of each row in each pair")
+    ruled.add_argument("--seconds", type=float, default=2.5, help="of requests in each pair; tokens twice")
     ruled.add_argument("--limit", type=float, default=ruler.REQUEST_LIMIT, help="of the ratio for requests")
     ruled.add_argument("--token-limit", type=float, default=ruler.TOKEN_LIMIT, help="of the ratio for streamed tokens")
     ruled.add_argument("--rows", type=_names, metavar="NAME,...", help="of plain_1k, plain_64k, tokens")

@@ -123,14 +123,14 @@ static void handle_next(int limit_ms) {
     }
 }
 
-static void make_request(size_t bytes) {
+static void make_request(const char *host, const char *port, size_t bytes) {
     static const char before[] = "{\"model\":\"bench\",\"messages\":[{\"role\":\"user\",\"content\":\"", after[] = "\"}]}";
     size_t frame = sizeof before + sizeof after - 2;
     if (bytes < frame) bytes = frame;
     request = malloc(bytes + 256);
     if (!request) fail("no memory");
-    int head = sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-                                "Content-Length: %zu\r\n\r\n", bytes);
+    int head = sprintf(request, "POST /v1/chat/completions HTTP/1.1\r\nHost: %s:%s\r\nContent-Type: application/json\r\n"
+                                "Content-Length: %zu\r\n\r\n", host, port, bytes);
     char *at = mempcpy(request + head, before, sizeof before - 1);
     memset(at, 'x', bytes - frame);
     memcpy(at + (bytes - frame), after, sizeof after - 1);
@@ -154,7 +154,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     prctl(PR_SET_PDEATHSIG, SIGTERM); // never outlives the one that measures
-    make_request(strtoul(argv[4], NULL, 10));
+    make_request(argv[1], argv[2], strtoul(argv[4], NULL, 10));
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     unsigned long connections = strtoul(argv[3], NULL, 10);
     struct connection *all = calloc(connections, sizeof *all);
