@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions of the gateway's own part of a request (`bench.path`): a count that no neighbour on the machine changes.
+"""Instructions of the gateway's own part of a request (`bench.path`): a count, and not a time.
 
 By `perf stat` where the machine counts them, else by valgrind's callgrind. A run of many requests less one of few
 leaves out the start.
@@ -31,8 +31,10 @@ class Counter:
 
 
 def per_request(checkouts: Sequence[Checkout], cores: Cores, say: Callable[[str], None]) -> list[float]:
-    """Of each checkout. As many runs at once as there are cores: what is counted does not depend on the clock."""
+    """Of each checkout. As many runs at once as there are cores: a count suffers less from a busy machine than a time."""
     WORK.mkdir(exist_ok=True)
+    for checkout in checkouts:
+        _run([], checkout, _FEW)  # so that no counted run compiles modules
     with tempfile.TemporaryDirectory(prefix="instructions-", dir=WORK) as folder:
         counter = _counter(Path(folder))
         runs = [(checkout, requests) for checkout in checkouts for requests in (_FEW, _MANY)]
@@ -68,9 +70,14 @@ def callgrind_count(said: str) -> int:
 
 
 def _count(counter: Counter, checkout: Checkout, requests: int) -> int:
+    return counter.count(_run(counter.argv, checkout, requests))
+
+
+def _run(under: Sequence[str], checkout: Checkout, requests: int) -> str:
+    """What it said on its standard error."""
     path = ["-m", "bench.path", "--instances", "1", "--rounds", "1", "--requests", str(requests)]
     done = subprocess.run(
-        ["setarch", "-R", *counter.argv, checkout.python, *path],
+        ["setarch", "-R", *under, checkout.python, *path],
         cwd=checkout.folder,
         env={**os.environ, "PYTHONHASHSEED": "0"},  # the same order of sets and size of tables in every run
         capture_output=True,
@@ -80,4 +87,4 @@ def _count(counter: Counter, checkout: Checkout, requests: int) -> int:
     )
     if done.returncode:
         raise CannotMeasure(f"bench.path of {checkout.folder}: {done.stderr.strip()[-300:]}")
-    return counter.count(done.stderr)
+    return done.stderr
