@@ -31,7 +31,7 @@ class Counter:
 
 
 def per_request(checkouts: Sequence[Checkout], cores: Cores, say: Callable[[str], None]) -> list[float]:
-    """Of each checkout. As many runs at once as there are cores: a count suffers less from a busy machine than a time."""
+    """Of each checkout. As many runs at once as there are cores: a count suffers less from neighbours than a time."""
     WORK.mkdir(exist_ok=True)
     for checkout in checkouts:
         _run([], checkout, _FEW)  # so that no counted run compiles modules
