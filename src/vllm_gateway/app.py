@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vllm_gateway.allocator.footprints import FootprintStore
+from vllm_gateway.allocator.mask import MaskedProbe
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.guests import bounds_of
@@ -140,11 +141,12 @@ class Gateway:
     def _make_probe(self, settings: Settings) -> GpuProbe | None:
         if all(model.endpoints for model in settings.models.values()):
             return None
+        gpus = settings.gpus
         if self._simulated_gpu_dir is not None:
-            return SimulatedProbe(self._simulated_gpu_dir)
-        if settings.gpus.source == "static":
-            return StaticProbe(settings.gpus.devices)
-        return NvmlProbe()
+            return MaskedProbe(SimulatedProbe(self._simulated_gpu_dir), gpus.only, gpus.without)
+        if gpus.source == "static":
+            return MaskedProbe(StaticProbe(gpus.devices), gpus.only, gpus.without)
+        return MaskedProbe(NvmlProbe(), gpus.only, gpus.without, os.environ)
 
     def _trace_recorder(self, file: str | None, now_s: float) -> TraceRecorder | None:
         if file is None:

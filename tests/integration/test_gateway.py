@@ -238,6 +238,17 @@ async def test_engines_of_somebody_else_need_no_docker_are_balanced_and_never_st
             assert await metrics(url.removeprefix("http://"))
 
 
+async def test_a_masked_gpu_gets_no_engine(tmp_path: Path) -> None:
+    settings = config(gpus=3)
+    settings["gpus"] |= {"except": [0], "only": [0, "GPU-sim-2"]}
+    async with running_gateway(tmp_path, settings) as gateway:
+        assert (await gateway.chat("qwen2.5"))[0] == 200
+        page = await gateway.status()
+        assert [gpu["index"] for gpu in page["gpus"]] == [2]
+        (one,) = page["active_containers_by_name"].values()
+        assert one["gpus"] == ["GPU-sim-2"]
+
+
 async def test_engines_and_clients_by_ipv6(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, config(), arguments=["--host", "::1"]) as behind:
         models = {"qwen2.5": {"endpoints": [behind.url]}}

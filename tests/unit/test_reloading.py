@@ -32,6 +32,11 @@ def test_what_cannot_change_stays_and_is_named() -> None:
     assert keep_fixed(OLD, OLD) == (OLD, [])
 
 
+def test_what_cannot_change_is_named_as_the_file_has_it() -> None:
+    settings, differing = keep_fixed(OLD, Settings.model_validate({"gpus": {"except": ["1"]}}))
+    assert (differing, settings.gpus.without) == (["gpus.except"], ())
+
+
 def test_every_fixed_setting_is_there() -> None:
     for name in FIXED:
         section, _, key = name.rpartition(".")

@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
 from vllm_gateway.configuration.openness import open_to_others
+from vllm_gateway.configuration.parallelism import BadSize
 from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.configuration.tls import BadTls, context_of
 from vllm_gateway.scheduling import StrategyError, make_strategy
@@ -31,6 +32,7 @@ _OPTIONS_OF_THE_GATEWAY = {
     "--tensor-parallel-size": "set `tensor_parallel_size`",
     "-tp": "set `tensor_parallel_size`",
 }
+_SEVERAL_MACHINES = ("--nnodes", "--node-rank", "--data-parallel-address", "-dpa", "--data-parallel-rank", "-dpn")
 
 
 def find_contradictions(draft: Draft) -> None:
@@ -61,6 +63,10 @@ def _find_bad_arguments(draft: Draft, model: str) -> None:
         option = str(argument).partition("=")[0].replace("_", "-")
         if option in _OPTIONS_OF_THE_GATEWAY:
             draft.complain(keys, f"{option} is given to the engine by the gateway; {_OPTIONS_OF_THE_GATEWAY[option]}")
+        elif option in _SEVERAL_MACHINES:
+            draft.complain(
+                keys, f"{option}: start an engine over several machines yourself, and name it in `endpoints`"
+            )
         elif option.startswith("-") and len(pieces := option.split()) > 1:
             draft.complain(keys, f"an option and its value are two items of the list: [{pieces[0]}, ...]")
 
@@ -106,8 +112,13 @@ def find_missing_gpus(draft: Draft, settings: Settings) -> None:
     """Where the configuration names the GPUs; what NVML lists shows at the start."""
     there = len(settings.gpus.devices)
     for name, model in settings.models.items():
-        if there and not model.endpoints and model.tensor_parallel_size > there:
-            message = f"an instance needs {model.tensor_parallel_size} GPUs, and `gpus.devices` has {there}"
+        try:
+            needed = 0 if model.endpoints else model.gpu_count
+        except BadSize as error:
+            draft.complain(("models", name, "engine_arguments", error.index), str(error))
+            continue
+        if there and needed > there:
+            message = f"an instance needs {needed} GPUs, and `gpus.devices` has {there}"
             draft.complain(("models", name, "tensor_parallel_size"), message)
 
 

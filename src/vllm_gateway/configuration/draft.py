@@ -101,4 +101,4 @@ def _settings_at(keys: Keys) -> list[str]:
             annotation = shape.model_fields[str(key)].annotation
             inner = [annotation, *get_args(annotation)]
             shape = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), shape)
-    return list(shape.model_fields)
+    return [field.alias or name for name, field in shape.model_fields.items()]

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from vllm_gateway.configuration import parallelism
+
 
 def _endpoint(url: str) -> str:
     try:
@@ -207,6 +209,8 @@ class Gpus(_Strict):
 
     source: Literal["nvml", "static", "simulated"] = "nvml"
     devices: tuple[Device, ...] = ()
+    only: tuple[TextOrNumber, ...] = Field((), description="Use these, by index or UUID; none: all of them.")
+    without: tuple[TextOrNumber, ...] = Field((), alias="except", description="Do not use these, by index or UUID.")
     margin_mib: int = Field(512, ge=0, description="Left free on every GPU.")
     min_resident_s: Seconds = Field(60, description="How long a model in use keeps its place; 0: no quantum.")
     max_swap_wait_s: Seconds = Field(
@@ -297,6 +301,16 @@ class Model(_Strict):
     sleep: Sleep = Field(
         "off", description="level_1: an evicted instance sleeps (its parameters in the machine's memory)."
     )
+
+    @property
+    def shards(self) -> int:
+        """The parts into which its weights are cut, each on a GPU of its own. Raises BadSize."""
+        return self.tensor_parallel_size * parallelism.shards(self.engine_arguments)
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of one instance. Raises BadSize."""
+        return self.shards * parallelism.copies(self.engine_arguments)
 
     @model_validator(mode="after")
     def _repository_or_endpoints(self) -> "Model":

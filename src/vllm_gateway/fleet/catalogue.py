@@ -44,7 +44,7 @@ class Catalogue:
                 name,
                 len(model.endpoints) or model.instances,
                 vllm.spec_hash(name, model, settings),
-                model.tensor_parallel_size,
+                model.gpu_count,
                 model.max_in_flight or settings.max_in_flight,
                 settings.idle_timeout_s if model.idle_timeout_s is None else model.idle_timeout_s,
                 model.pinned,
@@ -65,7 +65,7 @@ class Catalogue:
             return Footprint(known, known=True)
         smallest = min((gpu.total_mib for gpu in gpus), default=0)
         return Footprint(
-            estimate_mib(str(model.repository), self._cache, model.tensor_parallel_size, smallest),
+            estimate_mib(str(model.repository), self._cache, model.shards, smallest),
             known=False,
         )
 

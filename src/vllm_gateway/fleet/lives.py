@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import health
+from vllm_gateway.fleet.endings import advice_on, reason_of
 from vllm_gateway.fleet.engines import vllm_sleep
 from vllm_gateway.fleet.health import POLL_S
 from vllm_gateway.fleet.instance import Instance, State
@@ -155,8 +156,9 @@ class Lives:
             return
         finally:
             death.cancel()
-        reason = "out of memory" if ended.out_of_memory else f"the engine ended with exit status {ended.code}"
-        self._hear(e.Died(one.instance_id, reason, ended.log_tail, ended.code))
+        reason, advice = reason_of(ended), advice_on(ended)
+        detail = f"{reason}; {advice}" if advice else ""
+        self._hear(e.Died(one.instance_id, reason, ended.log_tail, ended.code, detail))
 
     async def _is_up(self, one: Instance, running: Running) -> bool:
         """Tells it. One that an earlier gateway had put to sleep is healthy, and would let requests hang."""

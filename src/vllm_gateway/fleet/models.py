@@ -74,12 +74,6 @@ class Footprint:
 FootprintOf = Callable[[str, Sequence[Gpu]], Footprint]
 
 
-def root_cause(tail: Sequence[str]) -> str:
-    """The line of an engine's last ones that says most: the last error that points to no other."""
-    errors = [line for line in tail if "rror:" in line and "root cause" not in line]
-    return next(reversed(errors or [line for line in tail if line.strip()]), "")
-
-
 def backoff_s(failures: int) -> float:
     """1, 2, 4, ... seconds, at most LONGEST_BACKOFF_S."""
     return min(FIRST_BACKOFF_S * 2.0 ** (failures - 1), LONGEST_BACKOFF_S)

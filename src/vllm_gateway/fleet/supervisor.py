@@ -9,9 +9,10 @@ from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import sleep
 from vllm_gateway.fleet.board import Board
+from vllm_gateway.fleet.endings import root_cause, was_silenced
 from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
 from vllm_gateway.fleet.instance import Instance, State
-from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, backoff_s, root_cause
+from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, backoff_s
 from vllm_gateway.fleet.reconciler import Reconciler
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.routing import Activity
@@ -251,12 +252,13 @@ class Supervisor:
             return
         state = board.models[one.model]
         state.log_tail, state.failure_id, state.told = tail[-SHOWN_LINES:], failure_id, event.reason
-        larger_mib = self._larger_footprint(one, tail) if was is State.STARTING else None
+        may_tell = was is State.STARTING and not was_silenced(event.exit_code)
+        larger_mib = self._larger_footprint(one, tail) if may_tell else None
         if larger_mib and state.spec.footprint_mib is None and state.corrections < MOST_CORRECTIONS:
             state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
             board.effects.append(e.CorrectFootprint(one.model, larger_mib, one.reserved_mib))
             return  # the requests wait on
-        said = root_cause(tail)
+        said = root_cause(tail, event.exit_code)
         state.last_error = f"{reason}: {said}" if said else reason
         if larger_mib and state.spec.footprint_mib is not None:
             state.last_error += f" Its footprint_mib is {one.reserved_mib}; declare {larger_mib}, or none at all."

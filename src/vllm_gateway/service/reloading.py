@@ -27,6 +27,8 @@ FIXED = (
     "docker.container_prefix",
     "gpus.source",
     "gpus.devices",
+    "gpus.only",
+    "gpus.without",
     "log.level",
     "log.format",
     "memory_footprint_file",
@@ -41,10 +43,11 @@ def keep_fixed(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
     differing = []
     for name in FIXED:
         section, _, key = name.rpartition(".")
-        was, wanted = (getattr(settings, section) if section else settings for settings in (old, new))
-        if getattr(was, key) != getattr(wanted, key):
-            differing.append(name)
-            kept = wanted.model_copy(update={key: getattr(was, key)})
+        was_in, wanted = (getattr(settings, section) if section else settings for settings in (old, new))
+        if getattr(was_in, key) != getattr(wanted, key):
+            alias = type(was_in).model_fields[key].alias or key
+            differing.append(f"{section}.{alias}" if section else alias)
+            kept = wanted.model_copy(update={key: getattr(was_in, key)})
             new = new.model_copy(update={section: kept}) if section else kept
     return new, differing
 

@@ -27,7 +27,7 @@ def expected_rows(shape: type[BaseModel] = Settings, prefix: str = "") -> Iterat
             continue
         default = info.get_default(call_default_factory=True)
         shown = "required" if default is PydanticUndefined else f"`{json.dumps(to_jsonable_python(default))}`"
-        yield f"| `{prefix}{name}` | {'none' if default is None else shown} |"
+        yield f"| `{prefix}{info.alias or name}` | {'none' if default is None else shown} |"
 
 
 @pytest.mark.parametrize("row", list(expected_rows()))

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_S
+from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.cli.check import check
 from vllm_gateway.configuration.loading import ConfigError, Problem, load_settings, schema
+from vllm_gateway.fleet.catalogue import Catalogue
+from vllm_gateway.fleet.engine_keys import EngineKeys
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -69,6 +72,34 @@ def test_engines_are_given_what_is_written(tmp_path: Path) -> None:
     assert models["b"].environment == {**models["a"].environment, "V0": "1.0"}
     (told,) = problems(tmp_path, "models:\n  a: {repository: x/y, environment: {A: }}\n")
     assert "models.a.environment.A" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        ("--pipeline-parallel-size, 2", 4),
+        ("--pipeline_parallel_size=2", 4),
+        ("-pp, 2, -dp, 3", 12),
+        ("--data-parallel-size=3, -dp, 1", 2),
+        ("--data-parallel-size=two", 0),
+        ("-pp", 0),
+        ("--nnodes, 2", 0),
+    ],
+)
+def test_arguments_that_take_more_gpus_are_counted_or_refused(arguments: str, needed: int, tmp_path: Path) -> None:
+    text = f"models:\n  a: {{repository: x/y, tensor_parallel_size: 2, engine_arguments: [{arguments}]}}\n"
+    devices = ", ".join(["{name: g, memory_mib: 1}"] * max(needed, 1))
+    text += f"gpus: {{source: static, devices: [{devices}]}}\n"
+    if not needed:
+        assert any("engine_arguments.0" in told for told in problems(tmp_path, text))
+        return
+    path = tmp_path / "g.yaml"
+    path.write_text(text)
+    settings = load_settings(path, {})
+    catalogue = Catalogue(settings, FootprintStore(tmp_path / "f"), EngineKeys(tmp_path))
+    assert catalogue.specs()["a"].gpu_count == needed
+    fewer = text.replace(", {name: g, memory_mib: 1}", "", 1)
+    assert any(f"an instance needs {needed} GPUs" in told for told in problems(tmp_path, fewer))
 
 
 def test_a_bare_off_means_what_it_says(tmp_path: Path) -> None:

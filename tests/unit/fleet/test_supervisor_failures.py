@@ -5,8 +5,9 @@ import pytest
 
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
+from vllm_gateway.fleet.endings import root_cause
 from vllm_gateway.fleet.instance import State
-from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s, root_cause
+from vllm_gateway.fleet.models import LONGEST_BACKOFF_S, backoff_s
 from vllm_gateway.fleet.reconciler import Reconciler
 
 NO_CACHE = ("ValueError: No available memory for the cache blocks.", "RuntimeError: failed. See root cause above.")
@@ -179,9 +180,9 @@ def test_a_start_has_a_limit() -> None:
 
 def test_the_root_cause_is_the_last_error_that_points_to_no_other() -> None:
     tail = ["INFO loading", "ValueError: No available memory.", "RuntimeError: failed. See root cause above."]
-    assert root_cause(tail) == "ValueError: No available memory."
-    assert root_cause(["just words", ""]) == "just words"
-    assert root_cause([]) == ""
+    assert root_cause(tail, 1) == "ValueError: No available memory."
+    assert root_cause(["just words", ""], 1) == "just words"
+    assert root_cause([], 1) == ""
 
 
 def test_a_suspect_that_is_cleared_counts_as_used() -> None:

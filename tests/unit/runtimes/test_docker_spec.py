@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 
 from vllm_gateway.configuration.settings import Docker
-from vllm_gateway.fleet.runtimes import Launch
-from vllm_gateway.fleet.runtimes.docker_spec import container_config, found, name_by_labels, name_of, running
+from vllm_gateway.fleet.runtimes import Launch, StartError
+from vllm_gateway.fleet.runtimes.docker_spec import (
+    check_gpus,
+    container_config,
+    found,
+    name_by_labels,
+    name_of,
+    running,
+)
 from vllm_gateway.routing import Address
 
 LAUNCH = Launch("s_m_instance_2", "m", 2, "image:1", ("--model", "m"), {"A": "b=c"}, ("GPU-a", "GPU-b"), 4096, "abc")
@@ -128,3 +135,11 @@ def test_labels_that_do_not_read_match_nothing() -> None:
 def test_the_name_that_labels_speak_of() -> None:
     there = inspected()
     assert name_by_labels(there) == name_of(there) == "s_m_instance_2"
+
+
+@pytest.mark.parametrize("kept", [{}, {"DeviceRequests": None}, {"DeviceRequests": []}])
+def test_an_engine_that_drops_the_request_for_gpus_is_found_out(kept: dict[str, Any]) -> None:
+    with pytest.raises(StartError, match="Podman"):
+        check_gpus(LAUNCH, {"HostConfig": kept})
+    check_gpus(replace(LAUNCH, gpu_ids=()), {"HostConfig": kept})
+    check_gpus(LAUNCH, {"HostConfig": config()["HostConfig"]})

@@ -53,8 +53,9 @@ class Exit:
     """How an instance ended: exit status (negative: signal), and its last lines of output."""
 
     code: int
-    out_of_memory: bool = False
-    log_tail: tuple[str, ...] = field(default=())
+    out_of_memory: bool = False  # of a GPU, as its last lines say
+    short_of_memory: bool = False  # the kernel killed it for the container's or the machine's memory
+    log_tail: tuple[str, ...] = ()
 
 
 class StartError(Exception):

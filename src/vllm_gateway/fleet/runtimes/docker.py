@@ -127,6 +127,7 @@ class DockerRuntime:
                 await self._provide_image(launch.image)
                 container = await self._create(launch)
                 try:
+                    spec.check_gpus(launch, await container.show())
                     await container.start()
                     return spec.running(await container.show(), self._port)
                 except BaseException:
@@ -239,7 +240,7 @@ class DockerRuntime:
             self._secrets.learn_environment({name: value for name, _, value in given})
             self._secrets.learn_arguments(config.get("Cmd") or ())
             tail = await self._log_tail(handle)
-            return Exit(state["ExitCode"], bool(state["OOMKilled"]) or says_out_of_memory(tail), tail)
+            return Exit(state["ExitCode"], says_out_of_memory(tail), bool(state["OOMKilled"]), tail)
 
     async def _log_tail(self, handle: str) -> tuple[str, ...]:
         """Empty where Docker cannot read it: it is gone, or its logging driver keeps nothing."""

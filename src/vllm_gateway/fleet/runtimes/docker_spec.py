@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_gateway.configuration.settings import Docker
 from vllm_gateway.fleet.instance import safe_name
-from vllm_gateway.fleet.runtimes import Found, Launch, Running
+from vllm_gateway.fleet.runtimes import Found, Launch, Running, StartError
 from vllm_gateway.fleet.runtimes.sockets import NAME
 from vllm_gateway.routing import Address
 
@@ -93,6 +93,15 @@ def container_config(
         "Labels": labels(launch, owner),
         "HostConfig": host,
     }
+
+
+def check_gpus(launch: Launch, created: Mapping[str, Any]) -> None:
+    """What is compatible with Docker may drop what it does not know. Raises StartError."""
+    if launch.gpu_ids and not created["HostConfig"].get("DeviceRequests"):
+        raise StartError(
+            "The container engine has ignored the request for GPUs (`DeviceRequests`), as Podman's Docker API does: "
+            "the model would run without any. Name a Docker engine in DOCKER_HOST, or use `runtime: process`."
+        )
 
 
 def _on_host(path: str) -> str:

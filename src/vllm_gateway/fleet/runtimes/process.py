@@ -235,7 +235,7 @@ class ProcessRuntime:
         await asyncio.wait({reading}, timeout=_LAST_OUTPUT_S)
         reading.cancel()
         await asyncio.wait({reading})
-        return Exit(code, says_out_of_memory(tail.lines()), tail.lines())
+        return Exit(code, says_out_of_memory(tail.lines()), log_tail=tail.lines())
 
     def _tell_guard(self, sign: str, group: int) -> None:
         if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():

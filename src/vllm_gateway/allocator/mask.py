@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which GPUs the gateway may use: as the configuration says, and the variables that CUDA programs obey."""
+
+from collections.abc import Mapping, Sequence
+
+from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError
+
+_ALL = ("", "all")
+_NONE = ("none", "void")
+
+
+class MaskedProbe:
+    """The GPUs of another probe that are not masked. A mask names them by index (in PCI order) or by UUID."""
+
+    def __init__(
+        self, probe: GpuProbe, only: Sequence[str], without: Sequence[str], environ: Mapping[str, str] | None = None
+    ) -> None:
+        """`only` and `without`: of the configuration; of `only`, none is all."""
+        self._probe = probe
+        self._only = only
+        self._without = without
+        self._environ = environ or {}
+
+    def read(self) -> list[GpuReading]:
+        found = self._probe.read()
+        left = list(_visible_to_cuda(_given(found, self._environ), found, self._environ))
+        left = [gpu for gpu in left if not self._only or _names(self._only, gpu)]
+        left = [gpu for gpu in left if not _names(self._without, gpu)]
+        if found and not left:
+            seen = ", ".join(f"{gpu.index} ({gpu.gpu_id})" for gpu in found)
+            masks = "`gpus.only`, `gpus.except`, CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES"
+            raise ProbeError(f"{masks} leave none of the GPUs: {seen}. Correct them.")
+        return left
+
+
+def _given(found: Sequence[GpuReading], environ: Mapping[str, str]) -> Sequence[GpuReading]:
+    """What the container toolkit was asked for. Where it has done it, others are not listed, and indices have moved."""
+    text = environ.get("NVIDIA_VISIBLE_DEVICES", "").strip()
+    if text in _ALL or text in _NONE:
+        return found
+    entries = _entries(text)
+    return found if len(found) <= len(entries) else [gpu for gpu in found if _names(entries, gpu)]
+
+
+def _visible_to_cuda(
+    given: Sequence[GpuReading], found: Sequence[GpuReading], environ: Mapping[str, str]
+) -> Sequence[GpuReading]:
+    """As CUDA reads it: what follows an entry that names nothing does not count."""
+    text = environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return given
+    entries: list[str] = []
+    for entry in _entries(text):
+        if not any(_names([entry], gpu) for gpu in found):
+            break
+        entries.append(entry)
+    return [gpu for gpu in given if _names(entries, gpu)]
+
+
+def _entries(text: str) -> list[str]:
+    return [entry for entry in (part.strip() for part in text.split(",")) if entry]
+
+
+def _names(entries: Sequence[str], gpu: GpuReading) -> bool:
+    """The beginning of a UUID is enough, as for CUDA."""
+    return any(
+        entry in (str(gpu.index), gpu.gpu_id) or (entry.startswith(("GPU-", "MIG-")) and gpu.gpu_id.startswith(entry))
+        for entry in entries
+    )
