@@ -33,6 +33,7 @@ async def ask(gateway: GatewayProcess) -> bytes:
     writer.write(HEAD.encode() + BODY)
     reply = await reader.read()
     writer.close()
+    await writer.wait_closed()
     return reply.partition(b"\r\n")[0]
 
 
@@ -66,6 +67,7 @@ async def test_idle_connections_make_room_for_those_who_ask(tmp_path: Path) -> N
         assert await asyncio.wait_for(idle[0][0].read(), 5) == b"", "the longest idle one"
         for _, writer in idle:
             writer.close()
+            await writer.wait_closed()
 
 
 async def test_a_reload_shares_them_out_anew(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ async def refused(gateway: GatewayProcess, sent: bytes) -> bytes:
     with contextlib.suppress(ConnectionError):
         said = await reader.read()
     writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
     return said
 
 
