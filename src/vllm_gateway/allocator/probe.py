@@ -108,6 +108,11 @@ class NvmlProbe:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+                raise ProbeError(
+                    f"the NVIDIA driver was updated while the old one is still loaded ({error}). Reboot, or end all "
+                    "programs that use the GPUs and load the driver anew (`rmmod` and `modprobe` its modules)."
+                ) from error
             raise ProbeError(
                 f"no NVIDIA driver answers here ({error}). Run the gateway where NVML is (in a container: with "
                 "`--gpus all` or the `utility` capability), or declare the GPUs with `gpus.source: static` and "

@@ -97,7 +97,7 @@ class Fleet:
             if self._has_runtime:
                 adopted = await adopt(self._runtime, self.registry, specs, self._now(), self._emit, in_use=in_use)
                 self._hear(e.Inherited([gone(name) for name in {one.model for one in adopted} - specs.keys()]))
-            await self._read_gpus()
+            await self._read_gpus_of(adopted)
             for one in adopted:
                 assert one.running is not None
                 one.discovery = one.model in specs and self._is_unmeasured(one, specs[one.model])
@@ -112,6 +112,16 @@ class Fleet:
         self._tasks.repeat(self._tick, TICK_S)
         self._tasks.repeat(self._look_at_gpus, GPU_READ_S)
         self._tasks.repeat(self._remove_strangers, TICK_S)
+
+    async def _read_gpus_of(self, adopted: Sequence[Instance]) -> None:
+        """A driver that fails keeps nobody from being served by what runs already. Raises ProbeError: nothing does."""
+        try:
+            await self._read_gpus()
+        except ProbeError:
+            if not adopted:
+                raise
+            self._memory.assume(adopted)
+            await self._read_gpus()
 
     def _is_unmeasured(self, one: Instance, spec: ModelSpec) -> bool:
         """Whether it was started to be measured, by a gateway that ended before that."""

@@ -38,6 +38,15 @@ class GpuMemory:
         self._reading: asyncio.Future[list[GpuReading]] | None = None
         self._last_pids: Mapping[str, frozenset[int]] = {}  # by instance
 
+    def assume(self, instances: Iterable[Instance]) -> None:
+        """The GPUs that they hold are there, although the probe cannot be read yet."""
+        held: dict[str, int] = {}
+        for one in instances:
+            for gpu_id in one.gpu_ids:
+                held[gpu_id] = held.get(gpu_id, 0) + one.reserved_mib
+        known = enumerate(held.items())
+        self._readings = [GpuReading(gpu_id, index, "unknown", mib, measured=False) for index, (gpu_id, mib) in known]
+
     async def used(self) -> Used:
         return {reading.gpu_id: reading.used_mib for reading in await self._read()}
 

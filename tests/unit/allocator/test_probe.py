@@ -87,6 +87,15 @@ def test_without_a_driver_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) 
         NvmlProbe().read()
 
 
+def test_after_an_update_of_the_driver_a_reboot_is_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
+    with pytest.raises(ProbeError, match="Reboot"):
+        NvmlProbe().read()
+
+
 def test_one_broken_gpu_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     broken: set[int] = set()
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.unit.fleet.broken_runtime import BrokenRuntime
+from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
 from tests.unit.fleet.simulation import SimulatedActivity
 from tests.waiting import until
 from vllm_gateway.allocator.footprints import FootprintStore
-from vllm_gateway.allocator.probe import GpuReading
+from vllm_gateway.allocator.probe import GpuReading, ProbeError
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet import endpoints as endpoints_module
 from vllm_gateway.fleet import engine_metrics as metrics_module
@@ -22,7 +22,9 @@ from vllm_gateway.fleet import fleet as fleet_module
 from vllm_gateway.fleet import health
 from vllm_gateway.fleet import memory as memory_module
 from vllm_gateway.fleet.engine_keys import EngineKeys
+from vllm_gateway.fleet.engines.vllm import spec_hash
 from vllm_gateway.fleet.fleet import Fleet
+from vllm_gateway.fleet.runtimes import Found
 from vllm_gateway.routing import Address, EngineMetrics, Refusal, RoutingTable
 
 
@@ -164,3 +166,54 @@ async def test_engines_are_measured_on_after_an_error(house: House) -> None:
     house.requests.errors = [KeyError("x")]
     await until(lambda: house.requests.seen)
     assert house.errors() == ["KeyError('x')"]
+
+
+class LeftBehind(BrokenRuntime):
+    """One engine of an earlier gateway runs."""
+
+    def __init__(self, spec_hash: str) -> None:
+        super().__init__()
+        self._found = [Found(NOBODY, NOBODY.handle, "vllm_server_a_instance_1", "a", 1, spec_hash, ("g0",), 6000)]
+
+    async def find(self) -> list[Found]:
+        return self._found
+
+
+class Refusing(Requests):
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[str] = []
+
+    def refuse(self, model: str, refusal: Refusal) -> None:
+        self.refused.append(model)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_driver_that_fails_at_the_start_leaves_what_runs_to_be_served(
+    runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "GPU_READ_S", 0.001)
+    settings = Settings.model_validate({"models": {"a": {"repository": "a/a"}, "b": {"repository": "b/b-1b"}}})
+    probe, requests, told = Probe(), Refusing(), list[str]()
+    probe.error = ProbeError("the driver was updated. Reboot")
+    runtime = LeftBehind(spec_hash("a", settings.models["a"], settings)) if runs else BrokenRuntime()
+    footprints, keys = FootprintStore(tmp_path / "footprints.json"), EngineKeys(tmp_path)
+    fleet = Fleet(settings, runtime, probe, footprints, lambda event, **_: told.append(event.name), keys=keys)
+    fleet.attach(requests, SimulatedActivity(waits={"b": 1}))
+    if not runs:
+        with pytest.raises(ProbeError, match="Reboot"):
+            await fleet.open()
+        return
+    await fleet.open()
+    try:
+        assert [one.name for one in fleet.registry] == ["vllm_server_a_instance_1"]
+        assert "Reboot" in fleet.problems()[0]
+        assert told.count("gpu_problem") == 1
+        fleet.wanted("b")
+        await until(lambda: "b" in requests.refused)
+        assert "start" not in runtime.done
+        probe.error = None
+        await until(lambda: not fleet.problems())
+        assert [(gpu.gpu_id, gpu.total_mib) for gpu in fleet.supervisor.gpus] == [("g0", 24576)]
+    finally:
+        await fleet.close()
