@@ -208,14 +208,17 @@ class ReplyHead:
         return 300 <= self.status < 400 and self.status != 304
 
     @property
+    def is_compressed(self) -> bool:
+        return b"\ncontent-encoding:" in self._form.lines.lower()
+
+    @property
     def length(self) -> int | None:
         return int(self._digits) if self._digits else self._form.length
 
     @property
     def is_event_stream(self) -> bool:
         """Whether the body is a stream of server-sent events, as they are."""
-        lines = self._form.lines.lower()
-        return self.status == 200 and _EVENTS.search(lines) is not None and b"\ncontent-encoding:" not in lines
+        return self.status == 200 and _EVENTS.search(self._form.lines.lower()) is not None and not self.is_compressed
 
     def without(self, names: frozenset[bytes]) -> bytes:
         """What is passed on, status line and headers, less the headers of these lower-case names."""

@@ -4,7 +4,9 @@
 Its routes are there in vLLM's developer mode alone (VLLM_SERVER_DEV_MODE=1).
 """
 
-from vllm_gateway.fleet.engines.calls import FAILURES, call
+import msgspec
+
+from vllm_gateway.fleet.engines.calls import CallFailed, call
 from vllm_gateway.routing import Address
 
 ARGUMENT = "--enable-sleep-mode"
@@ -12,7 +14,14 @@ ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1"}
 LIMIT_S = 120.0  # a hundred GiB over a slow bus
 _ASK_LIMIT_S = 2.0
 
-_SHOWN = 300  # characters of an engine's error
+_SHOWN = 300  # bytes of an engine's error
+
+
+class _Sleeping(msgspec.Struct):
+    is_sleeping: bool
+
+
+_sleeping = msgspec.json.Decoder(_Sleeping).decode
 
 
 class NotMovedError(Exception):
@@ -32,23 +41,19 @@ async def wake_up(address: Address) -> None:
 async def is_sleeping(address: Address) -> bool | None:
     """None: it does not answer. An engine without the route never sleeps."""
     try:
-        async with call(address, "/is_sleeping", limit_s=_ASK_LIMIT_S) as reply:
-            if reply.status == 404:
-                return False
-            return bool((await reply.json())["is_sleeping"]) if reply.status == 200 else None
-    except (*FAILURES, ValueError, KeyError, TypeError):
+        answer = await call(address, "/is_sleeping", limit_s=_ASK_LIMIT_S)
+        if answer.status == 404:
+            return False
+        return _sleeping(answer.body).is_sleeping if answer.status == 200 else None
+    except (CallFailed, ValueError):
         return None
 
 
 async def _tell(address: Address, what: str) -> None:
     try:
-        async with call(address, what, limit_s=LIMIT_S, method="POST") as reply:
-            if reply.status == 200:
-                return
-            said = (await reply.text(errors="replace"))[:_SHOWN]
-            problem = f"{reply.status} {said}".strip()
-    except TimeoutError:
-        problem = f"no answer for {LIMIT_S:g} s"
-    except FAILURES as error:
-        problem = repr(error)
-    raise NotMovedError(f"{what}: {problem}")
+        answer = await call(address, what, limit_s=LIMIT_S, method="POST")
+    except CallFailed as error:
+        raise NotMovedError(f"{what}: {error}") from None
+    if answer.status != 200:
+        said = answer.body[:_SHOWN].decode("utf-8", "replace")
+        raise NotMovedError(f"{what}: {answer.status} {said}".rstrip())
