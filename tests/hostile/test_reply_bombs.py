@@ -2,9 +2,7 @@
 """Replies that make work: the loop is never busy with one for long, and memory stays bounded."""
 
 import asyncio
-import gc
 import tracemalloc
-from collections.abc import Iterator
 from typing import TypeAlias
 
 import pytest
@@ -78,15 +76,6 @@ def evil(begin: bytes, part: bytes, total: int) -> Script:
         await peer.writer.drain()
 
     return script
-
-
-@pytest.fixture(autouse=True)
-def a_heap_of_its_own() -> Iterator[None]:
-    """What the tests before have left is not looked through at each collection of garbage."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 async def carry(bomb: Bomb) -> bytes:

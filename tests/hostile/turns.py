@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 
@@ -27,9 +28,12 @@ class Turns:
 
 @contextlib.contextmanager
 def watched_turns() -> Iterator[Turns]:
+    gc.collect()
+    gc.freeze()  # what the tests before have left is not looked through at each collection of garbage
     turns = Turns()
     turns.turn()
     try:
         yield turns
     finally:
         turns.end()
+        gc.unfreeze()

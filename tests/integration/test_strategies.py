@@ -60,7 +60,7 @@ async def turn(gateway: GatewayProcess, chat: list[dict[str, str]], *, stream: b
 
 
 async def hit_rate(addresses: list[str]) -> float:
-    pages = [vllm_metrics.parse((await metrics(address)).encode(), at=0.0) for address in addresses]
+    pages = [vllm_metrics.parse(await metrics(address), at=0.0) for address in addresses]
     return sum(page.prefix_hits for page in pages) / sum(page.prefix_queries for page in pages)
 
 
