@@ -9,6 +9,7 @@ from pathlib import Path
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.mask import MaskedProbe
 from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
+from vllm_gateway.api.buffers import buffered_bytes
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.guests import bounds_of
 from vllm_gateway.api.inference import Inference
@@ -17,6 +18,7 @@ from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.paths import CarriedPaths
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import shortest, terms_of
+from vllm_gateway.bodies.limits import BodyLimits
 from vllm_gateway.configuration.known_secrets import learn_settings
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.configuration.state_dir import engines_folder, open_state_dir, wanted_folder
@@ -104,6 +106,7 @@ class Gateway:
             terms=terms,
             emit=emit,
             recorder=self.recorder,
+            body_limits=_body_limits(settings),
         )
         journal = Journal(emit, log.write_line)
         control = Control(
@@ -124,6 +127,7 @@ class Gateway:
             problems=self.fleet.problems,
             state_of=lambda model: self.status().models[model].state,
             max_body=settings.server.max_body_mib << 20,
+            max_buffered=buffered_bytes(settings.server.max_buffered_mib),
         )
         self._handed_over = False
         self._began = 0.0
@@ -178,10 +182,11 @@ class Gateway:
         self.api.gate = Gate(settings.server)
         self.api.paths = CarriedPaths(_carried(settings))
         self.api.bounds = bounds_of(settings)
+        self.api.configure(buffered_bytes(settings.server.max_buffered_mib))
         self._names.configure(names_of(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings)
-        self.inference.configure(terms)
+        self.inference.configure(terms, _body_limits(settings))
         self.relay.configure(shortest(terms))
         self.fleet.reconfigure(settings, _measured(placements))
 
@@ -282,6 +287,11 @@ def _carried(settings: Settings) -> list[tuple[str, str]]:
 def _adapters(settings: Settings) -> dict[str, str]:
     """Every adapter, and its model."""
     return {adapter: name for name, model in settings.models.items() for adapter in model.adapters}
+
+
+def _body_limits(settings: Settings) -> BodyLimits:
+    server = settings.server
+    return BodyLimits(server.max_body_fields, server.max_body_messages, server.max_body_items, server.max_body_depth)
 
 
 def _queue_settings(settings: Settings) -> QueueSettings:

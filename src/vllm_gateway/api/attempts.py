@@ -9,6 +9,7 @@ from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.giving_up import is_clients_fault, is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
+from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.relay import Carried, Instructions, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import InstanceView, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
@@ -39,6 +40,7 @@ class Attempts:
         "_failed",
         "_goodbye",
         "_tries",
+        "body",
         "deadline",
         "info",
         "instance",
@@ -58,9 +60,10 @@ class Attempts:
         terms: Terms,
         progress: Progress,
         *,
+        body: Payload,
         goodbye: Callable[[], Refusal],
     ) -> None:
-        """`goodbye`: what the client is told when the gateway ends."""
+        """`body` goes on to the instance. `goodbye`: what the client is told when the gateway ends."""
         self._demand = demand
         self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
@@ -68,6 +71,7 @@ class Attempts:
         self._blames_client = False  # what an instance says that it could not do
         self._tries = 0  # instances that got the request
         self.info = info
+        self.body = body
         self.queue = queue
         self.terms = terms
         self.progress = progress

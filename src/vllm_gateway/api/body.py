@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a request's body, bounded, finds in it what routing needs, model and stream, and puts a model's own name in."""
+"""Finds in a request's body what routing needs, model and stream, and puts a model's own name in."""
 
-import asyncio
-from email.message import Message
+from dataclasses import dataclass
 
 import msgspec
-from aiohttp import hdrs, web
 
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.bodies.forms import Form, boundary_of, form, is_form
+from vllm_gateway.bodies.limits import BodyLimits, Malformed, TooComplex
+from vllm_gateway.bodies.outline import Outline, outline
+from vllm_gateway.bodies.payload import Body, Payload
+from vllm_gateway.bodies.scan import Span
+from vllm_gateway.bodies.turns import Turns, at_once
 
-LEAST_BYTES_PER_S = 1024
-"""So fast a body must come on average, after `stall_s`: enough for a poor mobile network, whatever the length."""
+_LONGEST_VALUE = 4096
+"""Of a field that is a name or a flag, in a large body."""
 
 
 class Wanted(msgspec.Struct):
@@ -20,105 +24,101 @@ class Wanted(msgspec.Struct):
     stream: bool | None = False
 
 
+@dataclass(frozen=True, slots=True)
+class Large:
+    """What was found in a large body, and where."""
+
+    wanted: Wanted
+    models: list[Span]
+    outline: Outline
+    """Empty if it is a form."""
+    is_form: bool = False
+
+
 _decode = msgspec.json.Decoder(Wanted).decode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Malformed, TooComplex)
 
 
-async def read_body(request: web.BaseRequest, limit: int, stall_s: float) -> bytes:
-    """Raises ApiError body_too_large, or body_timeout."""
-    too_large = ApiError("body_too_large", f"The request body is over {limit >> 20} MiB (server.max_body_mib).")
-    if (request.content_length or 0) > limit:
-        raise too_large
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    parts = bytearray()
-    clock = asyncio.get_running_loop().time
-    began = clock()
+def wanted(body: Body, content_type: str, limits: BodyLimits) -> Wanted:
+    """Of a body below LARGE. Raises ApiError bad_request, body_too_complex or model_missing."""
     try:
-        while block := await _more(request, min(stall_s, body_time_s(len(parts), stall_s) - (clock() - began))):
-            parts += block
-            if len(parts) > limit:
-                raise too_large
-    except TimeoutError:
-        raise body_timeout() from None
-    return bytes(parts)
-
-
-def body_time_s(received: int, stall_s: float) -> float:
-    """So long a body may have taken of which so many bytes have come."""
-    return stall_s + received / LEAST_BYTES_PER_S
-
-
-async def _more(request: web.BaseRequest, stall_s: float) -> bytes:
-    async with asyncio.timeout(stall_s):
-        return await request.content.readany()
-
-
-def body_timeout() -> ApiError:
-    return ApiError("body_timeout", "The rest of the request's body did not come. Send it faster, or in smaller parts.")
-
-
-def wanted(body: bytes, content_type: str) -> Wanted:
-    """Raises ApiError bad_request, or model_missing."""
-    if _is_form(content_type):
-        found = _from_form(body, content_type)
-    elif not body:
-        raise ApiError("bad_request", "The request body is empty. Send a JSON object that names the model.")
-    else:
-        try:
+        if is_form(content_type):
+            found = _in_form(body, at_once(form(body, boundary_of(content_type), limits)))
+        elif not body:
+            raise ApiError("bad_request", "The request body is empty. Send a JSON object that names the model.")
+        else:
             found = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError("bad_request", f"The request body is not the JSON object expected: {error}") from None
+    except _NOT_READABLE as error:
+        raise _refused(error, content_type) from None
     if not found.model:
-        raise ApiError("model_missing", "Say which model: the field 'model' is missing or empty.", param="model")
+        raise _model_missing()
     return found
 
 
-def with_model(body: bytes, content_type: str, model: str) -> bytes:
+async def looked_through(body: Body, content_type: str, limits: BodyLimits, turns: Turns) -> Large:
+    """As `wanted`, of a large body, while others have their turns."""
+    try:
+        if is_form(content_type):
+            found = await turns.run(form(body, boundary_of(content_type), limits))
+            large = Large(_in_form(body, found), found.model, Outline(b"", {}, [], {}), is_form=True)
+        else:
+            large = _in_outline(await turns.run(outline(body, limits)))
+    except _NOT_READABLE as error:
+        raise _refused(error, content_type) from None
+    if not large.wanted.model:
+        raise _model_missing()
+    return large
+
+
+def with_model(body: Body, content_type: str, model: str, limits: BodyLimits) -> bytes:
     """A body that `wanted` has read, for this model by its own name: engines do not know aliases."""
-    if not _is_form(content_type):
+    if not is_form(content_type):
         return msgspec.json.encode({**_fields(body), "model": model})
-    cut = _cut(content_type)
-    parts = body.split(cut)
-    for index, part in enumerate(parts):
-        if _text(part, b"model") is not None:
-            parts[index] = part[: part.find(_HEAD_END) + len(_HEAD_END)] + model.encode() + b"\r\n"
-    return cut.join(parts)
+    models = at_once(form(body, boundary_of(content_type), limits)).model
+    return b"".join(_replaced(body, models, model.encode()))
 
 
-# Forms: only the small text fields are looked at; files are skipped by their boundary.
-
-_HEAD_END = b"\r\n\r\n"
-
-
-def _is_form(content_type: str) -> bool:
-    return content_type.lower().startswith("multipart/form-data")
+def large_with_model(body: Body, large: Large, model: str) -> Payload:
+    """The same of a body that was `looked_through`. Nothing large is copied."""
+    return _replaced(body, large.models, model.encode() if large.is_form else msgspec.json.encode(model))
 
 
-def _from_form(body: bytes, content_type: str) -> Wanted:
-    found = Wanted()
-    for part in body.split(_cut(content_type))[1:-1]:
-        if (model := _text(part, b"model")) is not None:
-            found.model = model
-        elif (stream := _text(part, b"stream")) is not None:
-            found.stream = stream.lower() == "true"
-    return found
+def _replaced(body: Body, spans: list[Span], by: bytes) -> tuple[bytes | memoryview, ...]:
+    pieces: list[bytes | memoryview] = []
+    view, at = memoryview(body), 0
+    for begin, end in spans:
+        pieces += (view[at:begin], by)
+        at = end
+    return (*pieces, view[at:])
 
 
-def _cut(content_type: str) -> bytes:
-    """What stands between the parts. Raises ApiError bad_request."""
-    head = Message()
-    head["Content-Type"] = content_type
-    boundary = head.get_param("boundary")
-    if not isinstance(boundary, str) or not boundary:
-        raise ApiError("bad_request", "A multipart form needs a boundary in its Content-Type.")
-    return b"--" + boundary.encode("utf-8", "surrogateescape")
+def _in_outline(found: Outline) -> Large:
+    """Raises what a decoder raises for values of another kind."""
+    given = {name: found.raw(name) for name in ("model", "stream") if name in found.spans}
+    if any(memoryview(value).nbytes > _LONGEST_VALUE for value in given.values()):
+        raise Malformed("'model' or 'stream' is too long")
+    return Large(_decode(msgspec.json.encode(given)), found.models, found)
 
 
-def _text(part: bytes, name: bytes) -> str | None:
-    """The value of the text field of that name; None if this part is another one, or a file."""
-    end = part.find(_HEAD_END)
-    head = part[: max(end, 0)]
-    if b"filename=" in head or not (b'name="%b"' % name in head or b"name=%b" % name in head):
+def _in_form(body: Body, found: Form) -> Wanted:
+    model, stream = (_last(body, spans) for spans in (found.model, found.stream))
+    return Wanted(model, stream is not None and stream.lower() == "true")
+
+
+def _last(body: Body, spans: list[Span]) -> str | None:
+    if not spans:
         return None
-    return part[end + len(_HEAD_END) :].removesuffix(b"\r\n").decode("utf-8", "replace")
+    begin, end = spans[-1]
+    return bytes(body[begin : min(end, begin + _LONGEST_VALUE)]).decode("utf-8", "replace")
+
+
+def _refused(error: Exception, content_type: str) -> ApiError:
+    if isinstance(error, TooComplex):
+        return ApiError("body_too_complex", str(error))
+    kind = "form" if is_form(content_type) else "JSON object"
+    return ApiError("bad_request", f"The request body is not the {kind} expected: {error}")
+
+
+def _model_missing() -> ApiError:
+    return ApiError("model_missing", "Say which model: the field 'model' is missing or empty.", param="model")

@@ -31,9 +31,11 @@ KINDS = {
     "not_found": Kind(404, "invalid_request_error"),
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "body_too_large": Kind(413, "invalid_request_error"),
+    "body_too_complex": Kind(400, "invalid_request_error"),
     "body_timeout": Kind(408, "invalid_request_error"),
     "head_timeout": Kind(408, "invalid_request_error"),
     "head_too_large": Kind(431, "invalid_request_error"),
+    "buffers_full": Kind(503, "service_unavailable"),
     "queue_full": Kind(429, "rate_limit_error"),
     "queue_timeout": Kind(503, "service_unavailable"),
     "no_room": Kind(503, "service_unavailable"),
@@ -102,7 +104,7 @@ class ApiError(Exception):
     def response(self, of_all_replies: Mapping[str, str]) -> web.Response:
         """For aiohttp to send."""
         response = web.Response(status=self.status, body=self.body(), headers=self.headers(of_all_replies))
-        if self.status == 408:
+        if self.code in ("body_timeout", "buffers_full"):
             response.force_close()  # the rest of the request may still come
         return response
 

@@ -44,6 +44,7 @@ class FrontDoor(AiohttpServer):
         self._api = api
         self._opened = api.opened
         self._max_body = api.max_body
+        self.buffers = api.buffers
         self._sweeper: asyncio.TimerHandle | None = None
         self._trimmed_at = 0.0
         self._empty = asyncio.Event()

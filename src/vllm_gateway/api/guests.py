@@ -24,6 +24,8 @@ class Bounds:
     max_idle: int = 4096
     stall_s: float = 60.0
     """How long a request that has begun may bring not a single byte."""
+    body_s: float = 300.0
+    """How long a large body may take, and `stall_s` more."""
     client_s: float | None = 120.0
     """How long a client may take not a single byte of a reply."""
 
@@ -40,6 +42,7 @@ def bounds_of(settings: Settings) -> Bounds:
         head_s=server.head_timeout_s,
         idle_s=server.idle_timeout_s,
         max_idle=server.max_idle_connections,
+        body_s=server.body_timeout_s,
         client_s=settings.timeouts.client_s or None,
     )
 

@@ -5,17 +5,22 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import msgspec
+
 from vllm_gateway.api.attempts import Attempts, outcome_of
-from vllm_gateway.api.body import wanted, with_model
+from vllm_gateway.api.body import Large, large_with_model, looked_through, wanted, with_model
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.streamed import StreamedRequest
 from vllm_gateway.api.terms import Terms
+from vllm_gateway.bodies.limits import LARGE, BodyLimits
+from vllm_gateway.bodies.payload import Body, Payload
+from vllm_gateway.bodies.turns import Turns
 from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import Outcome, Queues, RequestInfo
-from vllm_gateway.streams import Asked, asked
+from vllm_gateway.streams import Asked, Known, asked
 from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
 
 
@@ -32,7 +37,10 @@ class Inference:
         terms: Mapping[str, Terms],
         emit: Callable[..., None],
         recorder: TraceRecorder | None = None,
+        body_limits: BodyLimits | None = None,
     ) -> None:
+        self.body_limits = body_limits or BodyLimits()
+        self._turns = Turns()
         self._names = names
         self._queues = queues
         self._relay = relay
@@ -43,9 +51,10 @@ class Inference:
         self.return_at: float | None = None
         """Once the gateway shuts down: the time of the loop at which a client should come to the next one."""
 
-    def configure(self, terms: Mapping[str, Terms]) -> None:
+    def configure(self, terms: Mapping[str, Terms], body_limits: BodyLimits) -> None:
         """For the requests that come from now on."""
         self._terms = terms
+        self.body_limits = body_limits
 
     @property
     def stopping(self) -> bool:
@@ -61,35 +70,59 @@ class Inference:
         if self.stopping:
             raise ApiError.of(self.goodbye())
 
-    async def serve(self, client: Client, body: bytes, caller: str, progress: Progress) -> Carried:
+    async def serve(self, client: Client, body: Body, caller: str, progress: Progress) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
         info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
         content_type = client.content_type
-        found = wanted(body, content_type)
+        large = None
+        if len(body) < LARGE:
+            found = wanted(body, content_type, self.body_limits)
+        else:
+            large = await looked_through(body, content_type, self.body_limits, self._turns)
+            found = large.wanted
+            info.outline = large.outline
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)
         served_as = self._names.served_as(found.model)
+        payload: Payload | None = None
         if found.model != served_as:
-            info.body = with_model(body, content_type, served_as)
+            if large is None:
+                info.body = with_model(body, content_type, served_as, self.body_limits)
+            else:
+                payload = large_with_model(body, large, served_as)
+                info.fields.model = msgspec.Raw(msgspec.json.encode(served_as))
         info.stream = progress.stream = bool(found.stream)
         terms = self._terms[info.model]
         queue = self._queues.of(info.model)
-        attempts = Attempts(info, queue, self._demand, terms, progress, goodbye=self.goodbye)
+        attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
         if self._recorder is None:
-            return await self._answer(client, attempts)
+            return await self._answer(client, attempts, large)
         length = ReplyLength()
         attempts.watch = length.watch
-        carried = await self._answer(client, attempts)
+        carried = await self._answer(client, attempts, large)
         if carried.status == 200:
             self._record(self._recorder, attempts, length)
         return carried
 
-    async def _answer(self, client: Client, attempts: Attempts) -> Carried:
+    async def _answer(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
         info = attempts.info
-        wish = asked(info.path, info.body) if info.stream else None
+        wish = self._wish(attempts, large) if info.stream else None
         if wish is None:
             return await self._plain(client, attempts)
         return await self._streamed(client, wish, attempts).serve()
+
+    @staticmethod
+    def _wish(attempts: Attempts, large: Large | None) -> Asked | None:
+        info = attempts.info
+        if large is None:
+            return asked(info.path, info.body)
+        if large.is_form:
+            return None
+        fields = large.outline.fields()
+        fields["model"] = info.fields.model
+        prompt = large.outline.lists.get("prompt")
+        body = attempts.body if isinstance(attempts.body, tuple) else (memoryview(attempts.body),)
+        return asked(info.path, b"", Known(fields, body, max(1, prompt.elements) if prompt else 1))
 
     async def _plain(self, client: Client, attempts: Attempts) -> Carried:
         """A reply that is passed on as it comes."""
@@ -97,7 +130,7 @@ class Inference:
             instance = await attempts.place()
             outcome = Outcome.CLIENT_GONE
             try:
-                carried = await self._relay.carry(client, instance.address, attempts.info.body, attempts.instructions())
+                carried = await self._relay.carry(client, instance.address, attempts.body, attempts.instructions())
                 outcome = attempts.note(carried)
                 return carried
             except UpstreamFailed as failure:

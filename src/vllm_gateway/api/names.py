@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.telemetry.cut import cut
 
 
 class ModelNames:
@@ -30,7 +31,7 @@ class ModelNames:
         model = self._names.get(name)
         if model is None:
             there = ", ".join(self.served()) or "none"
-            text = f"No model named {name!r}. This gateway serves: {there}."
+            text = f"No model named {cut(name)!r}. This gateway serves: {there}."
             raise ApiError("model_not_found", text, param="model")
         return model
 

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 
 from vllm_gateway.api import models
 from vllm_gateway.api.answers import as_json, only, only_get
-from vllm_gateway.api.body import read_body
+from vllm_gateway.api.buffers import Buffers
 from vllm_gateway.api.cors import NO_CORS, is_preflight, preflight
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.gate import Gate
@@ -21,6 +21,8 @@ from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.api.models import Models
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.paths import CarriedPaths, origin_form
+from vllm_gateway.api.receiving import Receiving
+from vllm_gateway.bodies.payload import Body
 from vllm_gateway.relay import AiohttpClient, CarriedResponse
 from vllm_gateway.telemetry.cut import cut
 
@@ -48,6 +50,7 @@ class Api:
         state_of: Callable[[str], str],
         max_body: int,
         bounds: Bounds,
+        max_buffered: int,
     ) -> None:
         self.gate = gate
         self.paths = paths
@@ -58,8 +61,12 @@ class Api:
         self._problems = problems
         self.max_body = max_body
         self.bounds = bounds
+        self.buffers = Buffers(max_buffered, asyncio.get_running_loop().time)
         self.opened = asyncio.Event()
         """Set once the fleet is known: until then only /health is answered, and all else waits."""
+
+    def configure(self, max_buffered: int) -> None:
+        self.buffers.limit = max_buffered
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = request_id_of(request.headers.get("X-Request-Id"))
@@ -118,7 +125,16 @@ class Api:
         self, request: web.BaseRequest, target: str, caller: str, progress: Progress
     ) -> web.StreamResponse:
         self.inference.check_open()
-        body = await read_body(request, self.max_body, self.bounds.stall_s)
+        received = Receiving(request, self.buffers, limit=self.max_body, bounds=self.bounds)
+        body = await received.read()
+        try:
+            return await self._serve(request, target, body, caller, progress)
+        finally:
+            received.give()
+
+    async def _serve(
+        self, request: web.BaseRequest, target: str, body: Body, caller: str, progress: Progress
+    ) -> web.StreamResponse:
         if request.method != hdrs.METH_POST and not body:
             text = f"{request.method} {progress.path} names no model: it has no body. WebSockets are not carried."
             raise ApiError("model_missing", text, param="model")

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from vllm_gateway.api.begun_head import END, BegunHead, Fate, too_large, too_slow, unreadable
-from vllm_gateway.api.body import body_time_s, body_timeout
+from vllm_gateway.api.buffers import Pace
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import MAX_AHEAD_BYTES
 from vllm_gateway.api.journal import Progress, request_id_of
+from vllm_gateway.api.receiving import body_time_s, body_timeout
 from vllm_gateway.api.request_head import RequestHead, parse_request_head
+from vllm_gateway.bodies.payload import Body
 
 if TYPE_CHECKING:
     from vllm_gateway.api.front_door import FrontDoor
@@ -27,6 +29,7 @@ class Visitor(asyncio.Protocol):
 
     __slots__ = (
         "_begun",
+        "_body",
         "_caller",
         "_door",
         "_drained",
@@ -34,11 +37,11 @@ class Visitor(asyncio.Protocol):
         "_heard_at",
         "_length",
         "_missing",
-        "_parts",
         "_peer",
         "_progress",
         "_task",
         "ahead",
+        "pace",
         "reads_no_more",
         "transport",
         "writing_paused",
@@ -54,8 +57,9 @@ class Visitor(asyncio.Protocol):
         self._head: RequestHead | None = None  # of the request at hand
         self._progress: Progress | None = None
         self._caller = ""
-        self._parts: list[bytes] = []  # of its body
-        self._length = 0  # of its body
+        self._body = bytearray()  # as far as it has come
+        self.pace: Pace | None = None  # at which it comes, unless all of it came with its head
+        self._length = 0  # of it, once it is whole
         self._missing = 0  # bytes of it that have not come yet
         self.ahead = bytearray()  # what has come of the next requests
         self._begun: BegunHead | None = None  # of the next request, while none is at hand
@@ -162,8 +166,10 @@ class Visitor(asyncio.Protocol):
             self._answer(data[begins:ends])
         else:
             self._heard_at = now
-            self._parts.append(data[begins:])
-            self._length, self._missing = length, ends - len(data)
+            self._length, self._missing = length, length
+            self.pace = Pace(now)
+            if len(data) > begins:
+                self._take_body(data[begins:])
 
     def _take_part_of_head(self, data: bytes) -> None:
         """Of a head that comes in several reads, or is large: then aiohttp's parser reads it."""
@@ -190,13 +196,15 @@ class Visitor(asyncio.Protocol):
         if len(data) > self._missing:
             self.ahead += data[self._missing :]
             data = data[: self._missing]
-        self._parts.append(data)
+        self._body += data
         self._missing -= len(data)
-        if self._missing:
-            self._heard_at = self._door.loop.time()
-        else:
-            body = b"".join(self._parts)
-            self._parts.clear()
+        self._heard_at = self._door.loop.time()
+        self._door.buffers.came(self, len(data))
+        if self.transport.is_closing():
+            return  # there was no room, and it is this one that is refused
+        if not self._missing:
+            body, self._body = self._body, bytearray()
+            self._door.buffers.whole(self)
             self._answer(body)
 
     def _hand_over(self, data: bytes) -> None:
@@ -212,11 +220,11 @@ class Visitor(asyncio.Protocol):
 
     # --- And is answered
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: Body) -> None:
         assert self._progress is not None
         self._task = self._door.loop.create_task(self._serve(body, self._progress))
 
-    async def _serve(self, body: bytes, progress: Progress) -> None:
+    async def _serve(self, body: Body, progress: Progress) -> None:
         keep = False
         try:
             keep = await self._try(body, progress)
@@ -224,13 +232,16 @@ class Visitor(asyncio.Protocol):
             progress.outcome = "client_gone"
             raise
         finally:
+            self._door.buffers.give(len(body))
             self._door.journal.finished(progress)
             self._over(keep)
 
-    async def _try(self, body: bytes, progress: Progress) -> bool:
+    async def _try(self, body: Body, progress: Progress) -> bool:
         """Whether the connection can take another request."""
         inference = self._door.inference
         try:
+            if self.pace is None:
+                self._door.buffers.take(len(body))
             carried = await inference.serve(self, body, self._caller, progress)
         except Exception as error:
             failed = self._door.journal.failed(error, progress)
@@ -247,7 +258,7 @@ class Visitor(asyncio.Protocol):
         return carried.keeps_client
 
     def _over(self, keep: bool) -> None:
-        self._task = self._head = self._progress = None
+        self._task = self._head = self._progress = self.pace = None
         if self.transport.is_closing():
             self._door.leave(self)
         elif not keep:
@@ -282,17 +293,19 @@ class Visitor(asyncio.Protocol):
             if quiet_s > bounds.stall_s:
                 self.transport.abort()
         elif self._missing:
-            if quiet_s > bounds.stall_s or self._body_takes_too_long(now, bounds.stall_s):
-                self._refuse_slow_body()
+            if quiet_s > bounds.stall_s or self._body_takes_too_long(now):
+                self.refuse_body(body_timeout())
+                self._door.buffers.left(self)
         elif self._begun is not None:
             if now - self._begun.since > bounds.head_s:
                 self._refuse(too_slow(bounds.head_s), self._begun.data)
         elif quiet_s > bounds.idle_s:
             self._close()
 
-    def _body_takes_too_long(self, now: float, stall_s: float) -> bool:
+    def _body_takes_too_long(self, now: float) -> bool:
         assert self._progress is not None
-        return now - self._progress.began > body_time_s(self._length - self._missing, stall_s)
+        received = self._length - self._missing
+        return now - self._progress.began > body_time_s(received, self._length, self._door.bounds)
 
     def close_if_idle(self) -> None:
         if self.idle_since is not None:
@@ -312,17 +325,20 @@ class Visitor(asyncio.Protocol):
         self._door.leave(self)
         self._door.refuse(self.transport, error, seen)
 
-    def _refuse_slow_body(self) -> None:
+    def refuse_body(self, error: ApiError) -> None:
+        """That which is on its way."""
         assert self._progress is not None
-        failed = body_timeout()
-        self._progress.outcome, self._progress.status = failed.code, failed.status
-        self.transport.write(failed.reply(self._progress.headers, keep_alive=False))
+        self._progress.outcome, self._progress.status = error.code, error.status
+        self._body = bytearray()
+        self.transport.write(error.reply(self._progress.headers, keep_alive=False))
         self._close()
 
     def _give_up(self) -> None:
         """The connection ended before the body of its request was whole."""
-        self._parts.clear()
+        self._body = bytearray()
         self._missing = 0
+        self._door.buffers.left(self)
+        self.pace = None
         if self._progress is not None:
             if self._progress.outcome == "ok":
                 self._progress.outcome = "client_gone"

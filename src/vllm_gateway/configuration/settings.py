@@ -155,6 +155,21 @@ class Server(_Strict):
     idle_timeout_s: Seconds = Field(3600, gt=0, description="How long a connection may wait for its next request.")
     max_idle_connections: int = Field(4096, ge=1, description="Beyond it, those that have waited longest are closed.")
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
+    body_timeout_s: Seconds = Field(
+        300,
+        gt=0,
+        description="Within about this a request's body must be there, however large; a minute more is given.",
+    )
+    max_buffered_mib: Mib | None = Field(
+        None,
+        description="Memory for the bodies of all requests together; none: a quarter of what there is, at most 2 GiB.",
+    )
+    max_body_fields: int = Field(1000, ge=1, description="Fields of a body, or parts of a form. More get 400.")
+    max_body_messages: int = Field(
+        20_000, ge=1, description="Messages and their parts, prompts or inputs in a body over 128 KiB."
+    )
+    max_body_items: int = Field(200_000, ge=1, description="Lists and objects in a body over 128 KiB.")
+    max_body_depth: int = Field(200, ge=1, description="Lists and objects within each other in a body over 128 KiB.")
     extra_paths: tuple[CarriedPath, ...] = Field(
         (), description="Carried to engines beside those that clients of vLLM need: /path (POST), or METHOD /path."
     )

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import sys
 
+from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.relay.client import Client, ClientStalled, drain
 from vllm_gateway.relay.framing import BadFraming, Chunked, Framing
 from vllm_gateway.relay.heads import BadHead, ReplyHead, parse_reply_head, reply_head
@@ -130,10 +131,12 @@ class Exchange:
 
     # --- The request goes out
 
-    def send(self, head: bytes, body: bytes) -> None:
+    def send(self, head: bytes, body: Payload) -> None:
         upstream = self._connection.transport
         self._connection.use(self)
-        if len(body) <= SMALL_BODY_BYTES:
+        if isinstance(body, tuple):
+            upstream.writelines((head, *body))
+        elif len(body) <= SMALL_BODY_BYTES:
             upstream.write(head + body)
         else:
             upstream.writelines((head, body))

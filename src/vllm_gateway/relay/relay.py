@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
 
+from vllm_gateway.bodies.payload import Payload, length_of
 from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, reset
 from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.followed import FollowedExchange
@@ -60,7 +61,7 @@ class Relay:
     ) -> None:
         await self.close()
 
-    async def carry(self, client: Client, address: Address, body: bytes, instructions: Instructions) -> Carried:
+    async def carry(self, client: Client, address: Address, body: Payload, instructions: Instructions) -> Carried:
         """Sends the request to the instance at `address` and its reply to the client; `settle` comes after it.
 
         Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client, and ValueError for a
@@ -69,12 +70,12 @@ class Relay:
         transport = client.transport
         if transport is None or transport.is_closing():
             raise ClientGone
-        head = self._head(client, client.target, address, instructions.own, len(body))
+        head = self._head(client, client.target, address, instructions.own, length_of(body))
         make = partial(Exchange, client, transport, instructions, self._loop)
         return await self._carry(client, transport, address, head, body=body, make=make)
 
     async def carry_on(
-        self, stream: ClientStream, address: Address, target: str, body: bytes, instructions: Instructions
+        self, stream: ClientStream, address: Address, target: str, body: Payload, instructions: Instructions
     ) -> Carried:
         """As `carry`, for one part of a stream: what the instance sends is the stream's follower's to judge.
 
@@ -83,7 +84,7 @@ class Relay:
         """
         if stream.transport.is_closing():
             raise ClientGone
-        head = self._head(stream.client, target, address, instructions.own, len(body))
+        head = self._head(stream.client, target, address, instructions.own, length_of(body))
         make = partial(FollowedExchange, stream, instructions, self._loop)
         return await self._carry(stream.client, stream.transport, address, head, body=body, make=make)
 
@@ -94,7 +95,7 @@ class Relay:
         address: Address,
         head: bytes,
         *,
-        body: bytes,
+        body: Payload,
         make: Callable[[Connection], Exchange],
     ) -> Carried:
         transport.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
@@ -184,7 +185,7 @@ class Relay:
             raise ClientGone from None
 
     async def _see_through(
-        self, exchange: Exchange, client: Client, transport: asyncio.Transport, head: bytes, body: bytes
+        self, exchange: Exchange, client: Client, transport: asyncio.Transport, head: bytes, body: Payload
     ) -> None:
         """Returns once the reply has begun and is over; raises while nothing of it has reached the client."""
         self._watch(exchange)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from vllm_gateway.bodies.outline import Outline
 from vllm_gateway.routing import Address, EngineMetrics
-from vllm_gateway.scheduling.prompt import Body, Prompt, prompt_of, read_body
+from vllm_gateway.scheduling.prompt import Body, Prompt, body_of, prompt_of, read_body
 
 TYPICAL_OUTPUT_TOKENS = 256  # max_tokens is a limit, seldom what comes
 METRICS_MAX_AGE_S = 5.0
+_LONGEST_NUMBER = 18  # digits
 
 
 @dataclass(slots=True, eq=False)
@@ -44,13 +46,15 @@ class RequestInfo:
     model: str
     path: str
     stream: bool
-    body: bytes
+    body: bytes | bytearray
     raw_headers: Sequence[tuple[bytes, bytes]] = ()
     client: str = ""
     """Who asks: a digest of the API key where keys are set, else the address that the connection comes from."""
 
     _prompt: Prompt | None = field(default=None, repr=False, kw_only=True)  # known without a body: a simulated request
     _fields: Body | None = field(default=None, repr=False, init=False)
+    outline: Outline | None = field(default=None, repr=False, kw_only=True)
+    """Of a large body, whose parts have been found already."""
 
     def header(self, name: str) -> str | None:
         """The value of the first header of that name, in any case; None if there is none."""
@@ -68,20 +72,21 @@ class RequestInfo:
     @property
     def prompt(self) -> Prompt:
         if self._prompt is None:
-            self._prompt = prompt_of(self.fields)
+            self._prompt = prompt_of(self.fields, self.outline)
         return self._prompt
 
     @property
     def fields(self) -> Body:
         if self._fields is None:
-            self._fields = read_body(self.body)
+            self._fields = read_body(self.body) if self.outline is None else body_of(self.outline)
         return self._fields
 
     @property
     def output_tokens(self) -> int:
         """An estimate of how many tokens the reply will have."""
         limit = bytes(self.fields.max_completion_tokens or self.fields.max_tokens)
-        return min(int(limit), TYPICAL_OUTPUT_TOKENS) if limit.isdigit() else TYPICAL_OUTPUT_TOKENS
+        known = limit.isdigit() and len(limit) <= _LONGEST_NUMBER
+        return min(int(limit), TYPICAL_OUTPUT_TOKENS) if known else TYPICAL_OUTPUT_TOKENS
 
 
 class Outcome(Enum):

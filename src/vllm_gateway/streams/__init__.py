@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What has been said in a stream, and how another instance goes on with it. Bytes in, bytes out; no I/O, no clock."""
 
-from vllm_gateway.streams.asked import Asked, Resume, asked
+from vllm_gateway.streams.asked import Asked, Known, Resume, asked
 from vllm_gateway.streams.continuation import Ask, Finish, GiveUp, Stream, next_step
 from vllm_gateway.streams.sse import MAX_EVENT_BYTES, comment, event_of
 from vllm_gateway.streams.tracker import Tracker
@@ -12,6 +12,7 @@ __all__ = [
     "Asked",
     "Finish",
     "GiveUp",
+    "Known",
     "Resume",
     "Stream",
     "Tracker",

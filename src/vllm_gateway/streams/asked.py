@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from vllm_gateway.bodies.payload import Body, Payload
+
 Fields: TypeAlias = Mapping[str, msgspec.Raw]
 
 
@@ -140,11 +142,20 @@ class _StreamOptions(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What has been found in a large body already."""
+
+    fields: Fields
+    body: Payload
+    prompts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One request for a stream."""
 
     kind: Kind
-    body: bytes
+    body: Payload
     obstacle: str | None
     """The field for which the stream cannot be continued in any way."""
     obstacle_for_ids: str | None
@@ -154,6 +165,8 @@ class Asked:
     """Whether the client wants to see them."""
     include_usage: bool = False
     continuous_usage: bool = False
+    fields: Fields | None = None
+    """Of a large body, undecoded."""
 
     def obstacle_to(self, resume: Resume) -> str | None:
         """Why the stream will not be continued, whatever is said in it; None if it may be."""
@@ -164,25 +177,39 @@ class Asked:
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _stop = msgspec.json.Decoder(str | list[str] | None).decode
+_NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_TRUE = msgspec.Raw(b"true")
+_LONGEST_VALUE = 4096
+_LONGEST_END = 64 * 1024
+_TOKEN_IDS = b',"return_token_ids":true}'
+_COUNT = re.compile(rb"[0-9]{1,18}")
 _NUMBER = re.compile(rb'"?([0-9]{1,9})(?:\.0*)?"?')  # in the forms in which engines take one
 _ONE_PROMPT = re.compile(rb"\s*+(?:[^\[\s]|\[\s*+[^\[\s\"])")
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _options = msgspec.json.Decoder(_StreamOptions | None).decode
 
 
-def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a request, undecoded. Raises msgspec.DecodeError."""
-    return _fields(body)
+def _beginning(value: msgspec.Raw) -> bytes:
+    """All of it, unless it is longer than any value that is known as harmless."""
+    return bytes(memoryview(value)[: _LONGEST_VALUE + 1])
 
 
-def asked(path: str, body: bytes) -> Asked | None:
-    """What the body asks for; None if it is no request for a stream of these kinds."""
+def fields_of(asked: Asked) -> Fields:
+    """The fields of a request, undecoded."""
+    if asked.fields is not None:
+        return asked.fields
+    assert isinstance(asked.body, bytes | bytearray)
+    return _fields(asked.body)
+
+
+def asked(path: str, body: Body, known: Known | None = None) -> Asked | None:
+    """What the body asks for; None if it is no request for a stream of these kinds. `known`: of a large body."""
     kind = _KINDS.get(path)
     if kind is None:
         return None
     try:
-        fields = _fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = _fields(body) if known is None else known.fields
+    except _NOT_READABLE:
         return None  # the engine says what is wrong with it
     if not _is_true(fields, "stream"):
         return None
@@ -190,17 +217,20 @@ def asked(path: str, body: bytes) -> Asked | None:
     obstacle = obstacle_for_ids = None
     prompts = 1
     for name in fields.keys() - _FREE:
-        value = bytes(fields[name])
         if name == "prompt":
-            prompts = _prompts(value)
+            prompts = _prompts(memoryview(fields[name])) if known is None else known.prompts
             obstacle = obstacle if prompts == 1 else "more than one prompt"
+            continue
+        value = bytes(fields[name]) if known is None else _beginning(fields[name])
+        if len(value) > _LONGEST_VALUE:
+            obstacle = name
         elif name == "stream_options":
             try:
                 options = _options(value) or options
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except _NOT_READABLE:
                 obstacle = name
         elif name in _COUNTS:
-            obstacle = obstacle if value == b"null" or value.isdigit() else name
+            obstacle = obstacle if value == b"null" or _COUNT.fullmatch(value) else name
         elif name == "stop" and _are_characters(value):
             continue  # nothing is held back for them, and none of them can begin before and end after
         elif name in _ONLY_FOR_IDS:
@@ -209,48 +239,58 @@ def asked(path: str, body: bytes) -> Asked | None:
             obstacle = name
     return Asked(
         kind,
-        body,
+        body if known is None else known.body,
         obstacle,
         obstacle_for_ids,
         choices=prompts * _choices(fields),
         token_ids=_is_true(fields, "return_token_ids"),
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
+        fields=None if known is None else known.fields,
     )
 
 
 def _is_true(fields: Fields, name: str) -> bool:
-    return name in fields and bytes(fields[name]) == b"true"
+    return name in fields and fields[name] == _TRUE
 
 
 def _are_characters(stop: bytes) -> bool:
     """Whether each stop text is a single character."""
     try:
         texts = _stop(stop)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_READABLE:
         return False
     return all(len(text) == 1 for text in texts) if isinstance(texts, list) else texts is not None and len(texts) == 1
 
 
-def _prompts(prompt: bytes) -> int:
+def _prompts(prompt: memoryview) -> int:
     """How many: a list of texts, or of lists of ids, is that many; a list of ids is one."""
     if _ONE_PROMPT.match(prompt):
         return 1
     try:
         return max(1, len(_list(prompt)))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_READABLE:
         return 1  # none that an engine takes
 
 
 def _choices(fields: Fields) -> int:
     """How many choices each prompt has in the reply, at least."""
-    found = _NUMBER.fullmatch(bytes(fields.get("n", b"")))
+    found = _NUMBER.fullmatch(memoryview(fields.get("n", b"")))
     return max(1, int(found[1])) if found else 1
 
 
-def with_token_ids(body: bytes) -> bytes:
+def with_token_ids(body: Payload) -> Payload:
     """The same request, which asks for the ids of the tokens too. A byte insertion: large bodies are not re-written.
 
     At the end, where it holds even if the client has said otherwise.
     """
-    return body[: body.rindex(b"}")] + b',"return_token_ids":true}'
+    if not isinstance(body, tuple):
+        return body[: body.rindex(b"}")] + _TOKEN_IDS
+    *before, last = body
+    return (*before, last[: _last_brace(last)], _TOKEN_IDS)
+
+
+def _last_brace(body: bytes | memoryview) -> int:
+    """Where it stands; behind it is only white space."""
+    end = max(0, len(body) - _LONGEST_END)
+    return end + bytes(body[end:]).rindex(b"}")

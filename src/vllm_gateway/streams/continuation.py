@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 import orjson
 
+from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.streams.asked import CARRIED_OVER, Fields, Kind, Resume, fields_of
 from vllm_gateway.streams.continued import Continued, piece, totals
 from vllm_gateway.streams.sse import DONE
@@ -49,7 +50,7 @@ class Ask:
     """Another instance goes on: ask it this, and let `stream` follow its reply."""
 
     path: str
-    body: bytes
+    body: Payload
     stream: Stream
     how: str = "anew"
 
@@ -73,7 +74,7 @@ def next_step(tracker: Tracker) -> Finish | Ask | GiveUp:
         return GiveUp(tracker.obstacle)
     if not tracker.pieces:
         return Ask(asked.kind.value, tracker.body, Continued(tracker, asked.kind))
-    fields = fields_of(asked.body)
+    fields = fields_of(asked)
     obstacle = asked.obstacle_for_ids or _obstacle_in(fields)
     if obstacle is None and not (tracker.ids_complete and tracker.prompt_ids is not None):
         obstacle = "the engine gave no token ids"
@@ -84,9 +85,9 @@ def next_step(tracker: Tracker) -> Finish | Ask | GiveUp:
 
 def _obstacle_in(fields: Fields) -> str | None:
     """A part of the prompt that its token ids only stand for. Looked for when it matters: prompts are long."""
-    messages = bytes(fields.get("messages", b"[]"))
-    kinds = {bytes(kind).decode() for kind in _PART.findall(messages)} - {"text"}
-    return f"{min(kinds)} in messages" if kinds else None
+    kinds = _PART.finditer(memoryview(fields.get("messages", b"[]")))
+    other = next((found[1] for found in kinds if found[1] != b"text"), None)
+    return None if other is None else f"{other.decode()} in messages"
 
 
 def _by_ids(tracker: Tracker, fields: Fields) -> Finish | Ask:

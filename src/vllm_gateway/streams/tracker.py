@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.streams.asked import Asked, Kind, Resume, with_token_ids
 from vllm_gateway.streams.large import LARGE_EVENT_BYTES, glance, without_prompt_ids
 from vllm_gateway.streams.plain import PLAIN
@@ -111,7 +112,7 @@ class Tracker:
         self._strange = 0  # events of a strange form
 
     @property
-    def body(self) -> bytes:
+    def body(self) -> Payload:
         """What to ask an instance that begins."""
         return with_token_ids(self.asked.body) if self._hide_ids else self.asked.body
 

@@ -26,9 +26,10 @@ from vllm_gateway.configuration.settings import Retry, Server
 from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.relay import Limits, Relay
 from vllm_gateway.routing import Address, Route, RoutingTable
-from vllm_gateway.scheduling import Queues, QueueSettings
+from vllm_gateway.scheduling import Queues, QueueSettings, Scheduler
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.strategies.round_robin import RoundRobin
+from vllm_gateway.telemetry.trace import TraceRecorder
 
 MAX_BODY = 1 << 20
 BODY = b'{"model":"m"}'
@@ -125,18 +126,22 @@ async def house(
     max_in_flight: int = 100,
     bounds: Bounds = BOUNDS,
     stall_s: float = 60.0,
+    max_body: int = MAX_BODY,
+    max_buffered: int = 1 << 30,
     drain_s: float = 1.0,
     same_after_s: float = 1.0,
     opened: bool = True,
     extra_paths: Sequence[tuple[str, str]] = (("POST", "/v1/x"),),
+    strategy: Scheduler | None = None,
+    recorder: TraceRecorder | None = None,
 ) -> AsyncIterator[House]:
     lines: list[dict[str, object]] = []
     events: list[str] = []
-    names = ModelNames({"m": "m"})
+    names = ModelNames({"m": "m", "alias": "m"})
     fleet = NoFleet()
     journal = Journal(lambda event, **_: events.append(event.name), lambda line: lines.append(orjson.loads(line)))
     queues = Queues(
-        {"m": Placement(RoundRobin(), failed=_never, clock=asyncio.get_running_loop().time)},
+        {"m": Placement(strategy or RoundRobin(), failed=_never, clock=asyncio.get_running_loop().time)},
         fleet,
         QueueSettings(size=10, timeout_s=5.0, retry=Retry(same_after_s=same_after_s)),
         departed=lambda view: None,
@@ -144,7 +149,15 @@ async def house(
     )
     async with Relay(limits, drop_request_headers=FOR_THE_GATE) as relay:
         terms = {"m": Terms(limits or Limits())}
-        inference = Inference(names=names, queues=queues, relay=relay, demand=fleet, terms=terms, emit=journal.emit)
+        inference = Inference(
+            names=names,
+            queues=queues,
+            relay=relay,
+            demand=fleet,
+            terms=terms,
+            emit=journal.emit,
+            recorder=recorder,
+        )
         api = Api(
             names=names,
             gate=Gate(Server(**{"hosts": ("gateway", "x"), "api_keys": tuple(keys), **server})),
@@ -154,7 +167,8 @@ async def house(
             control=NoPages(),
             problems=list,
             state_of=_never,
-            max_body=MAX_BODY,
+            max_body=max_body,
+            max_buffered=max_buffered,
             bounds=replace(bounds, stall_s=stall_s),
         )
         if opened:

@@ -17,6 +17,7 @@ from tests.integration.relay.wire import (
     instance,
 )
 from tests.waiting import LIMIT_S, until
+from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.relay import Carried, Client, ClientStream, Instructions, Limits, NoStream
 from vllm_gateway.relay.framing import Chunked
 from vllm_gateway.routing import Address
@@ -68,7 +69,7 @@ async def following(port: int, limits: Limits | None = None, *, begun: bool = Fa
     """A gateway that asks the same instance again when a stream is cut, once, and then says so."""
     async with gateway(port, limits) as between:
 
-        async def carry(client: Client, address: Address, body: bytes, instructions: Instructions) -> Carried:
+        async def carry(client: Client, address: Address, body: Payload, instructions: Instructions) -> Carried:
             stream = ClientStream(client, Loud(), instructions.own)
             if begun:
                 stream.begin()

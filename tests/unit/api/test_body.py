@@ -5,11 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.api.body import Wanted, wanted, with_model
+from vllm_gateway.api.body import Wanted, with_model
+from vllm_gateway.api.body import wanted as wanted_within
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.bodies.limits import BodyLimits
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=cut-here"
+
+
+def wanted(body: bytes, content_type: str) -> Wanted:
+    return wanted_within(body, content_type, BodyLimits())
 
 
 def form(*parts: tuple[str, bytes], boundary: str = "cut-here") -> bytes:
@@ -86,7 +92,7 @@ def test_a_form_without_its_boundary_is_the_clients_error(kind: str) -> None:
 def test_the_models_own_name_takes_the_place_of_an_alias_and_all_else_stays() -> None:
     body = b'{"seed": 1e400, "model": "alias", "messages": [{"content": "\\u00e9 \xc3\xa9", "model": "alias"}]}'
     named = b'{"seed":1e400,"model":"org/m","messages":[{"content": "\\u00e9 \xc3\xa9", "model": "alias"}]}'
-    assert with_model(body, JSON, "org/m") == named
+    assert with_model(body, JSON, "org/m", BodyLimits()) == named
 
 
 @given(st.binary(max_size=200).filter(lambda file: b"--cut-here" not in file))
@@ -94,4 +100,4 @@ def test_the_models_own_name_takes_the_place_of_an_alias_in_a_form(file: bytes) 
     def body(model: bytes) -> bytes:
         return form(('name="file"; filename="a.wav"', b'name="model"' + file), ('name="model"', model))
 
-    assert with_model(body(b"alias"), FORM, "whisper") == body(b"whisper")
+    assert with_model(body(b"alias"), FORM, "whisper", BodyLimits()) == body(b"whisper")

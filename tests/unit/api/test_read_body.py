@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """A body is read whole, up to its limit, whether or not its length is told."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from vllm_gateway.api.body import read_body
+from vllm_gateway.api.buffers import Buffers
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.guests import Bounds
+from vllm_gateway.api.receiving import Receiving
 
 LIMIT = 1 << 18
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    buffers = Buffers(1 << 30, asyncio.get_running_loop().time)
+
     async def answer(request: web.Request) -> web.Response:
         try:
-            return web.Response(body=await read_body(request, LIMIT, 60))
+            received = Receiving(request, buffers, limit=LIMIT, bounds=Bounds())
+            return web.Response(body=bytes(await received.read()))
         except ApiError as error:
             return error.response({})
 

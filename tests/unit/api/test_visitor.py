@@ -8,6 +8,7 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_gateway.api.buffers import Buffers
 from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.front_door import FrontDoor
@@ -41,6 +42,7 @@ class Wire:
         self.loop = asyncio.get_running_loop()
         self.closing = False
         self.inference = self
+        self.buffers = Buffers(1 << 30, self.loop.time)
         self.journal = Journal(self.nothing, self.nothing)
         self.protocol: Any = Visitor(cast(FrontDoor, self))
         self.protocol.connection_made(cast(asyncio.Transport, self))

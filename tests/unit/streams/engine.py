@@ -3,6 +3,7 @@
 
 import asyncio
 
+from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.simulator.arguments import parse_arguments
 from vllm_gateway.simulator.engine import Generation
 from vllm_gateway.simulator.http_server import Request
@@ -13,9 +14,14 @@ from vllm_gateway.streams.asked import Kind
 ARGUMENTS = parse_arguments(["--model", "m/m", "--served-model-name", "m"])
 
 
-def answer(path: str, body: bytes, instance: str) -> list[bytes]:
+def sent(body: Payload) -> bytes:
+    """As it is on the wire."""
+    return b"".join(body) if isinstance(body, tuple) else bytes(body)
+
+
+def answer(path: str, body: Payload, instance: str) -> list[bytes]:
     """All events of the stream, with the id that this instance gives it."""
-    request = Request("POST", path, {}, {"content-type": "application/json"}, body)
+    request = Request("POST", path, {}, {"content-type": "application/json"}, sent(body))
     shape: ChatShape | CompletionShape
     if path == Kind.CHAT.value:
         wish = chat_wish(parse_body(request), ARGUMENTS)

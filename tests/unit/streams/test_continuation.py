@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.streams.engine import answer
+from tests.unit.streams.engine import answer, sent
 from tests.unit.streams.test_sse import split
+from vllm_gateway.bodies.limits import BodyLimits
+from vllm_gateway.bodies.outline import outline
+from vllm_gateway.bodies.turns import at_once
 from vllm_gateway.streams import Ask, Finish, GiveUp, Resume, Tracker, asked, next_step
-from vllm_gateway.streams.asked import Kind, with_token_ids
+from vllm_gateway.streams.asked import Kind, Known, with_token_ids
 from vllm_gateway.streams.sse import EventReader, data_of, event_of
 
 CHAT, COMPLETION = Kind.CHAT.value, Kind.COMPLETION.value
@@ -114,6 +117,33 @@ def cut_after(events: list[bytes], count: int) -> bytes:
     return b"".join(events[:count])
 
 
+@pytest.mark.parametrize("resume", [Resume.EXACT, Resume.BEST_EFFORT])
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_a_large_request_is_continued_as_a_small_one_by_what_was_found_in_it(path: str, resume: Resume) -> None:
+    """Its body goes out in pieces."""
+    more = {"presence_penalty": 0.5} if resume is Resume.BEST_EFFORT else {}
+    body = request(path, max_tokens=12, **more)
+    found = at_once(outline(bytearray(body), BodyLimits()))
+    at = body.index(b'"m"')
+    pieces = (memoryview(body)[:at], b'"m"', memoryview(body)[at + 3 :])
+    large = asked(path, b"", Known(found.fields(), pieces))
+    assert large is not None
+    small = tracker_of(path, body, resume)
+    assert (large.obstacle, large.obstacle_for_ids, large.choices) == (
+        small.asked.obstacle,
+        small.asked.obstacle_for_ids,
+        1,
+    )
+    steps = []
+    for tracker in (Tracker(large, resume), small):
+        assert json.loads(sent(tracker.body)) == json.loads(sent(with_token_ids(body)))
+        tracker.feed(cut_after(answer(path, tracker.body, "a"), 6))
+        step = next_step(tracker)
+        assert isinstance(step, Ask)
+        steps.append((step.how, json.loads(sent(step.body))))
+    assert steps[0] == steps[1]
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 @pytest.mark.parametrize("obstacle", [{"stop": ["\n", "end"]}, {"presence_penalty": 0.5}])
 def test_best_effort_goes_on_from_the_text_where_ids_are_not_exact(path: str, obstacle: dict[str, Any]) -> None:
@@ -125,7 +155,7 @@ def test_best_effort_goes_on_from_the_text_where_ids_are_not_exact(path: str, ob
     assert next_step(exact) == GiveUp(next(iter(obstacle)))
     step = next_step(tracker)
     assert isinstance(step, Ask)
-    asked_for = json.loads(step.body)
+    asked_for = json.loads(sent(step.body))
     assert step.path == path
     assert {**asked_for, **obstacle} == asked_for, "what the client wants still holds"
     client += step.stream.feed(b"".join(answer(step.path, step.body, "b")))
@@ -203,7 +233,7 @@ def test_half_of_a_character_is_said_anew(path: str, shown: bool) -> None:
         assert step == GiveUp("half of a character")
         return
     assert isinstance(step, Ask)
-    asked_for = json.loads(step.body)
+    asked_for = json.loads(sent(step.body))
     assert json.dumps(asked_for["prompt"]).replace(" ", "").endswith(before.decode() + "]")
     assert asked_for["max_tokens"] == 12 - tokens
 
@@ -217,7 +247,7 @@ def test_stop_characters_hold_for_what_follows(path: str) -> None:
     step = next_step(tracker)
     assert isinstance(step, Ask)
     assert step.how == "ids"
-    asked_for = json.loads(step.body)
+    asked_for = json.loads(sent(step.body))
     assert {**asked_for, **stops} == asked_for
 
 
@@ -293,7 +323,7 @@ def test_a_stream_in_which_nothing_was_said_begins_anew(more: dict[str, Any]) ->
     assert tracker.feed(b'data: {"id": "half an ev') == b""
     step = next_step(tracker)
     assert isinstance(step, Ask)
-    assert json.loads(step.body) == {**json.loads(body), **({} if more else {"return_token_ids": True})}
+    assert json.loads(sent(step.body)) == {**json.loads(body), **({} if more else {"return_token_ids": True})}
     events = answer(CHAT, request(CHAT, n=more.get("n", 1), max_tokens=3), "b")
     assert step.stream.feed(b"".join(events)) == b"".join(events)
     assert step.stream.done
@@ -323,7 +353,7 @@ def test_however_two_choices_are_asked_for_one_that_is_missing_is_no_success(mor
 
 def test_ids_are_asked_for_even_if_the_client_does_not_want_them() -> None:
     body = request(CHAT, return_token_ids=False)
-    assert json.loads(tracker_of(CHAT, body).body) == {**json.loads(body), "return_token_ids": True}
+    assert json.loads(sent(tracker_of(CHAT, body).body)) == {**json.loads(body), "return_token_ids": True}
 
 
 PIECES = ['"', "\\", ",", "token_ids", "\n", "é", " ", '","x":"', "]}]}", '"},"logprobs":null,"finish_reason":null']

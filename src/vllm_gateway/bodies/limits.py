@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much there may be in a body beside its bytes, and how it is said that there is more."""
+
+from dataclasses import dataclass
+
+LARGE = 128 * 1024
+"""From here on a body is looked through before anything is built of it; what a smaller one can cost is bounded by its
+size: at most some milliseconds, and some megabytes for as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Of large bodies. Each has its setting of the same name in `server`."""
+
+    fields: int = 1000
+    """Fields of the object, or parts of a form."""
+    messages: int = 20_000
+    """Messages and their parts, prompts or inputs; in all they may have ten times as many fields."""
+    items: int = 200_000
+    """Lists and objects in all."""
+    depth: int = 200
+    """Lists and objects within each other."""
+
+
+class Malformed(Exception):
+    """Not the JSON object, or the form, that is expected."""
+
+
+class TooComplex(Exception):
+    """More in it than the limits allow."""
+
+    def __init__(self, what: str, limit: int, setting: str) -> None:
+        super().__init__(f"The request body has more than {limit} {what} (server.max_body_{setting}).")
