@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is next: by priority, then a turn for each client, then first come, first served. Pure; O(1) for each call."""
+"""Who is next: by priority, then a turn for each client, then first come, first served; and who makes way.
+
+Pure; O(1) for each call.
+"""
 
 from bisect import insort
 from collections import OrderedDict
@@ -31,6 +34,28 @@ class _Level(Generic[W]):
     priority: int
     clients: "OrderedDict[Hashable, OrderedDict[W, None]]" = field(default_factory=OrderedDict)
     passed_over: int = 0
+    by_number: dict[int, dict[Hashable, None]] = field(default_factory=dict)
+    """The clients that have so many waiting; none for a number that none has."""
+    most: int = 0
+
+    def number_of(self, client: Hashable) -> int:
+        own = self.clients.get(client)
+        return len(own) if own else 0
+
+    def count(self, client: Hashable, before: int, now: int) -> None:
+        """The client's number has changed by one."""
+        if before:
+            same = self.by_number[before]
+            del same[client]
+            if not same:
+                del self.by_number[before]
+        if now:
+            self.by_number.setdefault(now, {})[client] = None
+        if now > self.most or self.most not in self.by_number:
+            self.most = now
+
+    def heaviest(self) -> Hashable:
+        return next(iter(self.by_number[self.most]))
 
 
 class FairLine(Generic[W]):
@@ -48,7 +73,9 @@ class FairLine(Generic[W]):
 
     def add(self, waiter: W) -> None:
         level = self._level(waiter.priority)
-        level.clients.setdefault(waiter.client, OrderedDict())[waiter] = None
+        own = level.clients.setdefault(waiter.client, OrderedDict())
+        own[waiter] = None
+        level.count(waiter.client, len(own) - 1, len(own))
         self.length += 1
 
     def pop(self) -> W:
@@ -59,6 +86,7 @@ class FairLine(Generic[W]):
         level.passed_over = 0
         client, own = next(iter(level.clients.items()))
         waiter, _ = own.popitem(last=False)
+        level.count(client, len(own) + 1, len(own))
         if own:
             level.clients.move_to_end(client)
         else:
@@ -73,10 +101,26 @@ class FairLine(Generic[W]):
         if own is None or waiter not in own:
             return
         del own[waiter]
+        level.count(waiter.client, len(own) + 1, len(own))
         self.length -= 1
         if not own:
             del level.clients[waiter.client]
             level.passed_over *= bool(level.clients)
+
+    def make_way(self, client: Hashable, priority: int) -> W | None:
+        """Takes out who makes way for one more of this client; None if nobody does.
+
+        A lower priority makes way for a higher one; within a priority, who has most waiting for who has less even so.
+        It is the last one that came of the client that has most waiting in the lowest priority.
+        """
+        lowest = next(level for level in reversed(self._levels) if level.clients) if self.length else None
+        if lowest is None or lowest.priority > priority:
+            return None
+        if lowest.priority == priority and lowest.most <= lowest.number_of(client) + 1:
+            return None
+        waiter = next(reversed(lowest.clients[lowest.heaviest()]))
+        self.remove(waiter)
+        return waiter
 
     def clear(self) -> list[W]:
         """Takes out all."""

@@ -127,15 +127,24 @@ class ModelQueue:
             raise NotAgain
         if may_come and not self._line.length and (open_to_it := self._open(failed)):
             return self._place(request, failed, open_to_it)
-        if self.waiting >= self._settings.size and not failed:
-            text = f"{self._settings.size} requests wait for {self.model} already. Try again later."
-            raise Refused(Refusal("queue_full", text, retry_after_s=self.retry_after_s()))
         waiter = _Waiter(request, failed, self._priority(request))
+        if self.waiting >= self._settings.size and not failed:
+            self._make_room_for(waiter)
         if may_come:
             self._add(waiter)
         else:
             self._undecided[waiter] = None
         return await self._wait(waiter, waited_s)
+
+    def _make_room_for(self, newcomer: _Waiter) -> None:
+        """Raises Refused if nobody makes way."""
+        out = self._line.make_way(newcomer.client, newcomer.priority)
+        text = f"{self._settings.size} requests wait for {self.model} already. Try again later."
+        refused = Refused(Refusal("queue_full", text, retry_after_s=self.retry_after_s()))
+        if out is None:
+            raise refused
+        if not out.place.done():
+            out.place.set_exception(refused)
 
     def has_tries_left(self, tries: int) -> bool:
         """Whether so many tries are not the last ones, if the budget allows."""

@@ -69,6 +69,38 @@ def test_the_higher_priority_goes_first_but_not_for_ever() -> None:
     assert served(line)[: 2 * PATIENCE + 2] == ("h" * PATIENCE + "l") * 2
 
 
+@pytest.mark.parametrize(
+    ("waiting", "newcomer", "out"),
+    [
+        (["greedy"] * 9 + ["modest"], "new", "greedy"),
+        (["greedy"] * 9 + ["modest"], "modest", "greedy"),
+        (["greedy"] * 9 + ["modest"], "greedy", None),
+        (["a", "a", "b", "b"], "b", None),
+        (["a", "a", "a", "b", "b"], "b", None),  # they would only change places
+        (["a", "a", "b", "b"], "c", "a"),
+        (["a", "b", "c"], "d", None),
+        ([], "a", None),
+    ],
+)
+def test_who_has_most_waiting_makes_way_for_who_has_less(waiting: list[str], newcomer: str, out: str | None) -> None:
+    line = line_of(*waiting)
+    made_way = line.make_way(newcomer, 0)
+    assert (made_way and made_way.client) == out
+    if made_way is not None:
+        assert made_way.number == max(number for number, client in enumerate(waiting) if client == out), "the last one"
+    assert line.length == len(waiting) - bool(out)
+
+
+def test_a_lower_priority_makes_way_for_a_higher_one_and_never_the_other_way_round() -> None:
+    line: FairLine[One] = FairLine()
+    for number, (client, priority) in enumerate([("a", 0), ("a", 0), ("b", -10), ("c", -10), ("c", -10), ("h", 10)]):
+        line.add(One(client, priority, number))
+    assert line.make_way("d", -20) is None
+    went = [line.make_way("h", 10) for _ in range(6)]
+    assert [one and one.number for one in went] == [4, 2, 3, 1, 0, None]
+    assert line.length == 1
+
+
 def test_clearing_takes_out_everybody() -> None:
     line = line_of("a", "b", "a")
     assert sorted(one.number for one in line.clear()) == [0, 1, 2]
@@ -134,6 +166,25 @@ class Line(RuleBasedStateMachine):
                 others.add(one.client)
         self.turns[one.priority, one.client] = set()
         self.forget_those_who_left()
+
+    @rule(client=st.sampled_from("abcd"), priority=st.sampled_from([-1, 0, 1]))
+    def make_way(self, client: str, priority: int) -> None:
+        out = self.line.make_way(client, priority)
+        lowest = [one for one in self.waiting if one.priority == min(other.priority for other in self.waiting)]
+        numbers = {name: sum(one.client == name for one in lowest) for name in "abcd"}
+        if (
+            not lowest
+            or lowest[0].priority > priority
+            or (lowest[0].priority == priority and max(numbers.values()) <= numbers[client] + 1)
+        ):
+            assert out is None
+        else:
+            assert out is not None
+            assert out in lowest
+            assert numbers[out.client] == max(numbers.values())
+            assert out is [one for one in lowest if one.client == out.client][-1]
+            self.waiting.remove(out)
+            self.forget_those_who_left()
 
     def forget_those_who_left(self) -> None:
         there = {(one.priority, one.client) for one in self.waiting}

@@ -5,9 +5,10 @@ import asyncio
 
 import pytest
 
-from tests.unit.scheduling.bench import Bench, request
+from tests.unit.scheduling.bench import Bench, refusal_of, request
 from tests.waiting import until
 from vllm_gateway.configuration.settings import Retry
+from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling import (
     Outcome,
     QueueSettings,
@@ -85,6 +86,34 @@ async def test_priority_is_what_the_header_says_and_the_settings_know() -> None:
     tasks = await bench.wait(*waiting)
     assert await bench.served(view, 4) == "hnul"
     await asyncio.gather(*tasks)
+
+
+async def test_one_client_cannot_fill_the_queue_for_the_others() -> None:
+    bench = Bench(size=300)
+    greedy = await bench.wait(*[request(f"g{number}", "greedy") for number in range(300)])
+    modest = [asyncio.create_task(bench.queue.acquire(request(f"m{number}", f"m{number}"))) for number in range(5)]
+    await until(lambda: sum(task.done() for task in greedy) == 5)
+    assert {(await refusal_of(task)).code for task in greedy[-5:]} == {"queue_full"}
+    assert not any(task.done() for task in (*modest, *greedy[:-5]))
+    with pytest.raises(Refused):
+        await bench.queue.acquire(request("g", "greedy"))
+    assert bench.queue.waiting == 300
+    bench.queue.refuse(Refusal("no_room", "too large"))
+    await asyncio.gather(*modest, *greedy, return_exceptions=True)
+    assert bench.nothing_is_left()
+
+
+async def test_a_low_priority_makes_way_for_a_high_one() -> None:
+    bench = Bench(size=2)
+    low, normal = await bench.wait(request("l", "a", x_priority="low"), request("n", "b"))
+    high = asyncio.create_task(bench.queue.acquire(request("h", "b", x_priority="high")))
+    assert (await refusal_of(low)).code == "queue_full"
+    with pytest.raises(Refused):
+        await bench.queue.acquire(request("l", "c", x_priority="low"))
+    for task in (normal, high):
+        task.cancel()
+    await until(lambda: normal.done() and high.done())
+    assert bench.nothing_is_left()
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
