@@ -25,7 +25,7 @@ run: setup ## the demo on http://127.0.0.1:8000: simulated engine, no GPU, no Do
 # Most tests wait most of their time. Each worker has a network and, where it needs one, a lab of its own.
 WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8)))
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE = -n $(WORKERS)
 
 quick: setup ## what to run all the time: unit tests and the main path, in under 90 s
 	$(PYTEST) $(SIDE_BY_SIDE) tests/unit tests/integration/test_gateway.py tests/integration/front/test_lanes.py

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several folders of tests share: the lab, a real Docker engine with simulated GPUs; a network for each worker."""
+"""What all tests share: the lab, a real Docker engine with simulated GPUs; and how they run side by side."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,15 @@ from tests import own_network
 from tests.lab.errors import LabUnavailableError
 from tests.lab.lab import Lab, for_this_run
 from tests.lab.place import Place
+from tests.side_by_side import SideBySide
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 
 _OWN_NETWORK = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SideBySide:
+    return SideBySide(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

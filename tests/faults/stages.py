@@ -62,13 +62,9 @@ def in_docker(config: dict[str, Any], lab: Lab) -> dict[str, Any]:
 
 
 def played(stage: Stage) -> list[Any]:
-    """(fault, phase, outcome) of every cell that can happen; those of one fault, one after the other."""
+    """(fault, phase, outcome) of every cell that can happen."""
     return [
-        pytest.param(
-            *(fault, phase, promise),
-            id=f"{fault.id}, {phase.value}",
-            marks=pytest.mark.xdist_group(fault.id),
-        )
+        pytest.param(fault, phase, promise, id=f"{fault.id}, {phase.value}")
         for fault, phase, promise in cells(stage)
         if not isinstance(promise, CannotHappen)
     ]
