@@ -11,7 +11,7 @@ _SHORT_WAIT_S = 0.3
 
 async def a_request_may_take_so_long(scene: Scene) -> None:
     limits = {"request_s": _REQUEST_S, "idle_s": 60}
-    await change(scene, lambda config: config["timeouts"].update(limits))
+    await change(scene, lambda config: config.setdefault("timeouts", {}).update(limits))
     if scene.phase is Phase.QUEUED:
         await scene.more_come()
         await scene.release()
