@@ -220,6 +220,7 @@ class Lives:
         while not await health.passes(one.running.address):
             if one.state is not State.READY:
                 return
+            was_away = was_away or self._runtime.problem is not None
             if clock() >= patient_until:
                 is_away = await self._is_away(one.running)
                 if not (is_away or was_away):

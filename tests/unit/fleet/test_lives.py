@@ -106,6 +106,22 @@ async def test_a_suspect_has_some_time_yet_when_the_runtime_is_back(
     assert house.runtime.done == ["pids", "pids"], "asked once more than it took to be back"
 
 
+async def test_a_suspect_has_some_time_yet_when_the_runtime_was_away_for_a_moment(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lives_module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(lives_module, "POLL_S", 0.0)
+
+    async def passes(running: Running) -> bool:
+        house.runtime.problem = None if house.runtime.done else "no answer"
+        return False
+
+    monkeypatch.setattr(house.health, "passes", passes)
+    house.lives.check(instance(state=State.READY, running=NOBODY))
+    assert isinstance(await house.hears(), e.Died)
+    assert house.runtime.done == ["pids", "pids"]
+
+
 async def test_what_cannot_be_ended_is_tried_until_it_is_gone(house: House) -> None:
     busy = "driver failed to remove root filesystem: device or resource busy"
     house.runtime.errors = {"stop": [RuntimeDown(busy)] * 3, "remove": [RuntimeDown(busy), ZeroDivisionError()]}
