@@ -132,6 +132,7 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
+        self._stop_idle_timer()  # a request has begun: as long as it takes, as with uvicorn
         self._received += data
         if self._task is None:
             self._next_request()
@@ -164,7 +165,6 @@ class Connection(asyncio.Protocol):
             return
         if parsed is None:
             return
-        self._stop_idle_timer()
         self._said_continue = False
         request, close = parsed
         self._task = asyncio.get_running_loop().create_task(self._answer(request, close))
@@ -187,9 +187,10 @@ class Connection(asyncio.Protocol):
         if not reply.keeps_connection or self._server.stopping:
             self.cut()
         elif self._transport is not None:
-            self._wait_for_request()
             if self._received:
                 self._next_request()
+            else:
+                self._wait_for_request()
 
     def _parse(self) -> tuple[Request, bool] | None:
         """The next whole request and whether the connection ends after it; None until all of it is here."""

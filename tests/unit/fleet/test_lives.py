@@ -112,11 +112,11 @@ async def test_a_suspect_has_some_time_yet_when_the_runtime_was_away_for_a_momen
     monkeypatch.setattr(lives_module, "PATIENCE_S", 0.0)
     monkeypatch.setattr(lives_module, "POLL_S", 0.0)
 
-    async def passes(running: Running) -> bool:
+    async def passes(address: Address) -> bool:
         house.runtime.problem = None if house.runtime.done else "no answer"
         return False
 
-    monkeypatch.setattr(house.health, "passes", passes)
+    monkeypatch.setattr(health, "passes", passes)
     house.lives.check(instance(state=State.READY, running=NOBODY))
     assert isinstance(await house.hears(), e.Died)
     assert house.runtime.done == ["pids", "pids"]
