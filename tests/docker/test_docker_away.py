@@ -57,7 +57,7 @@ async def test_docker_away_costs_a_delay(lab: Lab, docker: aiodocker.Docker, gat
 
 async def _left_behind(docker: aiodocker.Docker, lab: Lab, name: str) -> str:
     """As a start would whose answer never came."""
-    labels = {"vllm-gateway.owner": "vllm_server", "vllm-gateway.model": "a"}
+    labels = {"vllm-gateway.owner": "vllm_server", "vllm-gateway.model": "a", "vllm-gateway.instance": name[-1]}
     made = await docker.containers.create({"Image": lab.image, "Labels": labels, "Cmd": ["--model", "x"]}, name=name)
     return made.id
 

@@ -93,7 +93,8 @@ async def test_a_docker_that_tells_nothing_of_its_containers_is_asked_again(
 async def test_a_leftover_that_withstands_does_not_keep_the_gateway(
     name: str, lab: Lab, docker: aiodocker.Docker, gate: Gate, tmp_path: Path
 ) -> None:
-    labels = {"vllm-gateway.owner": "vllm_server", "vllm-gateway.model": "gone"}
+    of_model = name.split("_")[2]
+    labels = {"vllm-gateway.owner": "vllm_server", "vllm-gateway.model": of_model, "vllm-gateway.instance": "1"}
     await docker.containers.create({"Image": lab.image, "Labels": labels, "Cmd": ["--model", "x"]}, name=name)
     gate.failures = {DELETE: BUSY}
     settings = config(lab, a=model("a"))
