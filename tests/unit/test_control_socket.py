@@ -112,7 +112,7 @@ def test_somebody_elses_folder_and_socket(home: Path, opened: Any) -> None:
     place = home / f"tmp/vllm-gateway-{ME}"
     place.mkdir(mode=0o700)
     os.chown(place, 12345, 12345)
-    assert "belongs to somebody else" in opened().problems[0]
+    assert f"{place} belongs to another user" in opened().problems[0]
     given = home / "given.sock"
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(str(given))

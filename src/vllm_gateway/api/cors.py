@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-OF_ENGINES = (
-    "Access-Control-Allow-Origin",
-    "Access-Control-Allow-Credentials",
-    "Access-Control-Allow-Headers",
-    "Access-Control-Allow-Methods",
-    "Access-Control-Allow-Private-Network",
-    "Access-Control-Expose-Headers",
-    "Access-Control-Max-Age",
+OF_ENGINES = frozenset(
+    {
+        b"access-control-allow-origin",
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-private-network",
+        b"access-control-expose-headers",
+        b"access-control-max-age",
+    }
 )
 """What engines say of it goes to nobody: it is the gateway that pages talk to."""
 

@@ -52,7 +52,8 @@ class Gate:
     """All that clients are let in by; made anew when the settings change."""
 
     def __init__(self, server: Server) -> None:
-        self.keys = ApiKeys(server.api_keys)
+        self._keys = ApiKeys(server.api_keys)
+        self._asks_for_keys = bool(server.api_keys)
         self.addresses = ClientAddresses(server.trusted_proxies)
         self._hosts = frozenset({"localhost", server.host.lower(), *map(str.lower, server.hosts)})
         self._origins = frozenset(map(str.lower, server.allowed_origins))
@@ -61,11 +62,11 @@ class Gate:
 
     def caller(self, offered: Iterable[bytes], client: str) -> str:
         """Whose turn it is in the queues. Raises ApiError invalid_api_key."""
-        return self.keys.caller(offered) if self.keys else client
+        return self._keys.caller(offered) if self._asks_for_keys else client
 
     def _judge(self, host: bytes, origin: bytes) -> Judged:
         cors = self._cors(origin.decode("latin-1").lower())
-        if self.keys:
+        if self._asks_for_keys:
             return Judged(cors=cors)
         if host and not self._is_ours(host.decode("latin-1").lower()):
             text = f"Ask by address, as localhost, or by a name in server.hosts; {_shown(host)} is none of these."

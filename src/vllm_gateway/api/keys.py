@@ -22,13 +22,10 @@ def offered_keys(authorization: Iterable[bytes], x_api_key: Iterable[bytes]) -> 
 
 
 class ApiKeys:
-    """Those that are valid; none at all: no key is asked for."""
+    """Those that are valid."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._valid = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._valid)
 
     def caller(self, offered: Iterable[bytes]) -> str:
         """The name of the first valid key among those offered, by their digests. Raises ApiError invalid_api_key."""

@@ -107,8 +107,8 @@ class OwnHeaders(NamedTuple):
 NO_HEADERS = OwnHeaders(frozenset(), b"")
 
 
-def own_headers(headers: Headers, *, for_client: bytes = b"", withheld: tuple[str, ...] = ()) -> OwnHeaders:
-    """`withheld`: names of headers that go neither way. Raises ValueError for what cannot stand in a header."""
+def own_headers(headers: Headers, *, for_client: bytes = b"", withheld: frozenset[bytes] = frozenset()) -> OwnHeaders:
+    """`withheld`: lower-case names of headers that go neither way. Raises ValueError for what no header can be."""
     if not (headers or for_client or withheld):
         return NO_HEADERS
     lines = ""
@@ -116,12 +116,12 @@ def own_headers(headers: Headers, *, for_client: bytes = b"", withheld: tuple[st
         if not value.isprintable():
             raise ValueError(f"control character in the value of {name!r}")
         lines += f"{name}: {value}\r\n"
-    return OwnHeaders(_names((*[name for name, _ in headers], *withheld)), lines.encode(), for_client)
+    return OwnHeaders(_names(tuple([name for name, _ in headers]), withheld), lines.encode(), for_client)
 
 
 @lru_cache(maxsize=64)  # few sets of names are ever used
-def _names(names: tuple[str, ...]) -> frozenset[bytes]:
-    return frozenset(_field_name(name.encode()) for name in names)
+def _names(names: tuple[str, ...], more: frozenset[bytes]) -> frozenset[bytes]:
+    return more.union(_field_name(name.encode()) for name in names)
 
 
 # --- The request, to the instance

@@ -5,12 +5,12 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.configuration.state_dir import private_folder, wanted_folder
 from vllm_gateway.service.leftovers import remove_dead_sockets
 from vllm_gateway.service.unix_sockets import bind_unix, unlink_own
 from vllm_gateway.telemetry import events
@@ -46,7 +46,7 @@ class ControlSocket:
         of_user = os.environ.get("XDG_RUNTIME_DIR")
         shared = Path(of_user or tempfile.gettempdir())
         # Where others can take a name in the temporary folder first, there is still the user's own.
-        elsewhere = [shared / f"{_NAME}-{os.getuid()}", Path.home() / ".local/state" / _NAME]
+        elsewhere = [shared / f"{_NAME}-{os.getuid()}", wanted_folder(settings, os.environ)]
         folders = [shared / _NAME] if of_user else elsewhere
         self._paths = [folder / f"control-{number}.sock" for folder in folders]
         self._link = shared / f"{_NAME}-{os.getuid()}-{number}.sock"
@@ -68,7 +68,7 @@ class ControlSocket:
         for path in self._paths:
             try:
                 if self._link is not None:
-                    _make_private(path.parent)
+                    private_folder(path.parent, parents=path.parent.parent != self._link.parent)
                     remove_dead_sockets(path.parent, "control-*.sock")
                     remove_dead_sockets(self._link.parent, f"{_NAME}-{os.getuid()}-*.sock")
                 listening = bind_unix(path, 0o600, replaces_living=self._replaces_living)
@@ -100,13 +100,3 @@ class ControlSocket:
                 self._link.unlink()
             unlink_own(self._link)
             self._link.symlink_to(path)
-
-
-def _make_private(folder: Path) -> None:
-    """Raises OSError if others could do something there."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    there = folder.lstat()
-    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to somebody else, or is no folder")
-    if there.st_mode & 0o022:
-        raise PermissionError(f"others can write to {folder}: chmod 700 {folder}")
