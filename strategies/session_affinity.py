@@ -12,6 +12,9 @@ from xxhash import xxh3_64_intdigest
 
 from vllm_gateway.scheduling import InstanceView, RequestInfo
 
+_LONGEST_USER = 1024
+"""Bytes of a `user` that tell it from others: it is hashed for each instance."""
+
 
 class SessionAffinity:
     """Rendezvous hashing with bounded load: no state, and when instances come or go only their own sessions move."""
@@ -42,7 +45,7 @@ class SessionAffinity:
             with suppress(CookieError):
                 if morsel := SimpleCookie(cookies).get(self._cookie):
                     return morsel.value.encode("utf-8", "surrogateescape")
-        user = bytes(request.fields.user)
+        user = bytes(memoryview(request.fields.user)[:_LONGEST_USER])
         return b"" if user == b"null" else user
 
 

@@ -7,7 +7,7 @@ import gc
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -16,7 +16,11 @@ import pytest
 from tests.hostile import bodies
 from tests.hostile.bodies import Body
 from tests.integration.front.house import LANES, House, a_request, house
+from vllm_gateway.routing import Address, Route, RoutingTable
+from vllm_gateway.scheduling import Scheduler
+from vllm_gateway.strategies.least_tokens import LeastTokens
 from vllm_gateway.strategies.prefix_aware import PrefixAware
+from vllm_gateway.strategies.session_affinity import SessionAffinity
 from vllm_gateway.telemetry.trace import TraceRecorder
 
 LONGEST_STALL_S = 0.05
@@ -136,14 +140,21 @@ def _is_whole(reply: bytes) -> bool:
     return b"\r\ncontent-length: %d\r\n" % len(body) in head.lower() + b"\r\n" or body.endswith(b"0\r\n\r\n")
 
 
+def _routes(port: int, count: int) -> RoutingTable:
+    """As many instances, all at one address."""
+    return RoutingTable(
+        {"m": tuple(Route(f"i{n}", f"m-{n}", "m", Address("127.0.0.1", port), 100) for n in range(count))}
+    )
+
+
 @contextlib.asynccontextmanager
-async def gateway_to(engine: Engine, tmp_path: Path) -> AsyncIterator[House]:
+async def gateway_to(engine: Engine, tmp_path: Path, strategy: Scheduler | None = None) -> AsyncIterator[House]:
     """With all that reads bodies: streams that may be continued, a strategy that hashes prompts, a recorder of them."""
     clock = asyncio.get_running_loop().time
     recorder = TraceRecorder(tmp_path / "trace.jsonl", 0.0, pytest.fail)
     try:
         async with house(
-            engine.port, max_body=128 * MIB, strategy=PrefixAware(clock=clock), recorder=recorder
+            engine.port, max_body=128 * MIB, strategy=strategy or PrefixAware(clock=clock), recorder=recorder
         ) as gateway:
             yield gateway
     finally:
@@ -199,6 +210,18 @@ async def test_a_bomb_holds_nobody_up(tmp_path: Path, engine: Engine, size: int,
 async def test_nor_does_a_small_one(tmp_path: Path, engine: Engine, name: str) -> None:
     async with gateway_to(engine, tmp_path) as gateway:
         await check_cost(gateway, engine, bodies.SMALL[name], 125 * 1024, "fast")
+
+
+@pytest.mark.parametrize("make", [LeastTokens, SessionAffinity])
+@pytest.mark.parametrize("name", ["a user", "content of numbers"])
+async def test_nor_do_other_strategies_that_read_bodies(
+    tmp_path: Path, engine: Engine, name: str, make: Callable[[], Scheduler]
+) -> None:
+    """With many instances, of which one is there."""
+    body = bodies.SMALL.get(name, bodies.BOMBS[name])
+    async with gateway_to(engine, tmp_path, make()) as gateway:
+        gateway.queues.publish(_routes(engine.port, 64))
+        await check_cost(gateway, engine, body, 125 * 1024 if name in bodies.SMALL else 16 * MIB, "fast")
 
 
 @pytest.mark.parametrize("lane", LANES)

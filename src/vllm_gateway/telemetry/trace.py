@@ -16,6 +16,7 @@ from typing import IO
 BLOCK_TOKENS = 128  # of the file, whatever the prompts' own
 LARGEST_FILE_BYTES = 256 << 20  # then it becomes FILE.1, and a new one begins
 _WAITING_ROWS = 10_000
+_WAITING_BLOCKS = 1_000_000  # some 50 MB
 _TAIL_BYTES = 2048  # where a reply says its usage
 _USAGE = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})')
 _EVENT = b"data: "
@@ -60,6 +61,8 @@ class TraceRecorder:
         self._began_s = now_s
         self._failed = failed
         self._left_out = 0
+        self._put_blocks = 0  # counted where requests end
+        self._taken_blocks = 0  # counted where they are written
         self._key = secrets.token_bytes(16)  # nobody can try whether a known prompt is among those recorded
         self._rows: queue.Queue[_Row | None] = queue.Queue(_WAITING_ROWS)
         self._file = self._begin()
@@ -77,8 +80,12 @@ class TraceRecorder:
         reply_tokens: int,
     ) -> None:
         """Never waits."""
+        if self._put_blocks - self._taken_blocks > _WAITING_BLOCKS:
+            self._left_out += 1
+            return
         try:
             self._rows.put_nowait(_Row(arrived_s, model, prompt_tokens, blocks, block_tokens, reply_tokens))
+            self._put_blocks += len(blocks)
         except queue.Full:
             self._left_out += 1
 
@@ -100,6 +107,7 @@ class TraceRecorder:
     def _run(self) -> None:
         try:
             while (row := self._rows.get()) is not None:
+                self._taken_blocks += len(row.blocks)
                 self._file.write(self._line(row))
                 if self._rows.empty():
                     self._file.flush()
