@@ -7,6 +7,7 @@ import pytest
 from tests.unit.streams.test_continuation import CHAT, COMPLETION, request, tracker_of
 from vllm_gateway.streams import Resume, Tracker
 from vllm_gateway.streams import tracker as tracker_module
+from vllm_gateway.streams.continued import Continued
 from vllm_gateway.streams.large import LARGE_EVENT_BYTES, glance, without_prompt_ids
 from vllm_gateway.streams.sse import DONE, event_of
 
@@ -109,3 +110,41 @@ def test_what_nobody_can_read_is_not_read_for_ever() -> None:
         assert tracker.feed(b"data: {nonsense\n\n")
     assert tracker.obstacle is not None
     assert tracker._strange <= 101
+
+
+def continued() -> tuple[Tracker, Continued]:
+    """A stream of which a part has been said, and who goes on with it."""
+    tracker = following()
+    tracker.feed(event(choices=choice(delta={"role": "assistant"}), prompt_token_ids=[1, 2]))
+    tracker.feed(event(choices=choice(delta={"content": "hello"}, token_ids=[3])))
+    tracker.begin_again()
+    return tracker, Continued(tracker, tracker.asked.kind)
+
+
+def test_who_goes_on_repeats_a_long_prompt() -> None:
+    tracker, goes_on = continued()
+    assert goes_on.feed(event(choices=choice(delta={"role": "assistant"}), prompt_token_ids=PROMPT)) == b""
+    said = goes_on.feed(event(choices=choice(delta={"content": " world"}, token_ids=[4])))
+    assert b" world" in said and tracker.failed is None
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"),
+    [
+        ({"error": {"message": "too long", "code": 400}}, "refused"),
+        ({"error": {"message": "dead", "code": 500}}, "engine_error"),
+        ({"choices": choice(delta={"content": PADDING})}, "event_too_long"),
+        ({"choices": [{}] * 2000}, "engine_error"),
+    ],
+)
+def test_who_cannot_go_on(said: dict[str, object], failed: str) -> None:
+    tracker, goes_on = continued()
+    assert goes_on.feed(event(**said)) == b""
+    assert tracker.failed == failed
+
+
+def test_who_goes_on_without_end_is_stopped() -> None:
+    tracker, goes_on = continued()
+    for _ in range(100):
+        goes_on.feed(b"x" * (128 << 10))
+    assert tracker.failed == "event_too_long"
