@@ -118,7 +118,32 @@ SMALL = {
     "a name": Body(CHAT, "model_not_found", BOMBS["a name"].make),
     "levels": Body(CHAT, "bad_request", BOMBS["levels"].make),
 }
-"""The same, below the size from which a body is looked through."""
+"""The same, below the size from which a body may be looked through."""
+
+
+def _padded(path: str, begin: bytes, unit: bytes, end: bytes) -> Body:
+    """As many units as a body of almost 2 MiB may have that is not large; spaces fill it up."""
+    count = 49_000 // sum(unit.count(one) for one in (b",", b":", b"[", b"{"))
+    units = b"".join(unit % number if b"%" in unit else unit for number in range(count))
+    return Body(
+        path, CARRIED, lambda size: begin + b" " * (max(0, size - len(begin) - len(units) - len(end))) + units + end
+    )
+
+
+MEDIUM = {
+    "fields": _padded(CHAT, _STREAM, b'"%d":0,', b'"z":0}'),
+    "fields for an alias": _padded(CHAT, b'{"model":"alias","stream":true,', b'"%d":0,', b'"z":0}'),
+    "content of numbers": _padded(CHAT, b'{"model":"m","messages":[{"role":"user","content":[', b"1,", b"1]}]}"),
+    "content of parts": _padded(CHAT, b'{"model":"m","messages":[{"role":"user","content":[', b"{},", b"{}]}]}"),
+    "content of images": _padded(CHAT, b'{"model":"m","messages":[{"content":[', b'{"type":"image_url"},', b"{}]}]}"),
+    "messages": _padded(CHAT, _STREAM + b'"messages":[', b"{},", b"{}]}"),
+    "prompts": _padded(COMPLETION, _STREAM + b'"prompt":[', b'"",', b'""]}'),
+    "stop texts": _padded(COMPLETION, _STREAM + b'"stop":[', b'"a",', b'"a"]}'),
+    "a name": Body(CHAT, "model_not_found", BOMBS["a name"].make),
+    "a text of escapes": BOMBS["a text of escapes"],
+    "an image": BOMBS["an image"],
+}
+"""The most that may be in a body which is not looked through."""
 
 
 def _exactly(body: bytes, code: str, path: str = CHAT) -> Body:

@@ -212,6 +212,12 @@ async def test_nor_does_a_small_one(tmp_path: Path, engine: Engine, name: str) -
         await check_cost(gateway, engine, bodies.SMALL[name], 125 * 1024, "fast")
 
 
+@pytest.mark.parametrize("name", bodies.MEDIUM)
+async def test_nor_does_one_of_medium_size(tmp_path: Path, engine: Engine, name: str) -> None:
+    async with gateway_to(engine, tmp_path) as gateway:
+        await check_cost(gateway, engine, bodies.MEDIUM[name], 2 * MIB - 1000, "fast")
+
+
 @pytest.mark.parametrize("make", [LeastTokens, SessionAffinity])
 @pytest.mark.parametrize("name", ["a user", "content of numbers"])
 async def test_nor_do_other_strategies_that_read_bodies(

@@ -41,7 +41,7 @@ _NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Malfor
 
 
 def wanted(body: Body, content_type: str, limits: BodyLimits) -> Wanted:
-    """Of a body below LARGE. Raises ApiError bad_request, body_too_complex or model_missing."""
+    """Of a body that is not large. Raises ApiError bad_request, body_too_complex or model_missing."""
     try:
         if is_form(content_type):
             found = _in_form(body, at_once(form(body, boundary_of(content_type), limits)))

@@ -14,7 +14,7 @@ from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.streamed import StreamedRequest
 from vllm_gateway.api.terms import Terms
-from vllm_gateway.bodies.limits import LARGE, BodyLimits
+from vllm_gateway.bodies.limits import BodyLimits, is_large
 from vllm_gateway.bodies.payload import Body, Payload
 from vllm_gateway.bodies.turns import Turns
 from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
@@ -75,12 +75,12 @@ class Inference:
         info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
         content_type = client.content_type
         large = None
-        if len(body) < LARGE:
-            found = wanted(body, content_type, self.body_limits)
-        else:
+        if is_large(body):
             large = await looked_through(body, content_type, self.body_limits, self._turns)
             found = large.wanted
             info.outline = large.outline
+        else:
+            found = wanted(body, content_type, self.body_limits)
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)
         served_as = self._names.served_as(found.model)

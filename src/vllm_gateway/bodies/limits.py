@@ -3,9 +3,24 @@
 
 from dataclasses import dataclass
 
-LARGE = 128 * 1024
-"""From here on a body is looked through before anything is built of it; what a smaller one can cost is bounded by its
-size: at most some milliseconds, and some megabytes for as long."""
+from vllm_gateway.bodies.payload import Body
+
+_SMALL = 128 * 1024
+_LARGE = 2 << 20
+_MOST_PUNCTUATION = 48 * 1024
+_NOT_PUNCTUATION = bytes(set(range(256)) - set(b",:[{"))
+
+
+def is_large(body: Body) -> bool:
+    """Whether it is to be looked through before anything is built of it.
+
+    What another one can cost is bounded: by its size, and by how many things there can be in it. At most some
+    milliseconds, and some megabytes for as long.
+    """
+    size = len(body)
+    if size < _SMALL:
+        return False
+    return size >= _LARGE or len(body.translate(None, _NOT_PUNCTUATION)) > _MOST_PUNCTUATION
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,10 +166,10 @@ class Server(_Strict):
     )
     max_body_fields: int = Field(1000, ge=1, description="Fields of a body, or parts of a form. More get 400.")
     max_body_messages: int = Field(
-        20_000, ge=1, description="Messages and their parts, prompts or inputs in a body over 128 KiB."
+        20_000, ge=1, description="Messages and their parts, prompts or inputs in a large body."
     )
-    max_body_items: int = Field(200_000, ge=1, description="Lists and objects in a body over 128 KiB.")
-    max_body_depth: int = Field(200, ge=1, description="Lists and objects within each other in a body over 128 KiB.")
+    max_body_items: int = Field(200_000, ge=1, description="Lists and objects in a large body.")
+    max_body_depth: int = Field(200, ge=1, description="Lists and objects within each other in a large body.")
     extra_paths: tuple[CarriedPath, ...] = Field(
         (), description="Carried to engines beside those that clients of vLLM need: /path (POST), or METHOD /path."
     )
