@@ -10,6 +10,7 @@ from typing import Any, cast
 import h11
 from aiohttp import web
 
+from vllm_gateway.api.buffers import Buffers
 from vllm_gateway.api.cors import NO_CORS
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.front_door import FrontDoor
@@ -103,6 +104,7 @@ class Door(FrontDoor):
             inference=self,
             opened=asyncio.Event(),
             max_body=1 << 20,
+            buffers=Buffers(1 << 30, asyncio.get_running_loop().time),
         )
         super().__init__(cast(Api, api))
         self._read = read
