@@ -22,6 +22,9 @@ setup: $(VENV)/.installed ## create .venv and install
 run: setup ## the demo on http://127.0.0.1:8000: simulated engine, no GPU, no Docker
 	$(BIN)/vllm-gateway serve --config config/demo.yaml
 
+# Hundreds of processes begin in a test run: none of them is to compile the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Most tests wait most of their time. Each worker has a network and, where it needs one, a lab of its own.
 WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8)))
 PYTEST := $(BIN)/python -m pytest
