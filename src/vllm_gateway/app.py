@@ -4,6 +4,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from vllm_gateway.allocator.footprints import FootprintStore
@@ -28,7 +29,15 @@ from vllm_gateway.control.status_page import status_of
 from vllm_gateway.fleet.engine_keys import EngineKeys
 from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.fleet.fleet import Fleet
-from vllm_gateway.fleet.predecessor import CannotTakeOver, Predecessor, ToldToBoth, WithPredecessor, Work
+from vllm_gateway.fleet.predecessor import (
+    CannotTakeOver,
+    Predecessor,
+    ToldToBoth,
+    WithPredecessor,
+    Work,
+    in_flight_of,
+    known_as,
+)
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
@@ -91,8 +100,11 @@ class Gateway:
             _queue_settings(settings),
             departed=self._departed,
             health_changed=self._health_changed,
+            elsewhere=partial(in_flight_of, predecessor, self.fleet.registry) if predecessor else lambda instance_id: 0,
         )
         self._predecessor = predecessor
+        if predecessor is not None:
+            predecessor.heard = self.queues.recount
         activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
         traffic = ToldToBoth(self.queues, predecessor) if predecessor else self.queues
         self.fleet.attach(traffic, activity, _measured(placements))
@@ -213,9 +225,7 @@ class Gateway:
 
     def work(self) -> Work:
         busy = {
-            one.running.handle: count
-            for one in self.fleet.registry
-            if one.running and (count := self.queues.in_flight(one.instance_id))
+            known_as(one): count for one in self.fleet.registry if (count := self.queues.in_flight(one.instance_id))
         }
         waiting = {name: count for name in self.settings.models if (count := self.queues.waiting(name))}
         return Work(busy, waiting)

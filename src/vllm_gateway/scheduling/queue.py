@@ -73,9 +73,10 @@ class ModelQueue:
         demand: Demand,
         settings: QueueSettings,
         *,
-        drained: Callable[[InstanceView], None],
+        left: Callable[[InstanceView], None],
         health_changed: Callable[[InstanceView, Change], None],
     ) -> None:
+        """`left` hears of each request that ends on an instance which is not listed any more."""
         self.model = model
         self.placement = placement
         self.served = 0
@@ -84,7 +85,7 @@ class ModelQueue:
         self._health = PassiveHealth(settings.ejection)
         self._demand = demand
         self._settings = settings
-        self._drained = drained
+        self._left = left
         self._health_changed = health_changed
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
@@ -254,9 +255,10 @@ class ModelQueue:
 
     def _let_repeat(self, waiter: _Waiter) -> None:
         waiter.may_repeat = True
-        self._serve_waiters()
+        self.serve_waiters()
 
-    def _serve_waiters(self) -> None:
+    def serve_waiters(self) -> None:
+        """A place may be free."""
         for failed, waiters in list(self._again.items()) if self._again else ():
             while waiters and (open_to_it := self._open(failed, may_repeat=next(iter(waiters)).may_repeat)):
                 self._give(waiters.popitem(last=False)[0], open_to_it)
@@ -287,9 +289,9 @@ class ModelQueue:
 
     def release(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
         """Gives a place back; who is next takes it at once."""
-        view.in_flight -= 1
+        view.count(-1)
         view.last_used = now = asyncio.get_running_loop().time()
-        assert view.in_flight >= 0, view
+        assert view.own >= 0, view
         if outcome in _FAILURES:
             view.failures += 1
         if outcome in _FAILURES or self._health.troubled:
@@ -299,9 +301,9 @@ class ModelQueue:
             self._turnover.kept(now - placed_at)
         placement.finished(request, view, outcome)  # a strategy hears only of what it has placed
         if view.instance_id in self._listed:
-            self._serve_waiters()
-        elif view.in_flight == 0:
-            self._drained(view)
+            self.serve_waiters()
+        else:
+            self._left(view)
 
     def began(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
         """Who wants to know of the first byte of a reply that is no error."""
@@ -315,7 +317,7 @@ class ModelQueue:
         change = self._health.answers(view.instance_id, request, asyncio.get_running_loop().time())
         if change is not None:
             self._health_changed(view, change)
-            self._serve_waiters()
+            self.serve_waiters()
 
     def _judge(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
         loop = asyncio.get_running_loop()
@@ -323,7 +325,7 @@ class ModelQueue:
         if change is not None:
             self._health_changed(view, change)
             if change.ejected:
-                loop.call_later(change.pause_s, self._serve_waiters)  # one of them may probe it
+                loop.call_later(change.pause_s, self.serve_waiters)  # one of them may probe it
 
     def update(self, routes: Sequence[Route], view_of: Callable[[Route], InstanceView]) -> None:
         """Takes the model's part of a new routing table."""
@@ -335,7 +337,7 @@ class ModelQueue:
             self._turnover.places = sum(view.max_in_flight for view in self._views)
         self.placement.listed(self._views)
         self._decide()
-        self._serve_waiters()
+        self.serve_waiters()
 
     def _open(self, failed: Collection[str] = (), *, may_repeat: bool = False) -> Sequence[InstanceView]:
         """The instances with a free place that have not failed the request; if all have, they may repeat it in time."""
@@ -362,7 +364,7 @@ class ModelQueue:
             self._retries.first_attempts.add(now)
         if self._health.troubled:
             self._health.placed(chosen.instance_id, request)
-        chosen.in_flight += 1
+        chosen.count(1)
         chosen.total += 1
         chosen.last_used = now
         self.served += 1

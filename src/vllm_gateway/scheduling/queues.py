@@ -21,8 +21,11 @@ class Queues:
         *,
         departed: Callable[[InstanceView], None],
         health_changed: Callable[[InstanceView, Change], None],
+        elsewhere: Callable[[str], int] = lambda instance_id: 0,
     ) -> None:
+        """`elsewhere`: how many requests another gateway has on an instance; `recount` tells that it has changed."""
         self._demand = demand
+        self._elsewhere = elsewhere
         self._departed = departed
         self._health_changed = health_changed
         self._views: dict[str, InstanceView] = {}
@@ -41,7 +44,7 @@ class Queues:
                     placement,
                     self._demand,
                     settings,
-                    drained=self._drained,
+                    left=self._left,
                     health_changed=self._health_changed,
                 )
         for model in self._queues.keys() - placements.keys():
@@ -56,7 +59,7 @@ class Queues:
     def unfinished(self) -> int:
         """Requests in flight and waiting."""
         waiting = sum(queue.waiting for queue in self._queues.values())
-        return waiting + sum(view.in_flight for view in self._views.values())
+        return waiting + sum(view.own for view in self._views.values())
 
     def of(self, model: str) -> ModelQueue:
         return self._queues[model]
@@ -67,7 +70,7 @@ class Queues:
             queue.update(table.of(model), self._view)
         for view in [view for view in self._views.values() if view.instance_id not in self._listed]:
             self._departed(view)
-            if not view.in_flight:
+            if not view.own:
                 self._forget(view)
 
     def refuse(self, model: str, refusal: Refusal) -> None:
@@ -87,8 +90,9 @@ class Queues:
         return queue.waiting if queue else 0
 
     def in_flight(self, instance_id: str) -> int:
+        """But for those of another gateway."""
         view = self._views.get(instance_id)
-        return view.in_flight if view else 0
+        return view.in_flight - view.elsewhere if view else 0
 
     def last_used(self, instance_id: str) -> float | None:
         view = self._views.get(instance_id)
@@ -100,15 +104,30 @@ class Queues:
     def _view(self, route: Route) -> InstanceView:
         view = self._views.get(route.instance_id)
         if view is None:
-            view = self._views[route.instance_id] = InstanceView(
-                route.instance_id,
-                route.name,
-                route.model,
-                route.address,
-                route.max_in_flight,
-            )
+            view = InstanceView(route.instance_id, route.name, route.model, route.address, route.max_in_flight)
+            self._count_what_runs_there(view)
+            self._views[route.instance_id] = view
         view.ready_since, view.max_in_flight, view.weight = route.ready_since, route.max_in_flight, route.weight
         return view
+
+    def _count_what_runs_there(self, view: InstanceView) -> None:
+        """An engine that was out of the table for a moment has its work yet, whatever it is called now."""
+        for before in map(InstanceView.latest, self._views.values()):
+            is_same = before.model == view.model and before.address == view.address
+            if is_same and before.instance_id not in self._listed:
+                before.again = view
+                view.in_flight = before.in_flight - before.elsewhere
+                break
+        view.elsewhere = self._elsewhere(view.instance_id)
+        view.in_flight += view.elsewhere
+
+    def recount(self) -> None:
+        """What another gateway has on the instances has changed."""
+        for view in self._views.values():
+            before, view.elsewhere = view.elsewhere, self._elsewhere(view.instance_id)
+            view.in_flight += view.elsewhere - before
+        for queue in self._queues.values():
+            queue.serve_waiters()
 
     def measured(self, instance_id: str, metrics: EngineMetrics) -> None:
         if view := self._views.get(instance_id):
@@ -119,6 +138,9 @@ class Queues:
         if queue := self._queues.get(view.model):
             queue.placement.departed(view.instance_id)
 
-    def _drained(self, view: InstanceView) -> None:
-        self._forget(view)
-        self._demand.drained(view.instance_id)
+    def _left(self, view: InstanceView) -> None:
+        if not view.own:
+            self._forget(view)
+            self._demand.drained(view.instance_id)
+        if view.again is not None and (queue := self._queues.get(view.model)):
+            queue.serve_waiters()

@@ -31,6 +31,21 @@ class InstanceView:
     failures: int = 0
     last_used: float | None = None
     metrics: EngineMetrics | None = None  # the latest there were; kept only if a strategy says `wants_metrics = True`
+    own: int = 0  # of those in flight: which have their places by this view
+    elsewhere: int = 0  # of those in flight: another gateway's
+    again: "InstanceView | None" = None  # the same engine, since it came back to the table while these went on
+
+    def count(self, one: int) -> None:
+        """One more or less of its own: it runs on the engine, under whatever name that is listed."""
+        self.own += one
+        here: InstanceView | None = self
+        while here is not None:
+            here.in_flight += one
+            here = here.again
+
+    def latest(self) -> "InstanceView":
+        """What its engine is listed as now, or was last."""
+        return self if self.again is None else self.again.latest()
 
     def fresh_metrics(self, now: float) -> EngineMetrics | None:
         """None where the engine has not been heard of for a while."""

@@ -9,7 +9,7 @@ They talk over a unix socket, one JSON object a line:
     new -> old   "ready": it has adopted the instances and accepts connections. The old one stops to accept, and
                  serves the connections that it has.
     old -> new   again and again, what it still has to do, so that nothing is stopped under it:
-                 {"in_flight": {container: requests}, "waiting": {model: requests}}
+                 {"in_flight": {instance: requests}, "waiting": {model: requests}}
     new -> old   whenever requests that wait for a model are to wait no longer:
                  {"model": name, "code": code, "message": why, "retry_after_s": seconds or null}
 
@@ -196,6 +196,7 @@ class Predecessor:
         self._lines = lines
         self.sockets = sockets
         self.work = Work()
+        self.heard: Callable[[], None] = lambda: None
         self.gone = False
         self._is_told = False  # that this one is ready
 
@@ -261,6 +262,7 @@ class Predecessor:
         report = await self._lines.next()
         if report is not None:
             self.work = Work(report["in_flight"], report["waiting"])
+            self.heard()
         return report is not None
 
     async def follow(self, served: Collection[str]) -> None:
@@ -275,6 +277,7 @@ class Predecessor:
             self.work = Work()
             self.gone = True
             self._connection.close()
+            self.heard()
 
 
 class _Lines:

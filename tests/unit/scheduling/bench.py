@@ -78,6 +78,7 @@ class Bench:
         self.strategy = strategy or First()
         self.errors: list[Exception] = []
         self.departed: list[str] = []
+        self.elsewhere: dict[str, int] = {}
         self.changes: list[tuple[str, bool]] = []
         self.queues = Queues(
             {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
@@ -90,6 +91,7 @@ class Bench:
             ),
             departed=lambda view: self.departed.append(view.instance_id),
             health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
+            elsewhere=lambda instance_id: self.elsewhere.get(instance_id, 0),
         )
         self.placed: list[str] = []
 
@@ -98,8 +100,10 @@ class Bench:
         return self.queues.of("m")
 
     def publish(self, *names: str, places: int = 1, suspects: Sequence[str] = ()) -> None:
+        """A name that ends in `+` is that of an instance which has come back under another id."""
         routes = tuple(
-            Route(name, name, "m", Address("127.0.0.1", 8000), places, suspect=name in suspects) for name in names
+            Route(name, name, "m", Address(path="/" + name.rstrip("+")), places, suspect=name in suspects)
+            for name in names
         )
         self.queues.publish(RoutingTable({"m": routes}))
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.scheduling.bench import Bench, First, refusal_of, request
 from tests.waiting import until
-from vllm_gateway.routing import Refusal
+from vllm_gateway.routing import Refusal, RoutingTable
 from vllm_gateway.scheduling import (
     Outcome,
 )
@@ -108,3 +108,56 @@ async def test_one_that_comes_back_still_counts_its_requests() -> None:
     (waiting,) = await bench.wait("a")
     bench.queue.release(view, request(), Outcome.OK)
     assert await waiting is view
+
+
+async def test_the_work_on_an_engine_counts_whatever_the_engine_is_called_now() -> None:
+    bench = Bench()
+    bench.publish("i1", places=2)
+    before = [await bench.queue.acquire(request()) for _ in range(2)]
+    bench.publish()
+    bench.publish("i1+", places=2)
+    (now,) = bench.queue.views
+    assert (now.in_flight, bench.queues.in_flight("i1+"), bench.queues.unfinished) == (2, 2, 2)
+    (waiting,) = await bench.wait("a")
+    bench.queue.release(before[0], request(), Outcome.OK)
+    assert await waiting is now
+    bench.publish()
+    bench.publish("i1++", places=2)
+    assert bench.queue.views[0].in_flight == 2
+    (waiting,) = await bench.wait("b")
+    bench.queue.release(before[1], request(), Outcome.BROKEN)
+    bench.queue.release(now, request(), Outcome.OK)
+    assert bench.queue.views[0].in_flight == 1
+    assert ("drained", "i1") in bench.demand.said
+    assert ("drained", "i1+") in bench.demand.said
+    bench.queue.release(await waiting, request(), Outcome.OK)
+    assert bench.queues.unfinished == 0
+    assert bench.nothing_is_left()
+
+
+async def test_a_model_that_comes_back_waits_for_the_work_it_had() -> None:
+    bench = Bench()
+    bench.publish("i1")
+    old, view = bench.queue, await bench.queue.acquire(request())
+    settings, placement = old._settings, old.placement
+    bench.queues.configure({}, settings)
+    bench.queues.publish(RoutingTable())
+    bench.queues.configure({"m": placement}, settings)
+    bench.publish("i1+")
+    assert bench.queue is not old
+    (waiting,) = await bench.wait("a")
+    old.release(view, request(), Outcome.OK)
+    assert (await waiting).instance_id == "i1+"
+
+
+async def test_what_another_gateway_has_on_an_instance_takes_its_places() -> None:
+    bench = Bench()
+    bench.elsewhere["i1"] = 1
+    bench.publish("i1", places=2)
+    view = await bench.queue.acquire(request())
+    assert (view.in_flight, bench.queues.in_flight("i1")) == (2, 1)
+    (waiting,) = await bench.wait("a")
+    bench.elsewhere.clear()
+    bench.queues.recount()
+    assert await waiting is view
+    assert (view.in_flight, bench.queues.in_flight("i1")) == (2, 2)
