@@ -123,7 +123,7 @@ SMALL = {
 
 def _padded(path: str, begin: bytes, unit: bytes, end: bytes) -> Body:
     """As many units as a body of almost 2 MiB may have that is not large; spaces fill it up."""
-    count = 49_000 // sum(unit.count(one) for one in (b",", b":", b"[", b"{"))
+    count = 24_500 // sum(unit.count(one) for one in (b",", b":", b"[", b"{"))
     units = b"".join(unit % number if b"%" in unit else unit for number in range(count))
     return Body(
         path, CARRIED, lambda size: begin + b" " * (max(0, size - len(begin) - len(units) - len(end))) + units + end

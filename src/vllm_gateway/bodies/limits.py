@@ -7,7 +7,7 @@ from vllm_gateway.bodies.payload import Body
 
 _SMALL = 128 * 1024
 _LARGE = 2 << 20
-_MOST_PUNCTUATION = 48 * 1024
+_MOST_PUNCTUATION = 24 * 1024
 _NOT_PUNCTUATION = bytes(set(range(256)) - set(b",:[{"))
 
 

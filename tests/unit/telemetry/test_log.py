@@ -19,7 +19,6 @@ from vllm_gateway.telemetry import events, log
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    log.configure(Log(format="json"), io.StringIO())  # takes what other tests emitted before
     out = io.StringIO()
     log.configure(Log(format="json"), out, strict=True)
     yield out
