@@ -126,7 +126,7 @@ class Door(FrontDoor):
             body = await request.content.read()
         except ApiError as error:
             self._read.refused = True
-            return error.response({})
+            return error.response(Progress("r", request.method, request.path, 0.0))
         self._take(request.method, request.raw_path, request.raw_headers, body)
         return web.Response()
 

@@ -16,7 +16,16 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from vllm_gateway.api.answers import name_server
-from vllm_gateway.api.begun_head import END, MAX_FIELDS, BegunHead, Fate, too_large, too_slow, unreadable
+from vllm_gateway.api.begun_head import (
+    END,
+    MAX_FIELDS,
+    BegunHead,
+    Fate,
+    request_line_of,
+    too_large,
+    too_slow,
+    unreadable,
+)
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import MAX_AHEAD_BYTES, Door
 from vllm_gateway.api.journal import Progress, request_id_of
@@ -39,6 +48,7 @@ class _Connection(web.RequestHandler):
         self._body: Framing | None = None  # of the request at hand, as long as some of it is to come
         self._payload: StreamReader = EMPTY_PAYLOAD  # where aiohttp puts it
         self._in_work = False  # the request at hand, its body perhaps still to come
+        self._unread = b""  # a head that aiohttp could not read
         self._last = False  # no request is read after the one at hand
         self._ahead = bytearray()  # what has come of the requests after it
         self._holds = False  # reads no more: the requests ahead are more than are kept
@@ -124,6 +134,7 @@ class _Connection(web.RequestHandler):
         message, payload = self._messages[-1]
         if not isinstance(message, RawRequestMessage):  # aiohttp could not read it, and says so
             self._last = True
+            self._unread = head
             return
         self._payload = payload
         if payload is EMPTY_PAYLOAD:
@@ -216,17 +227,17 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Always the last reply of its connection: where the next request begins is not known.
 
-        `request` only stands for what came: it has neither its method nor its path.
+        `request` only stands for what came: it has neither method nor path.
         """
         if request.writer.output_size > 0:
             raise ConnectionError("a reply has begun; nothing can be said after it")
         said = (message or "").partition("\n")[0].rstrip(": ")
         error = unreadable(cut(said)) if said else unreadable()
         now, client = self._door.loop.time(), request.remote or ""
-        progress = Progress(request_id_of(None), request.method, request.path, now, client)
+        progress = Progress(request_id_of(None), *request_line_of(self._unread), now, client)
         progress.outcome, progress.status = error.code, error.status
         self._door.journal.finished(progress)
-        response = error.response(progress.headers)
+        response = error.response(progress)
         response.force_close()
         return response
 

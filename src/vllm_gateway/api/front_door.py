@@ -108,7 +108,7 @@ class FrontDoor(AiohttpServer):
         progress = Progress(request_id_of(None), *request_line_of(seen), self.loop.time(), client)
         progress.outcome, progress.status = error.code, error.status
         self.journal.finished(progress)
-        transport.write(error.reply(progress.headers, keep_alive=False))
+        transport.write(error.reply(progress, keep_alive=False))
         self.say_farewell(transport)
 
     def say_farewell(self, transport: asyncio.Transport) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.forms import Form, form_of
 from vllm_gateway.relay import ClientGone
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.cut import cut
@@ -56,6 +57,11 @@ class Progress:
     def headers(self) -> dict[str, str]:
         """Of all replies to it that the gateway makes itself."""
         return {"X-Request-Id": self.request_id, **self.cors.headers}
+
+    @property
+    def form(self) -> Form:
+        """Of the errors that its client expects."""
+        return form_of(self.path)
 
     def limit_reached(self, reason: str) -> None:
         if reason in LIMITS:

@@ -80,7 +80,7 @@ class Api:
             raise
         except Exception as error:
             failed = self.journal.failed(error, progress)
-            response = failed.response(progress.headers) if failed else web.Response(status=progress.status)
+            response = failed.response(progress) if failed else web.Response(status=progress.status)
         finally:
             self.journal.finished(progress)
         return response

@@ -8,6 +8,7 @@ import orjson
 
 from vllm_gateway.api.attempts import Attempts, LastTryFailed, outcome_of
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.journal import Progress
 from vllm_gateway.relay import Carried, Client, ClientGone, ClientStream, NoStream, Relay, UpstreamFailed
 from vllm_gateway.scheduling import Outcome
 from vllm_gateway.streams import Ask, Asked, Finish, GiveUp, Tracker, comment, event_of, next_step
@@ -53,7 +54,7 @@ class StreamedRequest:
                 raise
             if isinstance(error, LastTryFailed) and self._tracker.begun:
                 error = self._interrupted(self._attempts.reason, "no other instance goes on")
-            return self._end_with(error.event(), error.code)
+            return self._end_with(error.event(self._attempts.progress, 0), error.code)
         except ClientGone:
             if not stream.begun:
                 raise
@@ -157,7 +158,7 @@ class StreamedRequest:
         """An engine does not want the request, and the client has a head that says otherwise."""
         if self._tracker.begun:
             raise self._interrupted(failure.reason, "the other instance refused to go on")
-        return self._end_with(_refusal(failure), failure.reason)
+        return self._end_with(_refusal(failure, self._attempts.progress), failure.reason)
 
     def _too_long(self) -> ApiError:
         """Another instance would say the same."""
@@ -194,7 +195,7 @@ class StreamedRequest:
         return carried
 
 
-def _refusal(failure: NoStream) -> bytes:
+def _refusal(failure: NoStream, progress: Progress) -> bytes:
     """The engine's own error as an event."""
     try:
         body = orjson.loads(failure.body)
@@ -203,4 +204,4 @@ def _refusal(failure: NoStream) -> bytes:
     except orjson.JSONDecodeError:
         pass
     said = failure.body[:500].decode("utf-8", "replace")
-    return ApiError("instance_failed", f"The engine answered with status {failure.status}: {said}").event()
+    return ApiError("instance_failed", f"The engine answered with status {failure.status}: {said}").event(progress, 0)

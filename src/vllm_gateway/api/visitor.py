@@ -251,7 +251,7 @@ class Visitor(asyncio.Protocol):
                 self.transport.abort()  # nothing can be said after a reply that has begun
                 return False
             keep = self.keep_alive
-            self.transport.write(failed.reply(progress.headers, keep_alive=keep))
+            self.transport.write(failed.reply(progress, keep_alive=keep))
             return keep
         if self.writing_paused or carried.broken is not None:
             await inference.settle(self, carried)
@@ -330,7 +330,7 @@ class Visitor(asyncio.Protocol):
         assert self._progress is not None
         self._progress.outcome, self._progress.status = error.code, error.status
         self._body = bytearray()
-        self.transport.write(error.reply(self._progress.headers, keep_alive=False))
+        self.transport.write(error.reply(self._progress, keep_alive=False))
         self._close()
 
     def _give_up(self) -> None:

@@ -85,10 +85,11 @@ def data_of(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def event_of(data: bytes) -> bytes:
+def event_of(data: bytes, name: str = "") -> bytes:
     """An event of one line of data."""
     assert b"\n" not in data and b"\r" not in data, data
-    return b"data: " + data + b"\n\n"
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + data + b"\n\n"
 
 
 def comment(text: str) -> bytes:

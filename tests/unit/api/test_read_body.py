@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from vllm_gateway.api.buffers import Buffers
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import Bounds
+from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.receiving import Receiving
 
 LIMIT = 1 << 18
@@ -25,7 +26,7 @@ async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
             received = Receiving(request, buffers, limit=LIMIT, bounds=Bounds())
             return web.Response(body=bytes(await received.read()))
         except ApiError as error:
-            return error.response({})
+            return error.response(Progress("r", request.method, request.path, 0.0))
 
     app = web.Application()
     app.router.add_post("/", answer)

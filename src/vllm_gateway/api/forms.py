@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms in which clients expect errors: each API has its own, for whole replies and for the ends of streams."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from vllm_gateway.streams import event_of
+
+_MESSAGES = "/v1/messages"
+_RESPONSES = "/v1/responses"
+
+
+class Form(enum.Enum):
+    OPENAI = "OpenAI's"
+    RESPONSES = "as OpenAI's, but for streams: their events have types and numbers"
+    ANTHROPIC = "Anthropic's"
+
+
+def form_of(path: str) -> Form:
+    """What those expect who ask for this path, whether there is such a path or not."""
+    if path.startswith(_MESSAGES) and path[len(_MESSAGES) :][:1] in ("", "/"):
+        return Form.ANTHROPIC
+    return Form.RESPONSES if path.rstrip("/") == _RESPONSES else Form.OPENAI
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What there is to say, in the words of both."""
+
+    code: str
+    message: str
+    openai_type: str
+    anthropic_type: str
+    param: str | None = None
+
+
+def body_of(said: Said, form: Form, request_id: str) -> bytes:
+    """Of a reply that is an error."""
+    if form is Form.ANTHROPIC:
+        return orjson.dumps(_anthropic(said, request_id))
+    return orjson.dumps({"error": _openai(said)})
+
+
+def last_event(said: Said, form: Form, request_id: str, number: int) -> bytes:
+    """The same for a stream that has begun. `number`: of the events before it."""
+    if form is Form.ANTHROPIC:
+        return event_of(orjson.dumps(_anthropic(said, request_id)), "error")
+    if form is Form.OPENAI:
+        return event_of(orjson.dumps({"error": _openai(said)}))
+    # The types of OpenAI's clients have the fields flat; what makes the clients raise it is the object beside them.
+    flat = {"type": "error", "code": said.code, "message": said.message, "param": said.param}
+    return event_of(orjson.dumps({**flat, "sequence_number": number, "error": _openai(said)}), "error")
+
+
+def headers_of(form: Form, of_all_replies: Mapping[str, str]) -> dict[str, str]:
+    """Anthropic's clients look for the request's id under a name of their own."""
+    if form is Form.ANTHROPIC:
+        return {"request-id": of_all_replies["X-Request-Id"]}
+    return {}
+
+
+def _openai(said: Said) -> dict[str, object]:
+    return {"message": said.message, "type": said.openai_type, "param": said.param, "code": said.code}
+
+
+def _anthropic(said: Said, request_id: str) -> dict[str, object]:
+    """The code stands twice: where OpenAI's errors have it, and where Anthropic's clients look for one."""
+    error = {"type": said.anthropic_type, "message": said.message, "code": said.code}
+    return {"type": "error", "error": {**error, "details": {"error_code": said.code}}, "request_id": request_id}
