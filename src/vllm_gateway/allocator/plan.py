@@ -190,13 +190,13 @@ def _never(books: _Books, all_gpus: Sequence[Gpu]) -> NoRoom | None:
 
 
 def _choose(books: _Books, evicted: Collection[Resident]) -> tuple[str, ...] | None:
-    """The best GPUs with room once `evicted` are gone: model spread, none leaving, tightest fit, lowest index."""
+    """The best GPUs with room once `evicted` are gone: model spread, none on its way, tightest fit, lowest index."""
     names = {resident.instance_id for resident in evicted}
 
     def order(gpu: Gpu) -> tuple[int, bool, int, int]:
         here = [resident for resident in books.residents if gpu.gpu_id in resident.gpu_ids]
         siblings = sum(resident.model == books.need.model and not resident.leaving for resident in here)
-        return siblings, any(resident.leaving for resident in here), rooms[gpu.gpu_id], gpu.index
+        return siblings, any(resident.leaving or resident.changing for resident in here), rooms[gpu.gpu_id], gpu.index
 
     rooms = {gpu.gpu_id: books.room(gpu, lambda resident: resident.instance_id in names) for gpu in books.gpus}
     fitting = sorted((gpu for gpu in books.gpus if rooms[gpu.gpu_id] >= books.need.mib), key=order)

@@ -28,7 +28,8 @@ class Resident:
     busy: bool = False
     waited_for: bool = False  # requests of its model wait for a place
     pinned: bool = False
-    evictable: bool = True  # ready or asleep, not on its way to it
+    evictable: bool = True  # ready or asleep, or on its way to it while nobody waits for that
+    changing: bool = False  # on its way: nothing else can start on its GPUs meanwhile
     asleep: bool = False
     asleep_mib: int | None = None  # what it would keep asleep; None: evicted, it is stopped
     leaving: bool = False

@@ -68,7 +68,8 @@ def _note(model: Mapping[str, Any]) -> str:
 
 
 def _state(one: Mapping[str, Any]) -> str:
-    return str(one["state"] if one["health"] == "healthy" else f"{one['state']}, {one['health']}")
+    said = [one["state"], *([one["health"]] if one["health"] != "healthy" else [])]
+    return ", ".join([*said, *([f"waits for {one['waits_for']}"] if one.get("waits_for") else [])])
 
 
 def _ago(one: Mapping[str, Any]) -> str:

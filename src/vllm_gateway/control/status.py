@@ -37,7 +37,7 @@ class InstanceStatus:
 
     `failures`: its requests that had no whole reply, or a 5xx. `health`: of a suspect, the health check is awaited; one
     that is ejected has failed too many requests. `reserved_mib` is less while it sleeps; `host_mib`: its part of
-    `HostMemory.held_mib`.
+    `HostMemory.held_mib`. `waits_for`: what holds up its start or wake; null: nothing does.
     """
 
     name: str
@@ -45,6 +45,7 @@ class InstanceStatus:
     number: int
     state: str
     why: str
+    waits_for: str | None
     since_s: float
     address: str | None
     gpus: list[str]

@@ -13,7 +13,7 @@ from vllm_gateway.scheduling import Queues
 def status_of(settings: Settings, fleet: Fleet, queues: Queues, *, now: float, uptime_s: float) -> Status:
     """`now` is the loop's time."""
     ordered = sorted(fleet.registry, key=lambda one: (one.model, one.number))
-    instances = {one.name: _instance(one, settings, queues, now) for one in ordered}
+    instances = {one.name: _instance(one, settings, fleet, queues, now) for one in ordered}
     active: dict[str, list[str]] = {}
     for shown in instances.values():
         active.setdefault(shown.model, []).append(shown.name)
@@ -32,7 +32,7 @@ def status_of(settings: Settings, fleet: Fleet, queues: Queues, *, now: float, u
     )
 
 
-def _instance(one: Instance, settings: Settings, queues: Queues, now: float) -> InstanceStatus:
+def _instance(one: Instance, settings: Settings, fleet: Fleet, queues: Queues, now: float) -> InstanceStatus:
     used = queues.last_used(one.instance_id) or one.used_at or None
     view = queues.view(one.instance_id)
     return InstanceStatus(
@@ -41,6 +41,7 @@ def _instance(one: Instance, settings: Settings, queues: Queues, now: float) -> 
         number=one.number,
         state=one.state.value,
         why=one.why,
+        waits_for=fleet.supervisor.waits_for(one),
         since_s=round(now - one.since, 1),
         address=str(one.running.address) if one.running else None,
         gpus=list(one.gpu_ids),

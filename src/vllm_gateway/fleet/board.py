@@ -43,7 +43,15 @@ class Board:
         used = self.activity.last_used(one.instance_id)
         return max(one.used_at if used is None else used, one.ready_at)
 
-    def resident(self, one: Instance) -> Resident:
+    def gives_way(self, one: Instance, now: float) -> bool:
+        """Whether it only starts, and nobody waits for that, nor has a moment ago: who tries again comes back soon."""
+        state = self.models[one.model]
+        spared = one.state is not State.STARTING or one.adopted or one.external or state.spec.pinned
+        waited_for = self.activity.waiting(one.model) > 0 or now - state.waited_for_at < self.policy.idle_s
+        return not spared and not waited_for
+
+    def resident(self, one: Instance, now: float) -> Resident:
+        """A start that nobody waits for is in nobody's use, and the first to leave."""
         state = self.models[one.model]
         return Resident(
             one.instance_id,
@@ -53,7 +61,8 @@ class Board:
             busy=self.activity.in_flight(one.instance_id) > 0,
             waited_for=self.activity.waiting(one.model) > 0,
             pinned=state.spec.pinned,
-            evictable=one.state in (State.READY, State.SLEEPING),
+            evictable=one.state in (State.READY, State.SLEEPING) or self.gives_way(one, now),
+            changing=one.launched and _changes(one),
             leaving=one.leaving,
             asleep=one.state is State.SLEEPING,
             asleep_mib=sleep.asleep_mib(one, state) if self._may_sleep(one, state) else None,
@@ -65,8 +74,8 @@ class Board:
         """Not while another gateway may send requests to it: they would hang."""
         return self.activity.alone and sleep.may_sleep(one, state, self.policy)
 
-    def residents(self) -> list[Resident]:
-        return [self.resident(one) for one in self.registry if one.gpu_ids]
+    def residents(self, now: float) -> list[Resident]:
+        return [self.resident(one, now) for one in self.registry if one.gpu_ids]
 
     def is_promised_room(self, one: Instance) -> bool:
         """Whether it fits its GPUs beside everything else that is promised there."""
@@ -76,21 +85,24 @@ class Board:
         """Whether it fits its GPUs beside everything that is held there until it is gone or asleep."""
         return self._fits(one, lambda other: other.held_mib)
 
-    def changing(self, gpu_id: str, *, but: Instance, engines_only: bool = False) -> bool:
-        """Whether another instance's memory there is on the move; `engines_only`: not by stops.
+    def changing(self, one: Instance, *, engines_only: bool = False) -> list[Instance]:
+        """The others whose memory on one of its GPUs is on the move; `engines_only`: not by stops.
 
         One that is stuck keeps its room, but nobody waits for it.
         """
-
-        def changes(one: Instance) -> bool:
-            ends = one.state in (State.STOPPING, State.FAILED) and not one.stuck
-            return one.state is State.STARTING or one.moving or (ends and not engines_only)
-
-        return any(one is not but and gpu_id in one.gpu_ids and one.launched and changes(one) for one in self.registry)
+        there = set(one.gpu_ids)
+        return [
+            other
+            for other in self.registry
+            if other is not one
+            and other.launched
+            and (_changes(other) or (_ends(other) and not engines_only))
+            and not there.isdisjoint(other.gpu_ids)
+        ]
 
     def is_quiet(self, one: Instance) -> bool:
         """Whether nothing changes on its GPUs but itself."""
-        return not any(self.changing(gpu_id, but=one) for gpu_id in one.gpu_ids)
+        return not self.changing(one)
 
     def _fits(self, one: Instance, mib: Callable[[Instance], int]) -> bool:
         """Asleep it needs no more than it has; else all that is reserved for it."""
@@ -145,6 +157,15 @@ class Board:
         self.registry.move(one, State.FALLING_ASLEEP, why, now)
         self.say(log_events.INSTANCE_DRAINING, instance=one.name, model=one.model, reason=why)
 
+    def end_start(self, one: Instance, why: str, now: float) -> None:
+        """It has not been ready, so there is nothing to be finished."""
+        if one.launched:
+            self.registry.move(one, State.STOPPING, why, now)
+            self.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=why)
+            self.effects.append(e.Stop(one.instance_id))
+        else:
+            self.cancel(one, now)
+
     def cancel(self, one: Instance, now: float) -> None:
         """Gives up a start or wake that holds only its reservation; those that were to make room stay, if they can."""
         if one.state is State.WAKING:
@@ -174,3 +195,11 @@ class Board:
         message = f"{what}: {state.told} (failure {state.failure_id}: the gateway's log and status say more)."
         wait = max(state.retry_at - now, 0.0) + (state.starts.typical_s or 0.0)
         self.refuse(state.spec.name, Refusal("model_start_failed", message, retry_after_s=wait))
+
+
+def _changes(one: Instance) -> bool:
+    return one.state is State.STARTING or one.moving
+
+
+def _ends(one: Instance) -> bool:
+    return one.state in (State.STOPPING, State.FAILED) and not one.stuck

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the supervisor knows of each model: what is wanted, and how that went so far."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class ModelState:
     spec: ModelSpec
     active: bool = False  # asked for, and not put away since
     waits_since: float | None = None  # requests wait, and nothing is ready
+    waited_for_at: float = -math.inf  # when requests were last seen to wait
     failures: int = 0  # in a row
     failed_at: float = 0.0
     retry_at: float = 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vllm_gateway.allocator.plan import plan
 from vllm_gateway.allocator.types import Need, NoRoom, Placement
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet import rollout, sleepers
+from vllm_gateway.fleet import rollout, sleepers, turns
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import Footprint, FootprintOf, ModelSpec, ModelState
@@ -38,6 +38,7 @@ class Reconciler:
                 self._start_missing(state, now, blocked=somebody_waits_for_room)
                 self._replace_outdated(state, now, blocked=somebody_waits_for_room)
         sleepers.keep_to_host_memory(board, now)
+        turns.make_way(board, now)
         self._stop_the_drained(now)
         sleepers.fall_asleep(board, now)
         self._launch(now)
@@ -55,6 +56,8 @@ class Reconciler:
         refused = {effect.model for effect in board.effects if isinstance(effect, e.Refuse)}
         found = []
         for name, state in board.models.items():
+            if board.activity.waiting(name):
+                state.waited_for_at = now
             ready = any(one.state is State.READY for one in board.registry.by_model(name))
             if ready or state.removed or name in refused or not board.activity.waiting(name):
                 state.waits_since = None
@@ -143,7 +146,7 @@ class Reconciler:
             may_drain_busy=footprint.known or waited_s >= policy.max_swap_wait_s,
             waited_s=waited_s,
         )
-        return plan(need, self.board.gpus, self.board.residents(), policy, now)
+        return plan(need, self.board.gpus, self.board.residents(now), policy, now)
 
     def _wake(self, state: ModelState, now: float, *, first: bool) -> bool:
         """Wakes the sleeper for which the fewest make way, if there is one that has room where it sleeps.
@@ -173,7 +176,7 @@ class Reconciler:
                     waited_s=state.waited_s(now),
                     gpu_ids=one.gpu_ids,
                 )
-                others = [board.resident(other) for other in board.registry if other.gpu_ids and other is not one]
+                others = [board.resident(other, now) for other in board.registry if other.gpu_ids and other is not one]
                 answers.append((one, plan(need, board.gpus, others, board.policy, now)))
         return answers
 
@@ -218,6 +221,8 @@ class Reconciler:
             board.say(log_events.EVICTION, model=other.model, instance=other.name, for_model=one.model, asleep=asleep)
             if asleep:
                 board.put_to_bed(other, why, now)
+            elif other.state is State.STARTING:
+                board.end_start(other, f"nobody waits for it; {why}", now)
             else:
                 board.drain(other, why + self._why_not_asleep(other), now)
             if not board.awake(other.model):
@@ -235,7 +240,7 @@ class Reconciler:
         for one in list(board.registry):
             if one.state is not State.DRAINING or board.activity.in_flight(one.instance_id):
                 continue
-            if not any(board.changing(gpu_id, but=one, engines_only=True) for gpu_id in one.gpu_ids):
+            if not board.changing(one, engines_only=True):
                 board.registry.move(one, State.STOPPING, one.why, now)
                 board.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=one.why)
                 board.effects.append(e.Stop(one.instance_id))
@@ -243,8 +248,8 @@ class Reconciler:
     def _launch(self, now: float) -> None:
         """Starts and wakes what is reserved: one memory change at a time on a GPU, into room that is really there."""
         board = self.board
-        for one in [one for one in board.registry if one.waits_for_room]:
-            if not board.is_quiet(one) or not board.is_room_free(one):
+        for one in turns.in_turn(board):
+            if not (turns.is_next(board, one) and board.is_quiet(one) and board.is_room_free(one)):
                 continue
             one.launched_at = now
             if one.state is State.WAKING:

@@ -65,11 +65,7 @@ def _end(board: Board, one: Instance, why: str, now: float) -> None:
         return  # what moves is ended once it has come to rest
     if one.state is State.WAKING:
         board.cancel(one, now)
-    if not _only_starts(board, one):
-        board.drain(one, why, now)
-    elif not one.launched:
-        board.cancel(one, now)
+    if _only_starts(board, one):
+        board.end_start(one, why, now)
     else:
-        board.registry.move(one, State.STOPPING, why, now)
-        board.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=why)
-        board.effects.append(e.Stop(one.instance_id))
+        board.drain(one, why, now)

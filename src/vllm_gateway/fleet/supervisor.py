@@ -7,7 +7,7 @@ from typing import assert_never
 
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet import sleep
+from vllm_gateway.fleet import sleep, turns
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.endings import root_cause, was_silenced
 from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
@@ -78,6 +78,10 @@ class Supervisor:
     def expected_start_s(self, model: str, now: float) -> float:
         """Until an instance of `model` is ready."""
         return self._board.expected_start_s(model, now)
+
+    def waits_for(self, one: Instance) -> str | None:
+        """What holds up its start or wake; None: nothing."""
+        return turns.waits_for(self._board, one)
 
     def _hear(self, event: e.Event, now: float) -> None:
         board = self._board
@@ -158,6 +162,7 @@ class Supervisor:
     def _nobody_waits(self, state: ModelState, now: float) -> None:
         """Starts that hold only their reservation are given up."""
         board, name = self._board, state.spec.name
+        state.waited_for_at = now
         if any(one.state is State.READY for one in board.registry.by_model(name)):
             return
         for one in board.registry.by_model(name):
