@@ -77,6 +77,10 @@ class Board:
     def residents(self, now: float) -> list[Resident]:
         return [self.resident(one, now) for one in self.registry if one.gpu_ids]
 
+    def evicted_for(self, one: Instance) -> list[Instance]:
+        """Those of them that are still there."""
+        return [other for other in map(self.registry.get, one.evicts) if other is not None]
+
     def is_promised_room(self, one: Instance) -> bool:
         """Whether it fits its GPUs beside everything else that is promised there."""
         return self._fits(one, lambda other: other.promised_mib)
@@ -172,7 +176,7 @@ class Board:
             self.registry.move(one, State.SLEEPING, "its room is needed no more, or not there any more", now)
         else:
             self.registry.remove(one)
-        for other in filter(None, map(self.registry.get, one.evicts)):
+        for other in self.evicted_for(one):
             self._reprieve(other, now)
         one.evicts = ()
 

@@ -216,7 +216,7 @@ class Reconciler:
     def _make_way(self, one: Instance, placement: Placement, now: float) -> None:
         board, why = self.board, f"makes room for {one.model}"
         one.evicts = (*placement.evict, *placement.sleep)
-        for other in filter(None, map(board.registry.get, one.evicts)):
+        for other in board.evicted_for(one):
             asleep = other.instance_id in placement.sleep
             board.say(log_events.EVICTION, model=other.model, instance=other.name, for_model=one.model, asleep=asleep)
             if asleep:

@@ -3,11 +3,9 @@
 
 from collections.abc import Sequence
 
-from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import ModelState
-from vllm_gateway.telemetry import events as log_events
 
 
 def let_go(board: Board, now: float) -> None:

@@ -48,9 +48,8 @@ def waits_for(board: Board, one: Instance) -> str | None:
     if not one.waits_for_room:
         return None
     named = [f"{other.name}, which {_DOES[other.state]}" for other in board.changing(one)]
-    for other in filter(None, map(board.registry.get, one.evicts)):
-        if requests := board.activity.in_flight(other.instance_id):
-            named.append(f"{other.name}, which finishes {requests} request{'s' * (requests > 1)}")
+    leaving = [(other, board.activity.in_flight(other.instance_id)) for other in board.evicted_for(one)]
+    named += [f"{other.name}, which finishes {busy} request{'s' * (busy > 1)}" for other, busy in leaving if busy]
     if not _has_clients(board, one):
         named += [f"{other.name}, for which clients wait" for other in _ahead(board, one)]
     return "; ".join(named) or ("memory that has yet to come back" if not board.is_room_free(one) else None)
