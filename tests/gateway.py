@@ -43,9 +43,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 class GatewayProcess:
     """`lines` holds every decoded log line so far; `problems` what was wrong with them by the table of events."""
 
-    def __init__(self, process: Forked | asyncio.subprocess.Process, file: Path) -> None:
+    def __init__(
+        self,
+        process: Forked | asyncio.subprocess.Process,
+        file: Path,
+        problems_of: Callable[[Mapping[str, Any]], Sequence[str]] = validate,
+    ) -> None:
+        """`problems_of`: what is wrong with a line of its log."""
         self.process = process
         self.file = file
+        self._problems_of = problems_of
         self.lines: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.url = ""
@@ -60,7 +67,7 @@ class GatewayProcess:
             except ValueError:
                 self.problems.append(f"not JSON: {raw!r}")
                 continue
-            self.problems += validate(line)
+            self.problems += self._problems_of(line)
             self.lines.append(line)
             self._news.set()
 
@@ -102,6 +109,11 @@ class GatewayProcess:
             return reply.status, reply.headers, await reply.json()
 
 
+def _no_problems(_: Mapping[str, Any]) -> Sequence[str]:
+    """Another release has events of its own."""
+    return ()
+
+
 async def _loaded_with(
     handed_in: Sequence[socket.socket],
     open_files: tuple[int, int] | None,
@@ -135,25 +147,29 @@ async def running_gateway(
     arguments: Sequence[str] = (),
     handed_in: Sequence[socket.socket] = (),
     open_files: tuple[int, int] | None = None,
+    release: Path | None = None,
 ) -> AsyncIterator[GatewayProcess]:
     """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM.
 
     `arguments` are added to the command, and win. `handed_in`: sockets that it gets as from systemd.
-    `open_files`: how many it may open, the soft limit and the hard one.
+    `open_files`: how many it may open, the soft limit and the hard one. `release`: the sources of another one.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
-    footprints = str(folder / "footprints.json")
-    kept = {"memory_footprint_file": footprints, "state_dir": str(folder / "state")}
+    kept = {"memory_footprint_file": str(folder / "footprints.json")}
+    environment = {**os.environ, "LOG_LEVEL": "debug", **(environment or {})}
+    if "XDG_STATE_HOME" not in environment:
+        kept["state_dir"] = str(folder / "state")
     file.write_text(yaml.safe_dump({**kept, **config}), encoding="utf-8")
     command = ["serve", "--config", str(file), "--port", "0", *arguments]
-    environment = {**os.environ, "LOG_LEVEL": "debug", **(environment or {})}
     process: Forked | asyncio.subprocess.Process
-    if handed_in or open_files:
+    if release:
+        process = await _loaded_with((), None, command, {**environment, "PYTHONPATH": str(release)})
+    elif handed_in or open_files:
         process = await _loaded_with(handed_in, open_files, command, environment)
     else:
         process = await start_gateway(command, environment, line_limit=_LINE_LIMIT)
-    gateway = GatewayProcess(process, file)
+    gateway = GatewayProcess(process, file, _no_problems if release else validate)
     reader = asyncio.create_task(gateway.read_log())
     try:
         gateway.url = (await gateway.event("gateway_ready"))["address"]
