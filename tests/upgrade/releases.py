@@ -23,7 +23,9 @@ def export(release: str, folder: Path) -> Path:
     """The files of a release, from the history of this repository. Raises NoHistoryError."""
     git = ["git", "-c", f"safe.directory={_ROOT}", "-C", str(_ROOT)]
     try:
-        done = subprocess.run([*git, "archive", release, "src", "strategies", "config"], capture_output=True, check=True, timeout=60)
+        done = subprocess.run(
+            [*git, "archive", release, "src", "strategies", "config"], capture_output=True, check=True, timeout=60
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"").decode(errors="replace").strip() or str(error)
         raise NoHistoryError(
@@ -50,6 +52,8 @@ class Releases:
     def new(self, *, over: GatewayProcess | None = None) -> AbstractAsyncContextManager[GatewayProcess]:
         return self._gateway(over, None)
 
-    def _gateway(self, over: GatewayProcess | None, release: Path | None) -> AbstractAsyncContextManager[GatewayProcess]:
+    def _gateway(
+        self, over: GatewayProcess | None, release: Path | None
+    ) -> AbstractAsyncContextManager[GatewayProcess]:
         arguments = taking_over(over) if over else []
         return running_gateway(self.folder, self.settings, self.environment, arguments=arguments, release=release)

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
+from tests.upgrade.releases import NoHistoryError, export
 from tests.waiting import LIMIT_S
 
 
@@ -26,3 +28,8 @@ def test_what_the_release_before_shipped_is_understood(previous: Path, tmp_path:
     opened["server"]["open"] = True
     (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(opened))
     assert check(tmp_path / "gateway.yaml")[0] == 0
+
+
+def test_a_release_that_is_not_in_the_history_is_said_not_to_be(tmp_path: Path) -> None:
+    with pytest.raises(NoHistoryError, match="not in the history here: clone with all of it"):
+        export("v0.0.0-never", tmp_path)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """An upgrade and its way back with engines in containers: who runs goes on running, and serves."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from tests.docker.test_gateway import FAST, config, model
+from tests.docker.test_gateway import config, model
 from tests.gateway import CHAT, GatewayProcess
 from tests.integration.test_take_over import ended
 from tests.lab.docker_api import DockerApi
@@ -17,7 +16,7 @@ from tests.load import Load
 from tests.upgrade.releases import Releases
 from tests.waiting import until
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 
 @pytest.fixture
@@ -26,9 +25,7 @@ def both(lab: Lab, releases: Releases) -> Iterator[Releases]:
     lab.reset_gpus(3, 40_000)
     models = {"a": model("a"), "m": model("m-4b", footprint_mib=None), "c": model("c")}
     with lab.nothing_left():
-        yield replace(
-            releases, settings=config(lab, **models), environment={**lab.environment, **releases.environment}
-        )
+        yield replace(releases, settings=config(lab, **models), environment={**lab.environment, **releases.environment})
 
 
 def engines(lab: Lab) -> dict[str, tuple[str, str]]:
