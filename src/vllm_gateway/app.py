@@ -27,7 +27,7 @@ from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
 from vllm_gateway.control.status_page import status_of
 from vllm_gateway.fleet.engine_keys import EngineKeys
-from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
+from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS, MEDIA_TYPES
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.predecessor import (
     CannotTakeOver,
@@ -92,7 +92,7 @@ class Gateway:
             keys=EngineKeys(state.folder),
             mask=self._secrets.mask,
         )
-        terms = terms_of(settings)
+        terms = terms_of(settings, MEDIA_TYPES)
         self.relay = Relay(shortest(terms), drop_request_headers=FOR_THE_GATE)
         self.queues = Queues(
             placements,
@@ -197,7 +197,7 @@ class Gateway:
         self.api.configure(buffered_bytes(settings.server.max_buffered_mib))
         self._names.configure(names_of(settings), _adapters(settings))
         self.queues.configure(placements, _queue_settings(settings))
-        terms = terms_of(settings)
+        terms = terms_of(settings, MEDIA_TYPES)
         self.inference.configure(terms, _body_limits(settings))
         self.relay.configure(shortest(terms))
         self.fleet.reconfigure(settings, _measured(placements))

@@ -38,7 +38,7 @@ ALLOWED = {
     "bodies": set[str](),
     "scheduling": {"bodies", "routing", "telemetry", "configuration.settings"},
     "relay": {"bodies.payload", "telemetry", "routing"},
-    "streams": {"bodies.payload"},
+    "streams": {"bodies"},
     "fleet": {
         "allocator",
         "routing",

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds in a request's body what routing needs, model and stream, and puts a model's own name in."""
 
+import codecs
+import json
 from dataclasses import dataclass
 
 import msgspec
 
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.bodies.flags import Flag, truth
 from vllm_gateway.bodies.forms import Form, boundary_of, form, is_form
-from vllm_gateway.bodies.limits import BodyLimits, Malformed, TooComplex
+from vllm_gateway.bodies.limits import BodyLimits, Malformed, TooComplex, is_large
 from vllm_gateway.bodies.outline import Outline, outline
 from vllm_gateway.bodies.payload import Body, Payload
 from vllm_gateway.bodies.scan import Span
@@ -21,7 +24,8 @@ class Wanted(msgspec.Struct):
     """Everything else in the body is skipped, not built."""
 
     model: str | None = None
-    stream: bool | None = False
+    stream: Flag = False
+    """A bool once it has been looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,20 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Malformed, TooComplex)
 
 
+def in_utf8(body: Body) -> Body:
+    """JSON as the gateway reads it, from any encoding in which engines take it: they ask its first bytes."""
+    if body.startswith(codecs.BOM_UTF8):
+        if isinstance(body, bytes):
+            return body[len(codecs.BOM_UTF8) :]
+        del body[: len(codecs.BOM_UTF8)]  # a large one is not copied
+    elif not is_large(body) and (encoding := json.detect_encoding(body)) != "utf-8":
+        try:
+            return body.decode(encoding).encode()
+        except UnicodeDecodeError:
+            pass  # it is refused as it stands
+    return body
+
+
 def wanted(body: Body, content_type: str, limits: BodyLimits) -> Wanted:
     """Of a body that is not large. Raises ApiError bad_request, body_too_complex or model_missing."""
     try:
@@ -49,6 +67,8 @@ def wanted(body: Body, content_type: str, limits: BodyLimits) -> Wanted:
             raise ApiError("bad_request", "The request body is empty. Send a JSON object that names the model.")
         else:
             found = _decode(body)
+        if found.stream is not True and found.stream is not False:
+            found.stream = truth(found.stream)
     except _NOT_READABLE as error:
         raise _refused(error, content_type) from None
     if not found.model:
@@ -98,12 +118,14 @@ def _in_outline(found: Outline) -> Large:
     given = {name: found.raw(name) for name in ("model", "stream") if name in found.spans}
     if any(memoryview(value).nbytes > _LONGEST_VALUE for value in given.values()):
         raise Malformed("'model' or 'stream' is too long")
-    return Large(_decode(msgspec.json.encode(given)), found.models, found)
+    wanted = _decode(msgspec.json.encode(given))
+    wanted.stream = truth(wanted.stream)
+    return Large(wanted, found.models, found)
 
 
 def _in_form(body: Body, found: Form) -> Wanted:
     model, stream = (_last(body, spans) for spans in (found.model, found.stream))
-    return Wanted(model, stream is not None and stream.lower() == "true")
+    return Wanted(model, truth(stream or None))
 
 
 def _last(body: Body, spans: list[Span]) -> str | None:

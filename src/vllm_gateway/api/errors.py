@@ -47,6 +47,7 @@ KINDS = {
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "body_too_large": Kind(413, "invalid_request_error", "request_too_large"),
     "body_too_complex": Kind(400, "invalid_request_error"),
+    "unsupported_media_type": Kind(415, "invalid_request_error"),
     "body_timeout": Kind(408, "invalid_request_error"),
     "head_timeout": Kind(408, "invalid_request_error"),
     "head_too_large": Kind(431, "invalid_request_error"),
@@ -116,6 +117,8 @@ class ApiError(Exception):
             headers["Retry-After"] = str(whole_seconds(self.retry_after_s))
         if self.allow:
             headers["Allow"] = self.allow
+        if self.status == 415:
+            headers["Accept-Encoding"] = "identity"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

@@ -8,12 +8,14 @@ from functools import partial
 import msgspec
 
 from vllm_gateway.api.attempts import Attempts, outcome_of
-from vllm_gateway.api.body import Large, large_with_model, looked_through, wanted, with_model
+from vllm_gateway.api.body import Large, in_utf8, large_with_model, looked_through, wanted, with_model
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
+from vllm_gateway.api.media_types import check_media_type
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.streamed import StreamedRequest
 from vllm_gateway.api.terms import Terms
+from vllm_gateway.bodies.forms import is_form
 from vllm_gateway.bodies.limits import BodyLimits, is_large
 from vllm_gateway.bodies.payload import Body, Payload
 from vllm_gateway.bodies.turns import Turns
@@ -72,8 +74,10 @@ class Inference:
 
     async def serve(self, client: Client, body: Body, caller: str, progress: Progress) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
-        info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
         content_type = client.content_type
+        if body[:1] != b"{" and not is_form(content_type):
+            body = in_utf8(body)
+        info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
         large = None
         if is_large(body):
             large = await looked_through(body, content_type, self.body_limits, self._turns)
@@ -83,6 +87,10 @@ class Inference:
             found = wanted(body, content_type, self.body_limits)
         assert found.model
         info.model = progress.model = self._names.model_of(found.model)
+        terms = self._terms[info.model]
+        taken = terms.media_types.get(info.path)
+        if content_type != taken and taken is not None:
+            check_media_type(info.path, content_type, taken)
         served_as = self._names.served_as(found.model)
         payload: Payload | None = None
         if found.model != served_as:
@@ -92,7 +100,6 @@ class Inference:
                 payload = large_with_model(body, large, served_as)
                 info.fields.model = msgspec.Raw(msgspec.json.encode(served_as))
         info.stream = progress.stream = bool(found.stream)
-        terms = self._terms[info.model]
         queue = self._queues.of(info.model)
         attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
         if self._recorder is None:

@@ -22,7 +22,9 @@ _LENGTH = re.compile(rb"[1-9][0-9]{0,14}")
 _LENGTH_LINES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 """As clients write it; in any other form it is not plain."""
 
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"content-length", b"expect", b"upgrade", b"http2-settings"})
+_NOT_PLAIN = frozenset(
+    {b"transfer-encoding", b"content-length", b"content-encoding", b"expect", b"upgrade", b"http2-settings"}
+)
 _ONCE = frozenset({b"host", b"origin", b"content-type", b"connection", b"authorization", b"x-api-key", b"x-request-id"})
 _PERSISTENCE = {b"": True, b"keep-alive": True, b"close": False}
 _MAX_KEPT_HEAD = 2048

@@ -18,6 +18,7 @@ from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
 from vllm_gateway.api.keys import offered_keys
+from vllm_gateway.api.media_types import check_encoding
 from vllm_gateway.api.models import Models
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.paths import CarriedPaths, origin_form
@@ -125,6 +126,7 @@ class Api:
         self, request: web.BaseRequest, target: str, caller: str, progress: Progress
     ) -> web.StreamResponse:
         self.inference.check_open()
+        check_encoding(_given(request, hdrs.CONTENT_ENCODING))
         received = Receiving(request, self.buffers, limit=self.max_body, bounds=self.bounds)
         body = await received.read()
         try:

@@ -19,14 +19,16 @@ class Terms:
     """A stream that waits for an instance is kept alive by comments."""
     max_event_bytes: int = MAX_EVENT_BYTES
     """Of a stream; a longer one ends it."""
+    media_types: Mapping[str, str] = field(default_factory=dict)
+    """By path, where its engines are known to take one type of body alone."""
 
 
-def terms_of(settings: Settings) -> dict[str, Terms]:
-    """By model."""
-    return {model: _terms_of(settings, model) for model in settings.models}
+def terms_of(settings: Settings, media_types: Mapping[str, str]) -> dict[str, Terms]:
+    """By model. `media_types`: what the engines that the gateway starts take; others may be engines of any kind."""
+    return {model: _terms_of(settings, model, media_types) for model in settings.models}
 
 
-def _terms_of(settings: Settings, model: str) -> Terms:
+def _terms_of(settings: Settings, model: str, media_types: Mapping[str, str]) -> Terms:
     of_model, timeouts = settings.models[model], settings.timeouts
     first_byte_s = of_model.first_byte_timeout_s
     limits = Limits(
@@ -41,6 +43,7 @@ def _terms_of(settings: Settings, model: str) -> Terms:
         resume=Resume(of_model.resume or settings.resume),
         keepalive=(of_model.cold_start or settings.cold_start) == "keepalive",
         max_event_bytes=settings.server.max_event_mib << 20,
+        media_types={} if of_model.endpoints else media_types,
     )
 
 

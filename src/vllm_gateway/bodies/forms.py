@@ -10,6 +10,8 @@ from vllm_gateway.bodies.scan import Span, Steps
 
 # At most 70 characters, says RFC 2046.
 _BOUNDARY = re.compile(r'boundary=(?:"([^"\\]{1,70})"|([^\s;,"]{1,70})(?=[\s;]|$))', re.IGNORECASE)
+_DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:[ \t]*+form-data[ \t]*+(;[^\r\n]*+)", re.IGNORECASE)
+_PARAMETER = re.compile(rb';[ \t]*+([^\s=;"]++)=(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))')
 _HEAD_END = b"\r\n\r\n"
 _LONGEST_HEAD = 16 * 1024
 _JUMP = 1 << 20
@@ -60,11 +62,18 @@ def _read(body: Body, part: Span, found: Form) -> None:
     end = body.find(_HEAD_END, begin, min(stop, begin + _LONGEST_HEAD))
     if end < 0:
         return
-    head = bytes(body[begin:end])
-    if b"filename=" in head:
-        return
+    name = _name(bytes(body[begin:end]))
     value = (end + len(_HEAD_END), stop - 2 if body[stop - 2 : stop] == b"\r\n" else stop)
-    for name, spans in ((b"model", found.model), (b"stream", found.stream)):
-        if b'name="%b"' % name in head or b"name=%b" % name in head:
-            spans.append(value)
-            return
+    if name == b"model":
+        found.model.append(value)
+    elif name == b"stream":
+        found.stream.append(value)
+
+
+def _name(head: bytes) -> bytes | None:
+    """Of the field that the part holds; None for a file."""
+    disposition = _DISPOSITION.search(head)
+    if disposition is None:
+        return None
+    given = {key.lower(): quoted or plain for key, quoted, plain in _PARAMETER.findall(disposition[1])}
+    return None if given.keys() & {b"filename", b"filename*"} else given.get(b"name")

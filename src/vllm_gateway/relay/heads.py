@@ -26,6 +26,9 @@ _MAX_KNOWN_HEAD = 2048
 _MAX_KNOWN_LINE = 256
 _MAX_LINES = 256
 _EVENTS = re.compile(rb"\ncontent-type:[ \t]*+text/event-stream[;\s]")
+UNBUFFERED = b"X-Accel-Buffering: no\r\n"
+UNCACHED = b"Cache-Control: no-cache\r\n"
+"""With an event stream: a proxy on its way keeps nothing of it, neither for a moment nor for others."""
 _CONTROLS = bytes(c for c in range(128) if c < 32 or c == 127).replace(b"\t", b"")
 
 _HOP_BY_HOP = frozenset(
@@ -175,6 +178,8 @@ class _Form:
     length: int | None
     chunked: bool
     keep_alive: bool
+    has_events: bool
+    """It is a stream of server-sent events, by its type."""
     of_any_length: bool
     """The value of its length is a stand-in."""
     _parts: dict[frozenset[bytes], tuple[bytes, bytes]] = field(default_factory=dict)
@@ -218,7 +223,7 @@ class ReplyHead:
     @property
     def is_event_stream(self) -> bool:
         """Whether the body is a stream of server-sent events, as they are."""
-        return self.status == 200 and _EVENTS.search(self._form.lines.lower()) is not None and not self.is_compressed
+        return self._form.has_events and self.status == 200 and not self.is_compressed
 
     def without(self, names: frozenset[bytes]) -> bytes:
         """What is passed on, status line and headers, less the headers of these lower-case names."""
@@ -306,7 +311,16 @@ def _parse(head: bytes, *, of_any_length: bool = False) -> _Form:
         named = tokens(connection)
         keep_alive = keep_alive and b"close" not in named
         passed_on = _without(passed_on, named - {b"content-length"})
-    return _Form(status, passed_on, length, bool(encodings), keep_alive, of_any_length)
+    has_events = _EVENTS.search(passed_on.lower()) is not None
+    if has_events:
+        passed_on = _at_once(passed_on)
+    return _Form(status, passed_on, length, bool(encodings), keep_alive, has_events, of_any_length)
+
+
+def _at_once(lines: bytes) -> bytes:
+    """Whatever the engine says of buffers; what it says of caches may be stricter."""
+    lines = _without(lines, (b"x-accel-buffering",)) + UNBUFFERED
+    return lines if b"\ncache-control:" in lines.lower() else lines + UNCACHED
 
 
 @lru_cache(maxsize=64)

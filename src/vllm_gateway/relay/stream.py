@@ -6,10 +6,10 @@ from typing import Protocol
 
 from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.framing import LAST_CHUNK, chunk
-from vllm_gateway.relay.heads import NO_HEADERS, OwnHeaders
+from vllm_gateway.relay.heads import NO_HEADERS, UNBUFFERED, UNCACHED, OwnHeaders
 from vllm_gateway.relay.types import Carried, ClientGone
 
-_OUR_OWN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+_OUR_OWN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n" + UNBUFFERED + UNCACHED
 
 
 class Follower(Protocol):

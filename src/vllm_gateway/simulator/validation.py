@@ -58,6 +58,17 @@ def parse_body(request: Request) -> Body:
     return body
 
 
+def _flag(body: Body, name: str) -> bool:
+    """As pydantic reads one."""
+    value = body.get(name)
+    word = str(value).lower() if isinstance(value, str | int) else value
+    if word in ("1", "true", "t", "yes", "y", "on", 1.0):
+        return True
+    if value is None or word in ("0", "false", "f", "no", "n", "off", 0.0):
+        return False
+    raise invalid_body("bool_parsing", f"body.{name}", "Input should be a valid boolean", str(value))
+
+
 def check_model(body: Body, arguments: Arguments) -> None:
     """A request without a model is served; one that names another model is not."""
     name = body.get("model")
@@ -198,7 +209,7 @@ def _wish(body: Body, arguments: Arguments, prompt: list[int], limit: int | None
         max_tokens=limit or room,
         # With a limit the reply has that many tokens, so that tests know what they get; all the room is no limit.
         stop_at_end=(limit is None or limit == room) and not body.get("ignore_eos"),
-        stream=bool(body.get("stream")),
+        stream=_flag(body, "stream"),
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("continuous_usage_stats")),
         return_token_ids=bool(body.get("return_token_ids")),

@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from vllm_gateway.bodies.flags import Flag, is_true, truth
+from vllm_gateway.bodies.limits import Malformed
 from vllm_gateway.bodies.payload import Body, Payload
 
 Fields: TypeAlias = Mapping[str, msgspec.Raw]
@@ -137,8 +139,8 @@ _ONLY_FOR_IDS = frozenset(
 
 
 class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    include_usage: Flag = None
+    continuous_usage_stats: Flag = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +179,7 @@ class Asked:
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _stop = msgspec.json.Decoder(str | list[str] | None).decode
-_NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_TRUE = msgspec.Raw(b"true")
+_NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Malformed)
 _LONGEST_VALUE = 4096
 _LONGEST_END = 64 * 1024
 _TOKEN_IDS = b',"return_token_ids":true}'
@@ -211,9 +212,9 @@ def asked(path: str, body: Body, known: Known | None = None) -> Asked | None:
         fields = _fields(body) if known is None else known.fields
     except _NOT_READABLE:
         return None  # the engine says what is wrong with it
-    if not _is_true(fields, "stream"):
+    if not is_true(fields.get("stream")):
         return None
-    options = _StreamOptions()
+    include_usage = continuous_usage = False
     obstacle = obstacle_for_ids = None
     prompts = 1
     for name in fields.keys() - _FREE:
@@ -226,7 +227,8 @@ def asked(path: str, body: Body, known: Known | None = None) -> Asked | None:
             obstacle = name
         elif name == "stream_options":
             try:
-                options = _options(value) or options
+                options = _options(value) or _StreamOptions()
+                include_usage, continuous_usage = truth(options.include_usage), truth(options.continuous_usage_stats)
             except _NOT_READABLE:
                 obstacle = name
         elif name in _COUNTS:
@@ -243,15 +245,11 @@ def asked(path: str, body: Body, known: Known | None = None) -> Asked | None:
         obstacle,
         obstacle_for_ids,
         choices=prompts * _choices(fields),
-        token_ids=_is_true(fields, "return_token_ids"),
-        include_usage=bool(options.include_usage),
-        continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
+        token_ids=is_true(fields.get("return_token_ids")),
+        include_usage=include_usage,
+        continuous_usage=include_usage and continuous_usage,
         fields=None if known is None else known.fields,
     )
-
-
-def _is_true(fields: Fields, name: str) -> bool:
-    return name in fields and fields[name] == _TRUE
 
 
 def _are_characters(stop: bytes) -> bool:

@@ -134,6 +134,7 @@ async def house(
     extra_paths: Sequence[tuple[str, str]] = (("POST", "/v1/x"),),
     strategy: Scheduler | None = None,
     recorder: TraceRecorder | None = None,
+    terms: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncIterator[House]:
     lines: list[dict[str, object]] = []
     events: list[str] = []
@@ -148,13 +149,13 @@ async def house(
         health_changed=lambda view, change: None,
     )
     async with Relay(limits, drop_request_headers=FOR_THE_GATE) as relay:
-        terms = {"m": Terms(limits or Limits())}
+        of_models = {"m": Terms(limits or Limits(), **terms)}
         inference = Inference(
             names=names,
             queues=queues,
             relay=relay,
             demand=fleet,
-            terms=terms,
+            terms=of_models,
             emit=journal.emit,
             recorder=recorder,
         )

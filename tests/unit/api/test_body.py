@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.api.body import Wanted, with_model
+from vllm_gateway.api.body import Wanted, in_utf8, with_model
 from vllm_gateway.api.body import wanted as wanted_within
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.bodies.limits import BodyLimits
@@ -53,6 +53,37 @@ def test_what_is_not_the_json_expected_is_the_clients_error(body: bytes) -> None
     assert (caught.value.code, caught.value.status) == ("bad_request", 400)
 
 
+@pytest.mark.parametrize("stream", ["1", "1.0", '"1"', '"true"', '"True"', '"YES"', '"on"', '"t"', '"y"', "true"])
+def test_engines_take_more_than_true_for_true(stream: str) -> None:
+    assert wanted(b'{"model": "m", "stream": %b}' % stream.encode(), JSON) == Wanted("m", True)
+
+
+@pytest.mark.parametrize(("stream", "means"), [(b"1", True), (b"On", True), (b"0", False), (b"", False)])
+def test_a_form_says_it_in_text(stream: bytes, means: bool) -> None:
+    assert wanted(form(('name="model"', b"m"), ('name="stream"', stream)), FORM) == Wanted("m", means)
+
+
+@pytest.mark.parametrize("stream", ["0", "0.0", '"0"', '"False"', '"no"', '"OFF"', '"f"', '"n"', "false", "null"])
+def test_and_more_than_false_for_false(stream: str) -> None:
+    assert wanted(b'{"model": "m", "stream": %b}' % stream.encode(), JSON) == Wanted("m", False)
+
+
+@pytest.mark.parametrize("stream", ["2", "-1", "0.5", '""', '" true"', '"1.0"', "[]", "{}", "1e999", "9" * 400])
+def test_but_not_all(stream: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted(b'{"model": "m", "stream": %b}' % stream.encode(), JSON)
+    assert caught.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_json_is_read_in_every_encoding_in_which_engines_take_it(encoding: str) -> None:
+    text = ' {"model": "mé"}'
+    for body in (text.encode(encoding), bytearray(text, encoding)):
+        assert bytes(in_utf8(body)) == text.encode()
+    assert in_utf8(b"") == b""
+    assert in_utf8(b"{\x00\x00\xd8") == b"{\x00\x00\xd8", "no text at all"
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"model": ""}', b'{"model": null}'])
 def test_a_missing_model_is_named(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
@@ -75,6 +106,30 @@ def test_a_file_that_is_called_model_is_not_the_model() -> None:
     with pytest.raises(ApiError) as caught:
         wanted(body, FORM)
     assert caught.value.code == "model_missing"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "name=modelfoo",
+        'name="modelfoo"',
+        'xname="model"',
+        'name="x"\r\nX-Note: form-data; name="model"',
+        "name=\"model\"; filename*=utf-8''m",
+        'name="a\\"; name=model; \\""',
+    ],
+)
+def test_a_field_by_another_name_is_not_the_model(head: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted(form((head, b"m")), FORM)
+    assert caught.value.code == "model_missing"
+
+
+@pytest.mark.parametrize(
+    "head", ["name=model", "NAME=model", 'a=b; name="model"', 'name="model"\r\nContent-Type: text']
+)
+def test_a_fields_name_may_be_written_in_several_ways(head: str) -> None:
+    assert wanted(form((head, b"m")), FORM).model == "m"
 
 
 def test_a_form_is_known_by_its_type_in_any_case_and_a_quoted_boundary() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.fleet.engines import vllm
+from vllm_gateway.simulator.arguments import parse_arguments
 
 CONFIG: dict[str, Any] = {
     "docker": {"image": "vllm/vllm-openai:v0.11.0", "cache_dir": "/models", "volumes": ["/a:/b:ro"]},
@@ -31,6 +32,13 @@ def hash_of(name: str, **changes: Any) -> str:
 
 def test_it_is_the_one_of_the_release_before() -> None:
     assert (hash_of("m"), hash_of("n")) == ("9c7a886bb4711b6f", "2e84724aef41825c")
+
+
+def test_what_begins_with_a_dash_is_no_option() -> None:
+    model = Model(repository="-/m")
+    assert vllm.arguments("-dash", model, share=None) == ("--model=-/m", "--served-model-name=-dash")
+    read = parse_arguments(vllm.arguments("-dash.1", model, share=None))
+    assert (read.model, read.name) == ("-/m", "-dash.1")
 
 
 @pytest.mark.parametrize("ipc", [{"ipc": "host"}, {"ipc": "private", "shm_mib": 64}])

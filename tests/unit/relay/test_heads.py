@@ -142,6 +142,16 @@ class TestReplyHead:
         head = head_of(b"x-request-id: theirs", b"X-Request-Id-2: stays", b"A: 1", b"X-REQUEST-ID: again")
         assert passed(head, own=own) == head_of(b"X-Request-Id-2: stays", b"A: 1", b"X-Request-Id: ours")
 
+    def test_no_proxy_keeps_a_stream_back(self) -> None:
+        events, now = b"Content-Type: Text/Event-Stream; charset=utf-8", b"X-Accel-Buffering: no"
+        assert passed(head_of(events)) == head_of(events, now, b"Cache-Control: no-cache")
+        assert passed(head_of(b"x-accel-buffering: yes", events, b"cache-control: no-store")) == head_of(
+            events, b"cache-control: no-store", now
+        )
+        named = head_of(b"Connection: cache-control", events, b"Cache-Control: public")
+        assert passed(named) == head_of(events, now, b"Cache-Control: no-cache")
+        assert b"X-Accel" not in passed(head_of(b"Content-Type: application/json"))
+
     def test_a_connection_header_cannot_remove_the_length(self) -> None:
         assert b"Content-Length: 5" in passed(head_of(b"Connection: content-length", b"Content-Length: 5"))
 

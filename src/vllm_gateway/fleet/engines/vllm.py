@@ -23,7 +23,7 @@ def image_of(model: Model, settings: Settings) -> str:
 
 def arguments(name: str, model: Model, *, share: float | None) -> tuple[str, ...]:
     """`share`: of each GPU's memory (0..1); None without GPUs. Configured memory options win over it."""
-    found = ["--model", str(model.repository), "--served-model-name", name]
+    found = [*_option("--model", str(model.repository)), *_option("--served-model-name", name)]
     if model.tensor_parallel_size > 1:
         found += ["--tensor-parallel-size", str(model.tensor_parallel_size)]
     own = {argument.split("=")[0] for argument in model.engine_arguments}
@@ -32,6 +32,11 @@ def arguments(name: str, model: Model, *, share: float | None) -> tuple[str, ...
     if model.sleep != "off" and vllm_sleep.ARGUMENT not in own:
         found.append(vllm_sleep.ARGUMENT)
     return (*found, *model.engine_arguments)
+
+
+def _option(name: str, value: str) -> tuple[str, ...]:
+    """In two words, but for a value that would be taken for an option itself."""
+    return (f"{name}={value}",) if value.startswith("-") else (name, value)
 
 
 def environment(model: Model, settings: Settings) -> dict[str, str]:

@@ -39,6 +39,20 @@ _TASKS = (
     "/detokenize",
 )
 
+_FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+_OF_ANY_TYPE = (
+    "/v1/responses/{response_id}/cancel",
+    "/v1/decisions",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+)
+MEDIA_TYPES = {
+    **dict.fromkeys(set(_TASKS).difference(_FORMS, _OF_ANY_TYPE), "application/json"),
+    **dict.fromkeys(_FORMS, "multipart/form-data"),
+}
+"""The one type of body that a path takes: a request with another one is refused, whatever is in it."""
+
 CLIENT_PATHS = (
     *(("POST", path) for path in _TASKS),
     ("GET", "/v1/responses/{response_id}"),
