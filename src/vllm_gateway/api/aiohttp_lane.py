@@ -183,8 +183,15 @@ class _Connection(web.RequestHandler):
             self._door.refuse(transport, error, seen)
 
     def _say_farewell(self) -> None:
-        """The last reply has been written, and more may come than it answers."""
-        if (transport := self._part()) is not None:
+        """The last reply has been written, and more may come than it answers. aiohttp finds nothing to close."""
+        transport, self.transport = self.transport, None
+        self._last = True
+        if transport is not None:
+            self._door.loop.call_soon(self._leave, transport)
+
+    def _leave(self, transport: asyncio.Transport) -> None:
+        if self._wire is not None:
+            self.connection_lost(None)
             self._door.say_farewell(transport)
 
     def _part(self) -> asyncio.Transport | None:
@@ -210,8 +217,8 @@ class _Connection(web.RequestHandler):
         finally:
             self._sends_page = self._in_work = False
             self._quiet_since = self._door.loop.time()
-        if self._last:
-            self._door.loop.call_soon(self._say_farewell)
+        if self._last or (self._ahead and not resp.keep_alive):
+            self._say_farewell()
         elif resp.keep_alive:
             self._door.loop.call_soon(self._go_on)
         else:

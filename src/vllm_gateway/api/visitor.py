@@ -200,7 +200,7 @@ class Visitor(asyncio.Protocol):
         self._missing -= len(data)
         self._heard_at = self._door.loop.time()
         self._door.buffers.came(self, len(data))
-        if self.transport.is_closing():
+        if self.pace is None:
             return  # there was no room, and it is this one that is refused
         if not self._missing:
             body, self._body = self._body, bytearray()
@@ -261,10 +261,12 @@ class Visitor(asyncio.Protocol):
         self._task = self._head = self._progress = self.pace = None
         if self.transport.is_closing():
             self._door.leave(self)
-        elif not keep:
-            self._close()
-        else:
+        elif keep:
             self._next()
+        elif self.ahead:
+            self._say_farewell()
+        else:
+            self._close()
 
     def _next(self) -> None:
         self._heard_at = self._door.loop.time()
@@ -295,7 +297,6 @@ class Visitor(asyncio.Protocol):
         elif self._missing:
             if quiet_s > bounds.stall_s or self._body_takes_too_long(now):
                 self.refuse_body(body_timeout())
-                self._door.buffers.left(self)
         elif self._begun is not None:
             if now - self._begun.since > bounds.head_s:
                 self._refuse(too_slow(bounds.head_s), self._begun.data)
@@ -329,12 +330,17 @@ class Visitor(asyncio.Protocol):
         """That which is on its way."""
         assert self._progress is not None
         self._progress.outcome, self._progress.status = error.code, error.status
-        self._body = bytearray()
         self.transport.write(error.reply(self._progress, keep_alive=False))
-        self._close()
+        self._give_up()
+        self._say_farewell()
+
+    def _say_farewell(self) -> None:
+        """The last reply has been written, and more may come than it answers."""
+        self._door.leave(self)
+        self._door.say_farewell(self.transport)
 
     def _give_up(self) -> None:
-        """The connection ended before the body of its request was whole."""
+        """The body of the request at hand will not be whole."""
         self._body = bytearray()
         self._missing = 0
         self._door.buffers.left(self)
