@@ -108,7 +108,7 @@ class Gateway:
         activity = WithPredecessor(self.queues, predecessor, self.fleet.registry) if predecessor else self.queues
         traffic = ToldToBoth(self.queues, predecessor) if predecessor else self.queues
         self.fleet.attach(traffic, activity, _measured(placements))
-        self._names = ModelNames(names_of(settings), _adapters(settings))
+        self._names = ModelNames(names_of(settings), _adapters(settings), list_aliases=settings.server.list_aliases)
         self.recorder = self._trace_recorder(settings.record_trace, asyncio.get_running_loop().time())
         self.inference = Inference(
             names=self._names,
@@ -138,6 +138,7 @@ class Gateway:
             control=control,
             problems=self.fleet.problems,
             state_of=lambda model: self.status().models[model].state,
+            card_of=self.fleet.cards.of,
             max_body=settings.server.max_body_mib << 20,
             max_buffered=buffered_bytes(settings.server.max_buffered_mib),
         )
@@ -195,7 +196,7 @@ class Gateway:
         self.api.paths = CarriedPaths(_carried(settings))
         self.api.bounds = bounds_of(settings)
         self.api.configure(buffered_bytes(settings.server.max_buffered_mib))
-        self._names.configure(names_of(settings), _adapters(settings))
+        self._names.configure(names_of(settings), _adapters(settings), list_aliases=settings.server.list_aliases)
         self.queues.configure(placements, _queue_settings(settings))
         terms = terms_of(settings, MEDIA_TYPES)
         self.inference.configure(terms, _body_limits(settings))

@@ -64,6 +64,14 @@ class EngineMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What is known of a model beside its name; an engine says it, or the configuration does before one has."""
+
+    root: str | None = None  # where its weights are from
+    max_model_len: int | None = None  # tokens of prompt and reply together
+
+
+@dataclass(frozen=True, slots=True)
 class RoutingTable:
     """An immutable snapshot: model -> its ready instances, in a stable order, suspects among them."""
 

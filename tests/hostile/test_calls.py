@@ -18,7 +18,7 @@ from vllm_gateway.fleet.engines import vllm_sleep
 from vllm_gateway.fleet.engines.calls import MOST_BYTES, Answer, CallFailed, call
 from vllm_gateway.fleet.instance import State
 from vllm_gateway.fleet.registry import ContainerRegistry
-from vllm_gateway.routing import Address, EngineMetrics
+from vllm_gateway.routing import Address, EngineMetrics, ModelCard
 
 LONGEST_TURN_S = 0.05
 HTTP = b"HTTP/1.1 200 OK\r\n"
@@ -141,9 +141,18 @@ async def test_what_is_no_answer_of_an_engine(body: bytes) -> None:
         assert await vllm_sleep.is_sleeping(address) is None
 
 
+LISTED = (
+    b'{"object":"list","data":[{"id":"a","root":"org/a","max_model_len":8192,"permission":[]},{"id":"b"},'
+    b'{"id":"c","root":["x"],"max_model_len":-1},{"id":"d","max_model_len":"8k"},{"id":"e","max_model_len":1e30}]}'
+)
+
+
 async def test_models_are_read() -> None:
-    async with engine(whole(b'{"object":"list","data":[{"id":"a"},{"id":"b","root":"c"}]}')) as (_, address):
-        assert await health.models(address) == frozenset({"a", "b"})
+    async with engine(whole(LISTED)) as (_, address):
+        assert await health.models(address) == {
+            "a": ModelCard("org/a", 8192),
+            **dict.fromkeys("bcde", ModelCard()),
+        }
 
 
 PAGES = {

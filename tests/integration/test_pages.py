@@ -41,7 +41,7 @@ async def test_an_adapter_is_served_by_the_instances_of_its_model(tmp_path: Path
         assert len(gateway.events("instance_starting")) == 1
         async with gateway.http.get("/v1/models") as reply:
             listed = {one["id"]: (one["parent"], one["aliases"]) for one in (await reply.json())["data"]}
-        assert listed == {"a": (None, ["b"]), "sql": ("a", [])}
+        assert listed == {"a": (None, ["b"]), "b": (None, []), "sql": ("a", [])}
         async with gateway.http.get("/v1/models/sql") as reply:
             assert (await reply.json())["id"] == "sql"
 

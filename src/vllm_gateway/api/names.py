@@ -10,21 +10,31 @@ from vllm_gateway.telemetry.cut import cut
 class ModelNames:
     """Every name, alias and adapter, and the model that it stands for."""
 
-    def __init__(self, names: Mapping[str, str], adapters: Mapping[str, str] | None = None) -> None:
-        self.configure(names, adapters or {})
+    def __init__(
+        self, names: Mapping[str, str], adapters: Mapping[str, str] | None = None, *, list_aliases: bool = True
+    ) -> None:
+        self.configure(names, adapters or {}, list_aliases=list_aliases)
 
-    def configure(self, names: Mapping[str, str], adapters: Mapping[str, str]) -> None:
+    def configure(self, names: Mapping[str, str], adapters: Mapping[str, str], *, list_aliases: bool = True) -> None:
         """`names` are the models' own and their aliases."""
         self._adapters = adapters
+        self._list_aliases = list_aliases
         self._names = {**names, **adapters}
 
     def served(self) -> list[str]:
         """What engines know by its name: models and adapters."""
         return sorted({*self._names.values(), *self._adapters})
 
+    def listed(self) -> list[str]:
+        """What a client is shown: each is a name to ask by."""
+        return sorted(self._names) if self._list_aliases else self.served()
+
     def aliases_of(self, model: str) -> list[str]:
         """What else it is called; adapters are something else."""
         return [name for name, of in self._names.items() if of == model != name and name not in self._adapters]
+
+    def knows(self, name: str) -> bool:
+        return name in self._names
 
     def model_of(self, name: str) -> str:
         """Raises ApiError model_not_found."""

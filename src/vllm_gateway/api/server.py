@@ -25,6 +25,7 @@ from vllm_gateway.api.paths import CarriedPaths, origin_form
 from vllm_gateway.api.receiving import Receiving
 from vllm_gateway.bodies.payload import Body
 from vllm_gateway.relay import AiohttpClient, CarriedResponse
+from vllm_gateway.routing import ModelCard
 from vllm_gateway.telemetry.cut import cut
 
 
@@ -49,6 +50,7 @@ class Api:
         control: Control,
         problems: Callable[[], list[str]],
         state_of: Callable[[str], str],
+        card_of: Callable[[str, str], ModelCard],
         max_body: int,
         bounds: Bounds,
         max_buffered: int,
@@ -58,7 +60,7 @@ class Api:
         self.inference = inference
         self.journal = journal
         self._control = control
-        self._models = Models(names, state_of)
+        self._models = Models(names, state_of, card_of)
         self._problems = problems
         self.max_body = max_body
         self.bounds = bounds

@@ -14,7 +14,7 @@ from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.fleet.tasks import Tasks
-from vllm_gateway.routing import Address
+from vllm_gateway.routing import Address, ModelCard
 
 POLL_S = 1.0
 MOST_LOOKS_PER_S = 50
@@ -22,10 +22,18 @@ MOST_LOOKS_PER_S = 50
 
 
 class Endpoints:
-    def __init__(self, registry: ContainerRegistry, tasks: Tasks, hear: Callable[[e.Event], None]) -> None:
+    def __init__(
+        self,
+        registry: ContainerRegistry,
+        tasks: Tasks,
+        hear: Callable[[e.Event], None],
+        learned: Callable[[Instance, Mapping[str, ModelCard]], None],
+    ) -> None:
+        """`learned` is told what an engine lists."""
         self._registry = registry
         self._tasks = tasks
         self._hear = hear
+        self._learned = learned
         self._following: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._current: dict[tuple[str, str], str] = {}  # the instance that stands for it
         self._specs: Mapping[str, ModelSpec] = {}
@@ -54,6 +62,8 @@ class Endpoints:
             one = self._registry.add(self._instance(place, url.netloc, running))
             self._current[place] = one.instance_id
             self._hear(e.BecameReady(one.instance_id))
+            if listed := await health.models(running.address):
+                self._learned(one, listed)
         elif not healthy and known is not None:
             self._hear(e.Died(known.instance_id, "its health check fails"))
 

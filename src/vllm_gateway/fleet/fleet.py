@@ -12,6 +12,7 @@ from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt, follow, gone, remove_strangers
+from vllm_gateway.fleet.cards import Cards
 from vllm_gateway.fleet.catalogue import Catalogue
 from vllm_gateway.fleet.endpoints import Endpoints
 from vllm_gateway.fleet.engine_keys import EngineKeys
@@ -62,12 +63,14 @@ class Fleet:
         self._has_runtime = False
         self._tasks = Tasks(emit)
         self._memory = GpuMemory(probe, runtime, self._tasks, emit)
-        self._endpoints = Endpoints(self.registry, self._tasks, self._hear)
+        self.cards = Cards(lambda: self._catalogue.settings)
+        self._endpoints = Endpoints(self.registry, self._tasks, self._hear, self.cards.learn)
         self._lives = Lives(
             runtime=runtime,
             memory=self._memory,
             tasks=self._tasks,
             hear=self._hear,
+            learned=self.cards.learn,
             mask=mask,
         )
 

@@ -2,18 +2,31 @@
 """Asks engines for their health, and whom they serve."""
 
 import asyncio
+from collections.abc import Mapping
 
 import msgspec
 
 from vllm_gateway.fleet.engines.calls import CallFailed, CannotCall, call
-from vllm_gateway.routing import Address
+from vllm_gateway.routing import Address, ModelCard
 
 POLL_S = 0.05
 _LIMIT_S = 2.0
+_LONGEST_ROOT = 4096
+_MOST_TOKENS = 1 << 40
 
 
 class _Model(msgspec.Struct):
     id: str
+    root: object = None
+    max_model_len: object = None
+
+    def card(self) -> ModelCard:
+        """Less what is no root or length: engines of other kinds may mean something else by these names."""
+        root, length = self.root, self.max_model_len
+        return ModelCard(
+            root if isinstance(root, str) and len(root) <= _LONGEST_ROOT else None,
+            length if type(length) is int and 0 < length <= _MOST_TOKENS else None,
+        )
 
 
 class _Models(msgspec.Struct):
@@ -33,10 +46,10 @@ async def passes(address: Address) -> bool:
             return False
 
 
-async def models(address: Address) -> frozenset[str] | None:
-    """The names that the engine lists; None: it does not say."""
+async def models(address: Address) -> Mapping[str, ModelCard] | None:
+    """What the engine lists, by name; None: it does not say."""
     try:
         answer = await call(address, "/v1/models", limit_s=_LIMIT_S)
-        return frozenset(one.id for one in _models(answer.body).data) if answer.status == 200 else None
+        return {one.id: one.card() for one in _models(answer.body).data} if answer.status == 200 else None
     except (CallFailed, ValueError):
         return None

@@ -2,7 +2,7 @@
 """The life of each instance, from its start to the return of its memory: tasks that tell what they see."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.memory import GpuMemory, Used
 from vllm_gateway.fleet.runtimes import Launch, Running, Runtime, RuntimeDown, StartError
 from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.routing import ModelCard
 from vllm_gateway.telemetry.secrets import mask_urls
 
 RUNTIME_BACK_S = 30.0  # how long a start waits for a runtime that does not answer
@@ -37,14 +38,16 @@ class Lives:
         memory: GpuMemory,
         tasks: Tasks,
         hear: Callable[[e.Event], None],
+        learned: Callable[[Instance, Mapping[str, ModelCard]], None],
         mask: Callable[[str], str] = mask_urls,
     ) -> None:
-        """`mask` takes the secrets out of what others say."""
+        """`learned` is told what an engine lists. `mask` takes the secrets out of what others say."""
         self._mask = mask
         self._runtime = runtime
         self._memory = memory
         self._tasks = tasks
         self._hear = hear
+        self._learned = learned
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._used_before: dict[str, Used] = {}
         self._moving: set[str] = set()  # instances that are started, stopped, put to sleep or woken right now
@@ -171,6 +174,7 @@ class Lives:
             return False
         if one.model not in served:
             raise _AnotherModel(f"the engine serves {', '.join(sorted(served)) or 'no model'}, not {one.model}")
+        self._learned(one, served)
         asleep = await vllm_sleep.is_sleeping(running.address) if one.adopted else False
         if asleep:
             self._hear(e.FellAsleep(one.instance_id, await self._memory.kept_asleep(one, {})))

@@ -168,6 +168,7 @@ async def house(
             control=NoPages(),
             problems=list,
             state_of=_never,
+            card_of=_never,
             max_body=max_body,
             max_buffered=max_buffered,
             bounds=replace(bounds, stall_s=stall_s),

@@ -31,6 +31,7 @@ class House:
             memory=GpuMemory(None, self.runtime, self.tasks, self._emit),
             tasks=self.tasks,
             hear=self.heard.put_nowait,
+            learned=lambda one, listed: None,
         )
 
     def _emit(self, event: Any, **fields: object) -> None:
