@@ -101,6 +101,8 @@ class Gateway:
             departed=self._departed,
             health_changed=self._health_changed,
             elsewhere=partial(in_flight_of, predecessor, self.fleet.registry) if predecessor else lambda instance_id: 0,
+            silent=lambda view: self.relay.abandon(view.address),
+            heard_at=self.relay.heard_at,
         )
         self._predecessor = predecessor
         if predecessor is not None:

@@ -73,9 +73,13 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """An immutable snapshot: model -> its ready instances, in a stable order, suspects among them."""
+    """An immutable snapshot: model -> its ready instances, in a stable order, suspects among them.
+
+    `silent`: instances, listed or not, that do not answer; who waits there had better wait elsewhere.
+    """
 
     routes: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
 
     def of(self, model: str) -> tuple[Route, ...]:
         return self.routes.get(model, ())
@@ -130,6 +134,9 @@ class Activity(Protocol):
 
     def last_used(self, instance_id: str) -> float | None:
         """Loop time of the last begin or end of a request there; None if never."""
+
+    def heard_at(self, instance_id: str) -> float | None:
+        """Loop time of the last sign that its engine works: more of a reply, or a whole one; None if never."""
 
 
 class Traffic(Protocol):

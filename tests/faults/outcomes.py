@@ -99,6 +99,9 @@ def _served(scene: Scene) -> None:
 ANSWERED = answered("answered by the other instance")
 CONTINUED = answered("continued by the other instance, the stream is whole")
 ANSWERED_LATER = answered("answered by the other instance, after `first_byte_timeout_s`")
+ANSWERED_WHEN_SILENT = answered(
+    "answered by the other instance, once it has missed two health checks (at latest after `first_byte_timeout_s`)"
+)
 CONNECTED_LATER = answered("answered by the other instance, after `timeouts.connect_s`")
 CONTINUED_LATER = answered("continued by the other instance after `timeouts.idle_s`, the stream is whole")
 COMPLETED = answered("completed by the gateway: all was said")

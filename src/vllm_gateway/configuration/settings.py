@@ -272,6 +272,14 @@ class Ejection(_Strict):
     max_share: float = Field(0.5, gt=0, le=1, description="Most of a model's instances at once; at least one of two.")
 
 
+class Health(_Strict):
+    """Instances that run are watched. One that does not answer, or does not work, gets no requests until it does."""
+
+    every_s: Seconds = Field(3, gt=0, description="How often each is asked for its health; two misses in a row count.")
+    timeout_s: Seconds = Field(3, gt=0, description="How long its answer may take.")
+    replace_after_s: Seconds = Field(60, description="One that has not answered for so long is replaced.")
+
+
 class Timeouts(_Strict):
     """How long each part of a request may bring nothing. Only `client_s` can be met by a client that is merely slow."""
 
@@ -368,6 +376,7 @@ class Settings(_Strict):
     )
     retry: Retry = Retry()
     ejection: Ejection = Ejection()
+    health: Health = Health()
     timeouts: Timeouts = Timeouts()
     resume: Resume = Field("exact", description="Whether another instance continues a stream whose instance fails.")
     cold_start: ColdStart = Field("wait", description="keepalive: comments keep a stream alive while it waits.")

@@ -61,11 +61,16 @@ def _failures(status: Status) -> Iterator[Metric]:
         "vllm_gateway_instance_ejections", "Instances that got no requests for a while.", labels=["model"]
     )
     ejected = GaugeMetricFamily("vllm_gateway_instances_ejected", "They get no requests now.", labels=["model"])
+    sick = GaugeMetricFamily(
+        "vllm_gateway_instances_sick", "They run, and do not answer or do not work.", labels=["model"]
+    )
     for name, model in status.models.items():
         denied.add_metric([name], model.retries_denied)
         ejections.add_metric([name], model.ejections)
         health = [one.health for one in status.active_containers_by_name.values() if one.model == name]
         ejected.add_metric([name], health.count("ejected"))
+        sick.add_metric([name], health.count("sick"))
+    yield sick
     yield denied
     yield ejections
     yield ejected

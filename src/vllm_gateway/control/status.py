@@ -6,7 +6,7 @@ from typing import Literal
 
 from vllm_gateway.scheduling import Decision
 
-Health = Literal["healthy", "suspect", "ejected"]
+Health = Literal["healthy", "suspect", "sick", "ejected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,9 @@ class InstanceStatus:
     """`last_used_s_ago`: seconds since its last request began or ended; null if it had none.
 
     `failures`: its requests that had no whole reply, or a 5xx. `health`: of a suspect, the health check is awaited; one
-    that is ejected has failed too many requests. `reserved_mib` is less while it sleeps; `host_mib`: its part of
-    `HostMemory.held_mib`. `waits_for`: what holds up its start or wake; null: nothing does.
+    that is sick runs and does not answer, or does not work; one that is ejected has failed too many requests.
+    `trouble`: what is wrong with it, and what comes next. `reserved_mib` is less while it sleeps; `host_mib`: its part
+    of `HostMemory.held_mib`. `waits_for`: what holds up its start or wake; null: nothing does.
     """
 
     name: str
@@ -56,6 +57,7 @@ class InstanceStatus:
     total: int
     failures: int
     health: Health
+    trouble: str | None
     last_used_s_ago: float | None
     strategy: str
     external: bool

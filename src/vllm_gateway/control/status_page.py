@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status page: what settings, fleet and queues know, put together for people and for programs."""
 
+from collections.abc import Sequence
+
 from vllm_gateway import __version__
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.control.status import GpuStatus, Health, HostMemory, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import Instance, State
+from vllm_gateway.fleet.models import ModelState
 from vllm_gateway.scheduling import Queues
 
 
@@ -52,6 +55,7 @@ def _instance(one: Instance, settings: Settings, fleet: Fleet, queues: Queues, n
         total=view.total if view else 0,
         failures=view.failures if view else 0,
         health=_health(one, queues),
+        trouble=fleet.supervisor.outlook(one, now),
         last_used_s_ago=None if used is None else round(now - used, 1),
         strategy=settings.strategy_name(one.model) if one.model in settings.models else "",
         external=one.external,
@@ -75,10 +79,11 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
     state = fleet.supervisor.models[name]
     pause_s = state.retry_at - now
     of_model = fleet.registry.by_model(name)
-    ready = sum(one.state is State.READY for one in of_model)
+    sick = [one for one in of_model if one.state is State.READY and one.sick is not None]
+    ready = sum(one.state is State.READY for one in of_model) - len(sick)
     starting = sum(one.state in (State.STARTING, State.WAKING) for one in of_model)
     sleeping = sum(one.resting for one in of_model)
-    word = "ready" if ready else "starting" if starting else "sleeping" if sleeping else "stopped"
+    word = "ready" if ready else "starting" if starting else "sleeping" if sleeping else "sick" if sick else "stopped"
     queue = queues.of(name)
     model = settings.models[name]
     return ModelStatus(
@@ -94,7 +99,7 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
         strategy=settings.strategy_name(name),
         pinned=model.pinned,
         aliases=list(model.aliases),
-        why_fewer=state.why_fewer if ready + starting < state.spec.instances else None,
+        why_fewer=_why_fewer(state, sick, fleet, now) if ready + starting < state.spec.instances else None,
         last_error=state.last_error,
         failure_id=state.failure_id,
         log_tail=list(state.log_tail),
@@ -103,7 +108,13 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
     )
 
 
+def _why_fewer(state: ModelState, sick: Sequence[Instance], fleet: Fleet, now: float) -> str | None:
+    return state.why_fewer or "; ".join(f"{one.name}: {fleet.supervisor.outlook(one, now)}" for one in sick) or None
+
+
 def _health(one: Instance, queues: Queues) -> Health:
+    if one.sick is not None:
+        return "sick"
     if one.suspect:
         return "suspect"
     return "ejected" if queues.is_ejected(one.model, one.instance_id) else "healthy"

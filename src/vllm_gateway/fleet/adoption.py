@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of the instances of an earlier gateway: those that match are taken over, the others removed."""
 
+import time
 from collections.abc import Callable, Mapping
 
 from vllm_gateway.fleet.instance import Instance
@@ -108,5 +109,6 @@ def _instance(registry: ContainerRegistry, found: Found, running: Running, spec:
         launched=True,
         launched_at=now,
         adopted=True,
+        age_s=max(time.time() - found.launched_at, 0.0) if found.launched_at else 0.0,
         running=running,
     )

@@ -185,7 +185,7 @@ class Board:
         in_time = one.state is State.DRAINING or (one.state is State.FALLING_ASLEEP and not one.moving)
         beside = self.live(one.model) if one.asleep else self.awake(one.model)
         missed = len(beside) < state.spec.instances and not state.removed
-        if in_time and missed and not one.suspect and self.is_promised_room(one):
+        if in_time and missed and not one.suspect and one.sick is None and self.is_promised_room(one):
             why = "reprieved: nobody waits for its room any more"
             self.registry.move(one, State.SLEEPING if one.asleep else State.READY, why, now)
             state.active = state.active or not one.asleep

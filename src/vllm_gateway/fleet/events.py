@@ -109,7 +109,30 @@ class Suspected:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """A suspect answered its health check."""
+    """A suspect, or one that had missed health checks, has passed one."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """It did not pass a health check."""
+
+    instance_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """It has requests, nothing of them moves, and one of our own was not answered either."""
+
+    instance_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """One that hung does not any more."""
 
     instance_id: str
 
@@ -131,6 +154,7 @@ class Reconfigured:
     specs: Mapping[str, ModelSpec]
     policy: Policy
     start_timeout_s: float
+    sick_limit_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +192,9 @@ Event = (
     | Stuck
     | Suspected
     | Cleared
+    | Missed
+    | Hung
+    | Works
     | GpusRead
     | Tick
     | Reconfigured

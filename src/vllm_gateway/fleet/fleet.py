@@ -24,6 +24,7 @@ from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Launch, Runtime, RuntimeDown
 from vllm_gateway.fleet.supervisor import Supervisor
 from vllm_gateway.fleet.tasks import Tasks
+from vllm_gateway.fleet.watch import Watch
 from vllm_gateway.routing import Activity, Traffic
 from vllm_gateway.telemetry import events as log_events
 from vllm_gateway.telemetry.secrets import mask_urls
@@ -74,17 +75,23 @@ class Fleet:
             mask=mask,
         )
 
+        self._watch: Watch
+        self._mask = mask
+
     def attach(self, traffic: Traffic, activity: Activity, measured: Collection[str] = ()) -> None:
         """`measured`: the models whose engines are asked for their metrics."""
         self._traffic = traffic
         self._measured = measured
+        settings = self._catalogue.settings
+        self._watch = Watch(self.registry, activity, self._tasks, self._hear, settings=settings.health, mask=self._mask)
         self.supervisor = Supervisor(
             specs=self._catalogue.specs(),
             registry=self.registry,
             activity=activity,
             footprint_of=self._catalogue.footprint_of,
             policy=self._catalogue.policy(),
-            start_timeout_s=self._catalogue.settings.start_timeout_s,
+            start_timeout_s=settings.start_timeout_s,
+            sick_limit_s=settings.health.replace_after_s,
             journal=self._emit,
         )
 
@@ -112,6 +119,7 @@ class Fleet:
         self._endpoints.configure(specs, self._catalogue.settings)
         measures = partial(engine_metrics.follow, lambda: self._measured, self.registry, self._traffic.measured)
         self._tasks.repeat(measures, METRICS_AGAIN_S)
+        self._watch.open()
         self._tasks.repeat(self._tick, TICK_S)
         self._tasks.repeat(self._look_at_gpus, GPU_READ_S)
         self._tasks.repeat(self._remove_strangers, TICK_S)
@@ -198,7 +206,8 @@ class Fleet:
         self._measured = measured
         self._runtime.reconfigure(settings)
         specs, policy = self._catalogue.specs(), self._catalogue.policy()
-        self._hear(e.Reconfigured(specs, policy, settings.start_timeout_s))
+        self._watch.configure(settings.health)
+        self._hear(e.Reconfigured(specs, policy, settings.start_timeout_s, settings.health.replace_after_s))
         self._endpoints.configure(specs, settings)
 
     # Demand
@@ -299,6 +308,10 @@ class Fleet:
         found = [f"runtime: {self._runtime.problem}"] if self._runtime.problem else []
         found += [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
         found += [f"{one.name} cannot be ended: {one.stuck}" for one in self.registry if one.stuck]
+        models = self.supervisor.models.items()
+        found += [
+            f"{name}: {state.why_sick_stay}" for name, state in models if state.looks_sick and state.why_sick_stay
+        ]
         found += [f"{one.name} cannot be removed: {one.problem}" for one in self.registry.leftovers.values()]
         return found
 

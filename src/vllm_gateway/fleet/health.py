@@ -3,10 +3,11 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 
-from vllm_gateway.fleet.engines.calls import CallFailed, CannotCall, call
+from vllm_gateway.fleet.engines.calls import CallFailed, CannotCall, NoAnswer, call
 from vllm_gateway.routing import Address, ModelCard
 
 POLL_S = 0.05
@@ -36,14 +37,30 @@ class _Models(msgspec.Struct):
 _models = msgspec.json.Decoder(_Models).decode
 
 
+@dataclass(frozen=True, slots=True)
+class Ailment:
+    """Why an engine does not pass. `silent`: it neither answers nor refuses, as one that is paused or hangs."""
+
+    why: str
+    silent: bool = False
+
+
 async def passes(address: Address) -> bool:
+    return await ailment(address) is None
+
+
+async def ailment(address: Address, limit_s: float = _LIMIT_S) -> Ailment | None:
+    """None: it passes."""
     while True:
         try:
-            return (await call(address, "/health", limit_s=_LIMIT_S)).status == 200
+            status = (await call(address, "/health", limit_s=limit_s)).status
+            return None if status == 200 else Ailment(f"its health check gets status {status}")
         except CannotCall:
             await asyncio.sleep(POLL_S)  # that says nothing of the engine
-        except CallFailed:
-            return False
+        except NoAnswer:
+            return Ailment(f"its health check gets no answer within {limit_s:g} s", silent=True)
+        except CallFailed as error:
+            return Ailment(f"its health check fails: {error}")
 
 
 async def models(address: Address) -> Mapping[str, ModelCard] | None:

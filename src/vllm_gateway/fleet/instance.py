@@ -40,6 +40,16 @@ class IllegalTransition(Exception):
     """A bug of ours, never an operating error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sickness:
+    """Why an instance that runs gets no requests."""
+
+    why: str
+    since: float
+    counted_from: float  # the limit after which it is replaced
+    hung: bool = False  # its health check passes, and it does not work
+
+
 @dataclass(slots=True)
 class Instance:
     """Changed only by the ContainerRegistry and, through it, by the supervisor."""
@@ -56,6 +66,7 @@ class Instance:
     discovery: bool = False  # its footprint is measured when it is ready
     external: bool = False  # somebody else runs it
     adopted: bool = False  # it was started by an earlier gateway
+    age_s: float = 0.0  # when it was adopted
     state: State = State.STARTING
     since: float = 0.0
     why: str = "wanted"
@@ -68,6 +79,8 @@ class Instance:
     asleep_mib: int = 0
     host_mib: int = 0  # of the machine's memory, from its first sleep until it ends
     suspect: bool = False  # not routed until a health check has passed
+    misses: int = 0  # of its health check, in a row
+    sick: Sickness | None = None  # not routed until it answers and works again
     stuck: str | None = None  # why the runtime could not end it yet
     running: Running | None = None
     evicts: tuple[str, ...] = field(default=())  # instances that leave for it

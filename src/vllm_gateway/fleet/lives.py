@@ -164,13 +164,17 @@ class Lives:
         self._hear(e.Died(one.instance_id, reason, ended.log_tail, ended.code, detail))
 
     async def _is_up(self, one: Instance, running: Running) -> bool:
-        """Tells it. One that an earlier gateway had put to sleep is healthy, and would let requests hang."""
+        """Tells it. One that an earlier gateway had put to sleep is healthy, and would let requests hang.
+
+        What that one has left behind may refuse, as it has yet to load; if it says nothing, it is not well.
+        """
         with suppress(RuntimeDown):
             await self._runtime.open_way(running)
-        if not await health.passes(running.address):
-            return False
-        served = await health.models(running.address)
+        ailment = await health.ailment(running.address)
+        served = None if ailment is not None else await health.models(running.address)
         if served is None:
+            if one.adopted and (ailment is None or ailment.silent):
+                self._hear(e.Missed(one.instance_id, self._mask(ailment.why) if ailment else "it lists no models"))
             return False
         if one.model not in served:
             raise _AnotherModel(f"the engine serves {', '.join(sorted(served)) or 'no model'}, not {one.model}")
@@ -213,7 +217,8 @@ class Lives:
         return await self._memory.measure(one, self._used_before.get(one.instance_id, {})) if one.discovery else None
 
     async def _check(self, one: Instance) -> None:
-        """A suspect that does not answer is treated as dead: it is removed, and another one takes its place.
+        """A suspect that refuses is treated as dead: it is removed, and another one takes its place. One that is
+        silent may only be paused: whoever watches it goes on.
 
         That costs more than some patience. While the runtime is away the way to an engine may be away with it
         (published ports are), and what is removed could not be replaced; once it is back, the way is, a little later.
@@ -221,14 +226,17 @@ class Lives:
         assert one.running is not None
         clock = asyncio.get_running_loop().time
         patient_until, was_away = clock() + PATIENCE_S, False
-        while not await health.passes(one.running.address):
+        while (ailment := await health.ailment(one.running.address)) is not None:
             if one.state is not State.READY:
+                return
+            if ailment.silent:
+                self._hear(e.Missed(one.instance_id, self._mask(ailment.why)))
                 return
             was_away = was_away or self._runtime.problem is not None
             if clock() >= patient_until:
                 is_away = await self._is_away(one.running)
                 if not (is_away or was_away):
-                    self._hear(e.Died(one.instance_id, "its health check fails"))
+                    self._hear(e.Died(one.instance_id, "its health check fails", detail=self._mask(ailment.why)))
                     return
                 patient_until, was_away = clock() + PATIENCE_S, is_away
             await asyncio.sleep(POLL_S)

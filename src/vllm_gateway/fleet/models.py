@@ -53,6 +53,9 @@ class ModelState:
     corrections: int = 0  # of its footprint, since an instance of it was ready
     corrected_mib: int = 0  # what its footprint must at least be
     why_fewer: str | None = None  # why fewer run than wanted
+    why_sick_stay: str | None = None  # why none of its sick instances is replaced now
+    looks_sick: bool = False  # more than half of it
+    ends_sick: bool = False  # an operator wants them replaced, however many there are
     used_at: float = 0.0
     removed: bool = False  # no longer in the configuration; kept until its last instance is gone
     starts: StartTimes = field(default_factory=StartTimes)

@@ -65,6 +65,9 @@ class WithPredecessor:
     def last_used(self, instance_id: str) -> float | None:
         return self._own.last_used(instance_id)
 
+    def heard_at(self, instance_id: str) -> float | None:
+        return self._own.heard_at(instance_id)
+
 
 class ToldToBoth:
     """A `Traffic` that lets a predecessor know whose wait is over."""

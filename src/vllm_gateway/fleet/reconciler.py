@@ -167,7 +167,7 @@ class Reconciler:
         board = self.board
         answers: list[tuple[Instance, Placement | NoRoom]] = []
         for one in board.registry.by_model(state.spec.name):
-            if one.state is State.SLEEPING:
+            if one.state is State.SLEEPING and one.sick is None:
                 need = Need(
                     one.model,
                     one.reserved_mib,

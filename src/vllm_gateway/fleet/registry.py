@@ -5,7 +5,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_gateway.fleet.instance import Instance, State, safe_name
+from vllm_gateway.fleet.instance import Instance, Sickness, State, safe_name
 from vllm_gateway.fleet.runtimes import Running
 from vllm_gateway.routing import Route, RoutingTable
 
@@ -84,6 +84,10 @@ class ContainerRegistry:
         instance.suspect = suspect
         self.version += 1
 
+    def set_sick(self, instance: Instance, sickness: Sickness | None) -> None:
+        instance.sick, instance.misses = sickness, 0
+        self.version += 1
+
     def set_stuck(self, instance: Instance, problem: str) -> None:
         instance.stuck = problem
         self.version += 1
@@ -106,10 +110,14 @@ class ContainerRegistry:
                     one.max_in_flight,
                     one.weight,
                     ready_since=one.since,
-                    suspect=one.suspect,
+                    suspect=one.suspect or one.sick is not None,
                 )
                 routes[one.model] = (*routes.get(one.model, ()), route)
-        return RoutingTable(routes)
+        return RoutingTable(routes, frozenset(one.instance_id for one in self if _is_silent(one)))
+
+
+def _is_silent(one: Instance) -> bool:
+    return one.sick is not None or (one.external and one.state is State.FAILED)
 
 
 def _place(one: Instance) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet import sleep, turns
+from vllm_gateway.fleet import sick, sleep, turns
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.endings import root_cause, was_silenced
 from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
@@ -36,12 +36,14 @@ class Supervisor:
         footprint_of: FootprintOf,
         policy: Policy,
         start_timeout_s: float,
+        sick_limit_s: float,
         journal: Callable[..., None],
     ) -> None:
         models = {name: ModelState(spec) for name, spec in specs.items()}
         self._board = Board(registry, activity, policy, models, journal)
         self._reconciler = Reconciler(self._board, footprint_of)
         self._start_timeout_s = start_timeout_s
+        self._sick_limit_s = sick_limit_s
         self._handed_over = False
 
     @property
@@ -83,6 +85,10 @@ class Supervisor:
         """What holds up its start or wake; None: nothing."""
         return turns.waits_for(self._board, one)
 
+    def outlook(self, one: Instance, now: float) -> str | None:
+        """What is wrong with it while it runs, and what comes next."""
+        return sick.outlook(self._board, one, self._sick_limit_s, now)
+
     def _hear(self, event: e.Event, now: float) -> None:
         board = self._board
         match event:
@@ -115,13 +121,23 @@ class Supervisor:
                 self._suspected(instance_id, reason, now)
             case e.Cleared(instance_id):
                 if one := board.registry.get(instance_id):
-                    board.registry.set_suspect(one, False)
+                    sick.answers(board, one, now)
+            case e.Missed(instance_id, why):
+                if one := board.registry.get(instance_id):
+                    sick.missed(board, one, why, now)
+            case e.Hung(instance_id, why):
+                if one := board.registry.get(instance_id):
+                    sick.hung(board, one, why, now)
+            case e.Works(instance_id):
+                if one := board.registry.get(instance_id):
+                    sick.works(board, one, now)
             case e.GpusRead(gpus):
                 board.gpus = tuple(gpus)
             case e.Retry(model):
                 if state := board.models.get(model):
                     state.failures, state.retry_at, state.corrections = 0, 0.0, 0
                     state.active = not state.removed
+                    state.ends_sick = True
             case e.HandOver(active):
                 self._handed_over = active
                 for one in list(board.registry):
@@ -132,8 +148,10 @@ class Supervisor:
             case e.Tick():
                 self._put_idle_away(now)
                 self._end_slow_starts(now)
-            case e.Reconfigured(specs, policy, start_timeout_s):
-                board.policy, self._start_timeout_s = policy, start_timeout_s
+                self._end_the_sick(now)
+            case e.Reconfigured(specs, policy):
+                board.policy = policy
+                self._start_timeout_s, self._sick_limit_s = event.start_timeout_s, event.sick_limit_s
                 self._reconfigured(specs)
             case e.Inherited(specs):
                 board.models.update({spec.name: ModelState(spec, removed=True) for spec in specs})
@@ -181,6 +199,7 @@ class Supervisor:
                 one.reserved_mib = measured_mib
                 board.effects.append(e.KeepFootprint(one.model, measured_mib))
         board.registry.move(one, State.READY, "healthy", now)
+        sick.answers(board, one, now)
         state = board.models[one.model]
         state.active, state.last_error, state.corrections = True, None, 0
         state.used_at = max(state.used_at, now)
@@ -208,6 +227,7 @@ class Supervisor:
             state.asleep_mib = measured_mib
         one.asleep, one.asleep_mib = True, sleep.asleep_mib(one, state)
         one.host_mib = one.host_mib or sleep.host_mib(one, state)
+        sick.answers(board, one, now)
         board.registry.move(one, State.SLEEPING, one.why, now)
         board.say(log_events.INSTANCE_ASLEEP, instance=one.name, model=one.model, asleep_mib=one.asleep_mib)
 
@@ -241,6 +261,7 @@ class Supervisor:
         if one is None or one.state in (State.FAILED, State.STOPPING):
             return
         was, reason = one.state, event.detail or event.reason
+        was_starting = was is State.STARTING and one.sick is None
         failure_id = blake2b(f"{event.instance_id} {now!r}".encode(), digest_size=4).hexdigest()
         board.registry.move(one, State.FAILED, reason, now)
         board.say(
@@ -257,7 +278,7 @@ class Supervisor:
             return
         state = board.models[one.model]
         state.log_tail, state.failure_id, state.told = tail[-SHOWN_LINES:], failure_id, event.reason
-        may_tell = was is State.STARTING and not was_silenced(event.exit_code)
+        may_tell = was_starting and not was_silenced(event.exit_code)
         larger_mib = self._larger_footprint(one, tail) if may_tell else None
         if larger_mib and state.spec.footprint_mib is None and state.corrections < MOST_CORRECTIONS:
             state.corrections, state.corrected_mib = state.corrections + 1, larger_mib
@@ -267,7 +288,7 @@ class Supervisor:
         state.last_error = f"{reason}: {said}" if said else reason
         if larger_mib and state.spec.footprint_mib is not None:
             state.last_error += f" Its footprint_mib is {one.reserved_mib}; declare {larger_mib}, or none at all."
-        state.start_failed = was is State.STARTING
+        state.start_failed = was_starting
         self._back_off(one, state, now)
         if state.start_failed:
             self._give_up_starts(state, now)
@@ -310,7 +331,7 @@ class Supervisor:
     def _suspected(self, instance_id: str, reason: str, now: float) -> None:
         board = self._board
         one = board.registry.get(instance_id)
-        if one and one.state is State.READY and not one.suspect:
+        if one and one.state is State.READY and not one.suspect and one.sick is None:
             board.registry.set_suspect(one, True)
             board.models[one.model].used_at = now
             board.say(log_events.INSTANCE_SUSPECT, instance=one.name, model=one.model, reason=reason)
@@ -338,7 +359,15 @@ class Supervisor:
                     board.drain(one, "idle", now)
 
     def _end_slow_starts(self, now: float) -> None:
+        """One that was adopted may have had most of its time already; it has as long yet as others to answer."""
         limit = self._start_timeout_s
         for one in list(self._board.registry):
-            if one.state is State.STARTING and one.launched and now - one.launched_at > limit:
+            least_s = self._sick_limit_s if one.adopted else 0.0
+            if one.state is State.STARTING and one.launched and now - one.launched_at > max(limit - one.age_s, least_s):
                 self._died(e.Died(one.instance_id, f"not ready after {limit:g} s (start_timeout_s)"), now)
+
+    def _end_the_sick(self, now: float) -> None:
+        for one in sick.to_be_ended(self._board, self._sick_limit_s, now):
+            assert one.sick is not None
+            why = one.sick.why if one.sick.hung else f"{one.sick.why}, for {now - one.sick.since:.0f} s"
+            self._died(e.Died(one.instance_id, why), now)

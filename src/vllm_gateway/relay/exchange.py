@@ -17,6 +17,7 @@ from vllm_gateway.relay.heads import BadHead, ReplyHead, parse_reply_head, reply
 from vllm_gateway.relay.types import Carried, Instructions, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection
 from vllm_gateway.relay.withheld import Withheld
+from vllm_gateway.routing import Address
 
 SMALL_BODY_BYTES = 16 * 1024
 """Up to here a copy is cheaper than a second buffer on the wire."""
@@ -106,6 +107,10 @@ class Exchange:
         self._sent_at = 0.0
         self._quiet_until: float | None = None
         self._wake: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def address(self) -> Address:
+        return self._connection.address
 
     @property
     def owns_client(self) -> bool:
@@ -374,25 +379,32 @@ class Exchange:
     def cut(self, reason: str) -> None:
         """Ends it from our side, wherever it is: the instance's connection is closed at once."""
         if self.phase is _HEAD:
-            self._fail(reason, retryable=reason == "first_byte_timeout")
+            self._fail(reason, retryable=reason in ("first_byte_timeout", "instance_silent"))
         elif self.phase is _BODY:
             self._end(reason)
 
-    def check_time(self, now: float) -> None:
-        """Called by the sweep."""
+    def abandon(self) -> None:
+        """Ends it if another instance can begin the reply anew."""
+        if self._waits_for_body and not self._heard and (self.phase is _HEAD or not self.owns_client):
+            self.cut("instance_silent")
+
+    def check_time(self, now: float) -> bool:
+        """Called by the sweep. Whether more of the reply's body has come since."""
         deadline = self._instructions.deadline
         if self._client_transport.is_closing():
             self.cut("client_gone")
         elif deadline is not None and now >= deadline:
             self.cut("request_timeout")
         elif self._paused:
-            return
+            return False
         elif self._heard and self.phase is _BODY:
             self._heard = self._waits_for_body = False
             idle_s = self._instructions.limits.idle_s
             self._quiet_until = None if idle_s is None else now + idle_s
+            return True
         elif self._quiet_until is not None and now >= self._quiet_until:
             self.cut("first_byte_timeout" if self._waits_for_body else "idle_timeout")
+        return False
 
     def _fail(self, reason: str, *, retryable: bool, detail: str = "") -> None:
         if self._client_transport.is_closing():

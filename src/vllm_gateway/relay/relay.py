@@ -44,6 +44,7 @@ class Relay:
         self._dropped = {NO_HEADERS.names: never}  # by the names of our own headers, which replace the client's
         self._pool = Pool(self._loop, max_idle=self._limits.pool_max_idle, max_idle_s=self._limits.pool_idle_s)
         self._active: set[Exchange] = set()
+        self._heard: dict[Address, float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep_s = self._limits.sweep_s
         self._closed = False
@@ -124,9 +125,19 @@ class Relay:
             with contextlib.suppress(ClientStalled):
                 await drain(client, transport, self._limits.client_stall_s)
 
+    def heard_at(self, address: Address) -> float | None:
+        """When a reply from there was last seen to go on, within a sweep; None if that is unknown."""
+        return self._heard.get(address)
+
+    def abandon(self, address: Address) -> None:
+        """The instance is silent: requests of whose reply nothing has come fail with `instance_silent`."""
+        for exchange in [one for one in self._active if one.address == address]:
+            exchange.abandon()
+
     def forget(self, address: Address) -> None:
         """The instance is gone: closes the idle connections to it."""
         self._pool.forget(address)
+        self._heard.pop(address, None)
 
     async def close(self) -> None:
         """Ends what is under way and closes all connections to instances."""
@@ -219,7 +230,8 @@ class Relay:
         """One timer for all: nothing is set or cancelled per request or per read."""
         now = self._loop.time()
         for exchange in list(self._active):
-            exchange.check_time(now)
+            if exchange.check_time(now):
+                self._heard[exchange.address] = now
         self._pool.sweep()
         busy = bool(self._active) or len(self._pool) > 0
         self._sweeper = self._loop.call_later(self._sweep_s, self._sweep) if busy else None

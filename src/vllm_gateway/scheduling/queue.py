@@ -18,6 +18,8 @@ from vllm_gateway.scheduling.retry_after import Turnover, retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
 
 NORMAL = "normal"
+_WITHOUT_WORK = frozenset({"/tokenize", "/detokenize"})
+"""Answered by what stands in front of an engine: says nothing of it."""
 _FAILURES = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR})
 
 
@@ -90,6 +92,7 @@ class ModelQueue:
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
         self._listed: frozenset[str] = frozenset()  # suspects too
+        self._alive: frozenset[str] = frozenset()  # of those listed; what the others had to do, others have to do
         self._line: FairLine[_Waiter] = FairLine()
         self._again: OrderedDict[frozenset[str], OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
         self._undecided: dict[_Waiter, None] = {}  # may come again if those who failed them are dead
@@ -213,7 +216,7 @@ class ModelQueue:
 
         It is a repetition, of which there may be few, unless they are dead. Of a suspect that is known soon.
         """
-        if failed.isdisjoint(self._listed) or self._retries.spend(asyncio.get_running_loop().time()):
+        if failed.isdisjoint(self._alive) or self._retries.spend(asyncio.get_running_loop().time()):
             return True
         return None if failed & (self._listed - self._ids) else False
 
@@ -274,7 +277,7 @@ class ModelQueue:
     def close(self, refusal: Refusal) -> None:
         """Nobody gets a place any more; requests in flight end as they would."""
         self._closed = refusal
-        self._views, self._ids, self._listed = [], frozenset(), frozenset()
+        self._views, self._ids, self._listed, self._alive = [], frozenset(), frozenset(), frozenset()
         self.refuse(refusal)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -299,6 +302,8 @@ class ModelQueue:
         placement, placed_at = self._placed.pop(request, (self.placement, now))
         if outcome is Outcome.OK:
             self._turnover.kept(now - placed_at)
+            if request.path not in _WITHOUT_WORK:
+                view.answered_at = now
         placement.finished(request, view, outcome)  # a strategy hears only of what it has placed
         if view.instance_id in self._listed:
             self.serve_waiters()
@@ -327,11 +332,17 @@ class ModelQueue:
             if change.ejected:
                 loop.call_later(change.pause_s, self.serve_waiters)  # one of them may probe it
 
-    def update(self, routes: Sequence[Route], view_of: Callable[[Route], InstanceView]) -> None:
-        """Takes the model's part of a new routing table."""
+    def update(
+        self,
+        routes: Sequence[Route],
+        view_of: Callable[[Route], InstanceView],
+        silent: frozenset[str] = frozenset(),
+    ) -> None:
+        """Takes the model's part of a new routing table. `silent`: instances that do not answer."""
         self._views = [view_of(route) for route in routes if not route.suspect]
         self._ids = frozenset(view.instance_id for view in self._views)
         self._listed = frozenset(route.instance_id for route in routes)
+        self._alive = self._listed - silent
         self._health.keep(self._listed)
         if self._views:
             self._turnover.places = sum(view.max_in_flight for view in self._views)

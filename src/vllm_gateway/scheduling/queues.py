@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 
-from vllm_gateway.routing import Demand, EngineMetrics, Refusal, Route, RoutingTable, not_served
+from vllm_gateway.routing import Address, Demand, EngineMetrics, Refusal, Route, RoutingTable, not_served
 from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings
@@ -22,12 +22,19 @@ class Queues:
         departed: Callable[[InstanceView], None],
         health_changed: Callable[[InstanceView, Change], None],
         elsewhere: Callable[[str], int] = lambda instance_id: 0,
+        silent: Callable[[InstanceView], None] = lambda view: None,
+        heard_at: Callable[[Address], float | None] = lambda address: None,
     ) -> None:
-        """`elsewhere`: how many requests another gateway has on an instance; `recount` tells that it has changed."""
+        """`elsewhere`: how many requests another gateway has on an instance; `recount` tells that it has changed.
+
+        `silent` hears of those that do not answer while another one does. `heard_at`: when a reply last went on there.
+        """
         self._demand = demand
         self._elsewhere = elsewhere
         self._departed = departed
         self._health_changed = health_changed
+        self._silent = silent
+        self._heard_at = heard_at
         self._views: dict[str, InstanceView] = {}
         self._listed: frozenset[str] = frozenset()
         self._queues: dict[str, ModelQueue] = {}
@@ -67,11 +74,15 @@ class Queues:
     def publish(self, table: RoutingTable) -> None:
         self._listed = frozenset(route.instance_id for routes in table.routes.values() for route in routes)
         for model, queue in self._queues.items():
-            queue.update(table.of(model), self._view)
+            queue.update(table.of(model), self._view, table.silent)
         for view in [view for view in self._views.values() if view.instance_id not in self._listed]:
             self._departed(view)
             if not view.own:
                 self._forget(view)
+        for view in filter(None, map(self._views.get, table.silent)):
+            others = self._queues[view.model].views if view.model in self._queues else ()
+            if view.own and others:
+                self._silent(view)
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         if queue := self._queues.get(model):
@@ -97,6 +108,13 @@ class Queues:
     def last_used(self, instance_id: str) -> float | None:
         view = self._views.get(instance_id)
         return view.last_used if view else None
+
+    def heard_at(self, instance_id: str) -> float | None:
+        view = self._views.get(instance_id)
+        if view is None:
+            return None
+        heard_at = self._heard_at(view.address)
+        return view.answered_at if heard_at is None else max(heard_at, view.answered_at or 0.0)
 
     def view(self, instance_id: str) -> InstanceView | None:
         return self._views.get(instance_id)

@@ -30,6 +30,7 @@ class InstanceView:
     total: int = 0
     failures: int = 0
     last_used: float | None = None
+    answered_at: float | None = None  # loop time of the last whole reply that took an engine's work
     metrics: EngineMetrics | None = None  # the latest there were; kept only if a strategy says `wants_metrics = True`
     own: int = 0  # of those in flight: which have their places by this view
     elsewhere: int = 0  # of those in flight: another gateway's

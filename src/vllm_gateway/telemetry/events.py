@@ -194,6 +194,22 @@ INSTANCE_SUSPECT = Event(
     ("instance", "model"),
     ("reason",),
 )
+INSTANCE_SICK = Event(
+    "instance_sick",
+    "warning",
+    "An instance runs and does not answer its health check, or does not work (`hung`). It gets no requests, and is "
+    "replaced unless it recovers.",
+    ("instance", "model", "reason", "hung"),
+)
+INSTANCE_WELL = Event(
+    "instance_well", "info", "A sick instance takes requests again, after `seconds`.", ("instance", "model", "seconds")
+)
+MODEL_LOOKS_SICK = Event(
+    "model_looks_sick",
+    "error",
+    "More than half of a model's instances look sick: it may be the gateway or its machine, and none is replaced.",
+    ("model", "sick", "instances"),
+)
 
 INSTANCE_EJECTED = Event(
     "instance_ejected",

@@ -5,10 +5,10 @@ import signal
 
 from tests.faults import reloads, strikes
 from tests.faults.faults import Fault, Side, Stage
-from tests.faults.matrix.rows import ONLY_IN_STREAMS, SOON, before_the_reply, in_the_stream, row
+from tests.faults.matrix.rows import ONLY_IN_STREAMS, SOON, SOON_REPLACED, before_the_reply, in_the_stream, row
 from tests.faults.outcomes import (
     ANSWERED,
-    ANSWERED_LATER,
+    ANSWERED_WHEN_SILENT,
     COMPLETED,
     COMPLETED_LATER,
     CONNECTED_LATER,
@@ -55,10 +55,10 @@ FAULTS = (
         "stands still (SIGSTOP), its connections open",
         Side.ENGINE,
         strikes.engine_gets(signal.SIGSTOP),
-        row(ANSWERED_LATER, ANSWERED_LATER, ANSWERED_LATER, CONTINUED_LATER, COMPLETED_LATER),
+        row(ANSWERED_WHEN_SILENT, ANSWERED_WHEN_SILENT, ANSWERED_WHEN_SILENT, CONTINUED_LATER, COMPLETED_LATER),
         costs_engine=True,
         model={"first_byte_timeout_s": 2},
-        settings=SOON,
+        settings=SOON | SOON_REPLACED,
         afterwards=strikes.engine_comes_to,
     ),
     Fault(
@@ -66,10 +66,11 @@ FAULTS = (
         "accepts connections and is silent",
         Side.ENGINE,
         strikes.engine_fails_by("silent"),
-        before_the_reply(ANSWERED_LATER),
+        before_the_reply(ANSWERED_WHEN_SILENT),
         befalls_new=True,
         costs_engine=True,
         model={"first_byte_timeout_s": 2},
+        settings=SOON_REPLACED,
         afterwards=strikes.engine_comes_to,
     ),
     Fault(

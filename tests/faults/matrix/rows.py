@@ -4,6 +4,7 @@
 from tests.faults.outcomes import CannotHappen, Promise
 from tests.faults.phases import Phase
 
+SOON_REPLACED: dict[str, dict[str, float]] = {"health": {"replace_after_s": 1}}
 SOON = {"timeouts": {"connect_s": 2, "idle_s": 2, "client_s": 1.5}}
 """For faults that only a limit ends. Whoever is slow for another reason must not meet one."""
 TOO_LATE = CannotHappen("its status has been sent")

@@ -21,6 +21,7 @@ class SimulatedActivity:
     waits: dict[str, int] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
+    heard: dict[str, float] = field(default_factory=dict)
     alone: bool = True
 
     def waiting(self, model: str) -> int:
@@ -31,6 +32,9 @@ class SimulatedActivity:
 
     def last_used(self, instance_id: str) -> float | None:
         return self.used.get(instance_id)
+
+    def heard_at(self, instance_id: str) -> float | None:
+        return self.heard.get(instance_id)
 
 
 def spec(name: str, instances: int = 1, **more: object) -> ModelSpec:
@@ -74,6 +78,7 @@ class FleetInTheHead:
             footprint_of=self._footprint_of,
             policy=Policy(margin_mib=0, min_resident_s=min_resident_s, host_mib=host_mib),
             start_timeout_s=600,
+            sick_limit_s=60,
             journal=lambda *_, **__: None,
         )
         self.hear(e.GpusRead([Gpu(f"gpu{i}", i, "Simulated", gpu_mib) for i in range(gpus)]))
@@ -103,7 +108,7 @@ class FleetInTheHead:
 
     def reconfigure(self, *specs: ModelSpec, min_resident_s: float = 0.0) -> list[e.Effect]:
         policy = Policy(margin_mib=0, min_resident_s=min_resident_s, host_mib=self.host_mib)
-        return self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600))
+        return self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600, sick_limit_s=60))
 
     def ready(self, one: Instance, measured_mib: int | None = None) -> list[e.Effect]:
         """It becomes ready, and the requests of its model are served."""
@@ -143,7 +148,7 @@ class FleetInTheHead:
                     return one
         raise AssertionError(f"{model} does not start")
 
-    def adopt(self, model: str, gpu_id: str, mib: int, spec_hash: str = "hash") -> Instance:
+    def adopt(self, model: str, gpu_id: str, mib: int, spec_hash: str = "hash", *, age_s: float = 0.0) -> Instance:
         """Started by another gateway, which has a request there."""
         number = self.registry.free_number(model)
         one = Instance(
@@ -158,6 +163,7 @@ class FleetInTheHead:
             adopted=True,
             launched=True,
             launched_at=self.now,
+            age_s=age_s,
         )
         self.activity.busy[one.instance_id] = 1
         return self.registry.add(one)

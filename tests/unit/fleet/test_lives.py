@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fleet.broken_runtime import NOBODY, BrokenRuntime
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import health
 from vllm_gateway.fleet import lives as lives_module
@@ -87,10 +87,10 @@ async def test_a_life_that_ends_in_an_unforeseen_error_is_heard_as_a_death(
 async def test_a_health_check_that_ends_in_an_unforeseen_error_is_heard_as_a_death(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def passes(address: Address) -> bool:
+    async def ailment(address: Address) -> health.Ailment | None:
         raise ValueError("no such address")
 
-    monkeypatch.setattr(health, "passes", passes)
+    monkeypatch.setattr(health, "ailment", ailment)
     house.lives.check(instance(state=State.READY, running=NOBODY))
     assert isinstance(await house.hears(), e.Died)
 
@@ -113,14 +113,30 @@ async def test_a_suspect_has_some_time_yet_when_the_runtime_was_away_for_a_momen
     monkeypatch.setattr(lives_module, "PATIENCE_S", 0.0)
     monkeypatch.setattr(lives_module, "POLL_S", 0.0)
 
-    async def passes(address: Address) -> bool:
+    async def ailment(address: Address) -> health.Ailment:
         house.runtime.problem = None if house.runtime.done else "no answer"
-        return False
+        return health.Ailment("refused")
 
-    monkeypatch.setattr(health, "passes", passes)
+    monkeypatch.setattr(health, "ailment", ailment)
     house.lives.check(instance(state=State.READY, running=NOBODY))
     assert isinstance(await house.hears(), e.Died)
     assert house.runtime.done == ["pids", "pids"]
+
+
+async def test_a_suspect_that_is_silent_is_left_to_whoever_watches_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may only be paused."""
+
+    async def ailment(address: Address) -> health.Ailment:
+        return health.Ailment("no answer", silent=True)
+
+    monkeypatch.setattr(lives_module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(health, "ailment", ailment)
+    house.lives.check(instance(state=State.READY, running=NOBODY))
+    assert await house.hears() == e.Missed("i1", "no answer")
+    await until(lambda: not house.tasks._running)
+    assert house.heard.empty()
 
 
 async def test_what_cannot_be_ended_is_tried_until_it_is_gone(house: House) -> None:

@@ -208,7 +208,7 @@ class AnyFleet(RuleBasedStateMachine):
 
     def reconfigure(self, *specs: ModelSpec) -> None:
         policy = Policy(margin_mib=0, min_resident_s=self.young_s, host_mib=HOST_MIB)
-        self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600))
+        self.hear(e.Reconfigured({one.name: one for one in specs}, policy, start_timeout_s=600, sick_limit_s=60))
 
     @rule(foreign_mib=st.sampled_from([0, 0, 25, 90]), problem=st.sampled_from([None, None, "fell off the bus"]))
     def the_first_gpu_is_read(self, foreign_mib: int, problem: str | None) -> None:

@@ -27,6 +27,10 @@ class CallFailed(Exception):
     """The engine gave no answer, or none that is taken."""
 
 
+class NoAnswer(CallFailed):
+    """It said nothing in time: it may yet."""
+
+
 class CannotCall(CallFailed):
     """It is this process or its machine that lacks something."""
 
@@ -38,11 +42,18 @@ class Answer:
 
 
 async def call(
-    address: Address, path: str, *, limit_s: float, method: str = "GET", most_bytes: int = MOST_BYTES
+    address: Address,
+    path: str,
+    *,
+    limit_s: float,
+    method: str = "GET",
+    json: bytes = b"",
+    most_bytes: int = MOST_BYTES,
 ) -> Answer:
     """What the engine says, from where it stands: redirects are not followed. Raises CallFailed."""
-    key = f"Authorization: Bearer {address.key}\r\n".encode() if address.key else b""
-    head = request_head(method, path, address.authority, _HEADERS + key, own=NO_HEADERS, body_length=0)
+    lines = _HEADERS + (f"Authorization: Bearer {address.key}\r\n".encode() if address.key else b"")
+    lines += b"Content-Type: application/json\r\n" if json else b""
+    head = request_head(method, path, address.authority, lines, own=NO_HEADERS, body_length=len(json))
     pool = Pool(asyncio.get_running_loop(), max_idle=0, max_idle_s=0.0)
     try:
         async with asyncio.timeout(limit_s):
@@ -50,12 +61,12 @@ async def call(
             coming = _Coming(connection.transport)
             connection.use(coming)
             try:
-                connection.transport.write(head)
+                connection.transport.write(head + json)
                 return await _read(coming, method, most_bytes)
             finally:
                 connection.release(clean=False)
     except TimeoutError:
-        raise CallFailed(f"no answer for {limit_s:g} s") from None
+        raise NoAnswer(f"no answer for {limit_s:g} s") from None
     except (OSError, ValueError) as error:  # BadHead and BadFraming are ValueErrors
         kind = CannotCall if is_shortage(error) else CallFailed
         raise kind(f"{type(error).__name__}: {error}") from None

@@ -46,6 +46,7 @@ class Found:
     spec_hash: str
     gpu_ids: tuple[str, ...]
     footprint_mib: int
+    launched_at: float | None = None  # seconds since the epoch; None: unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,16 @@ def found(inspected: Mapping[str, Any], port: int) -> Found:
         spec_hash=read.get(_LABEL + "spec", "").removesuffix(_UNREACHABLE_TO_OLDER),
         gpu_ids=tuple(gpus.split(",")) if gpus else (),
         footprint_mib=_number(read.get(_LABEL + "footprint", "")),
+        launched_at=_epoch(inspected["State"].get("StartedAt", "")),
     )
+
+
+def _epoch(text: str) -> float | None:
+    """Of a time such as 2026-11-30T15:36:48.123456789Z, which is UTC; whole seconds do."""
+    try:
+        return datetime.fromisoformat(text[:19]).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def _number(text: str) -> int:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that run and do not answer, or do not work, on real processes: spared, waited for, replaced."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.engines import engine_pids, set_faults
+from tests.gateway import GatewayProcess, running_gateway
+from tests.integration.test_gateway import config, model
+from tests.waiting import until
+
+QUICK = {"every_s": 0.2, "timeout_s": 0.3, "replace_after_s": 600}
+
+
+@asynccontextmanager
+async def instances_of_a(
+    folder: Path, count: int, health: dict[str, Any], **more: Any
+) -> AsyncIterator[GatewayProcess]:
+    settings = config(models={"a": model("a", instances=count)}, health={**QUICK, **health}, **more)
+    async with running_gateway(folder, settings) as gateway:
+        await gateway.chat("a")
+        await gateway.until(lambda page: page["models"]["a"]["running"] == count)
+        yield gateway
+
+
+async def engines(gateway: GatewayProcess) -> list[tuple[str, str, int]]:
+    """Name, address and process of each."""
+    pids = engine_pids(gateway.process.pid)
+    page = await gateway.status()
+    return [(one["name"], one["address"], pids[one["address"]]) for one in page["active_containers_by_name"].values()]
+
+
+async def health_of(gateway: GatewayProcess, name: str) -> str:
+    page = await gateway.status()
+    return str(page["active_containers_by_name"][name]["health"])
+
+
+async def test_one_that_stops_for_a_while_gets_no_requests_and_comes_back(tmp_path: Path) -> None:
+    async with instances_of_a(tmp_path, 2, {}) as gateway:
+        (name, _, pid), (other, _, _) = await engines(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        said = await gateway.event("instance_sick", instance=name, hung=False)
+        assert "no answer within 0.3 s" in said["reason"]
+        answers = await asyncio.gather(*(gateway.chat("a") for _ in range(6)))
+        assert {headers["x-simulated-instance"] for _, headers, _ in answers} == {other}
+        page = await gateway.status()
+        shown = page["active_containers_by_name"][name]
+        assert shown["health"] == "sick"
+        assert "it is replaced in" in shown["trouble"]
+        os.kill(pid, signal.SIGCONT)
+        await gateway.event("instance_well", instance=name)
+        answers = [await gateway.chat("a") for _ in range(4)]
+        assert {headers["x-simulated-instance"] for _, headers, _ in answers} == {name, other}
+        assert not gateway.events("instance_failed")
+
+
+async def test_requests_that_wait_for_its_first_byte_go_elsewhere(tmp_path: Path) -> None:
+    retry = {"floor": 0, "budget": 0}  # what a silent one had to do is no repetition
+    async with instances_of_a(tmp_path, 2, {}, retry=retry) as gateway:
+        (name, address, pid), (other, other_address, _) = await engines(gateway)
+        for each in (address, other_address):
+            await set_faults(each, "hold_after_tokens=0")
+        asked = [asyncio.create_task(gateway.chat("a", max_tokens=4 + n)) for n in range(4)]
+        streams = [asyncio.create_task(streamed(gateway)) for _ in range(4)]
+        await gateway.until(lambda page: page["active_containers_by_name"][name]["in_flight"] >= 3)
+        os.kill(pid, signal.SIGSTOP)
+        await gateway.event("instance_sick", instance=name)
+        await gateway.until(lambda page: page["active_containers_by_name"][other]["in_flight"] == 8)
+        await set_faults(other_address)
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200] * 4
+        assert all(
+            text.rstrip().endswith("data: [DONE]") and "error" not in text for text in await asyncio.gather(*streams)
+        )
+        os.kill(pid, signal.SIGCONT)
+
+
+async def streamed(gateway: GatewayProcess) -> str:
+    body = {"model": "a", "prompt": "x", "max_tokens": 4, "stream": True}
+    async with gateway.http.post("/v1/completions", json=body) as reply:
+        return await reply.text()
+
+
+async def test_alone_its_requests_wait_for_it(tmp_path: Path) -> None:
+    async with instances_of_a(tmp_path, 1, {}) as gateway:
+        ((name, _, pid),) = await engines(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        before = asyncio.create_task(gateway.chat("a"))
+        await gateway.event("instance_sick", instance=name)
+        after = asyncio.create_task(gateway.chat("a"))
+        await gateway.until(lambda page: page["models"]["a"]["queued"] == 1)
+        os.kill(pid, signal.SIGCONT)
+        assert [(await one)[0] for one in (before, after)] == [200, 200]
+        assert not gateway.events("instance_failed")
+
+
+async def test_one_that_does_not_answer_is_replaced_after_its_limit_and_its_requests_are_answered(
+    tmp_path: Path,
+) -> None:
+    async with instances_of_a(tmp_path, 1, {"replace_after_s": 1}) as gateway:
+        ((name, _, pid),) = await engines(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        assert (await gateway.chat("a"))[0] == 200
+        said = await gateway.event("instance_failed", instance=name)
+        assert "its health check gets no answer" in said["reason"]
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+async def test_while_more_than_half_looks_sick_none_is_replaced_and_it_says_so(tmp_path: Path) -> None:
+    async with instances_of_a(tmp_path, 2, {"replace_after_s": 10}) as gateway:
+        both = await engines(gateway)
+        for _, _, pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        await gateway.event("model_looks_sick", model="a", sick=2, instances=2)
+        async with gateway.http.get("/health") as reply:
+            assert "2 of 2 instances look sick" in await reply.text()
+        for _, _, pid in both:
+            os.kill(pid, signal.SIGCONT)
+        await gateway.event("instance_well", count=2)
+        assert (await gateway.chat("a"))[0] == 200
+
+
+async def test_one_whose_replies_go_on_is_alive_whatever_its_health_check_says(tmp_path: Path) -> None:
+    async with instances_of_a(tmp_path, 2, {"replace_after_s": 0.5}) as gateway:
+        (name, address, _), (_, other, _) = await engines(gateway)
+        for each in (address, other):
+            await set_faults(each, "never_healthy")
+        long = {"model": "a", "prompt": "x", "max_tokens": 1500, "stream": True, "ignore_eos": True}
+        async with (
+            gateway.http.post("/v1/completions", json=long) as one,
+            gateway.http.post("/v1/completions", json=long) as two,
+        ):
+            texts = await asyncio.gather(one.text(), two.text())
+        assert all(text.rstrip().endswith("data: [DONE]") for text in texts)
+        assert not gateway.events("instance_sick", instance=name), "it had work all the while"
+        await gateway.event("instance_sick", count=2)
