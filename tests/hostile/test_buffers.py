@@ -3,6 +3,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -17,6 +18,7 @@ from vllm_gateway.api.buffers import Buffers, Pace, buffered_bytes
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.receiving import body_time_s
+from vllm_gateway.api.visitor import Visitor
 
 KIB = 1024
 LIMIT = 512 * KIB
@@ -106,6 +108,46 @@ async def test_however_many_come_slowly_the_limit_holds(lane: str) -> None:
         assert most <= LIMIT
 
 
+@EACH_LANE
+async def test_heads_that_do_not_end_count_too(lane: str) -> None:
+    """On connections that wait for their next request, in their lane."""
+    async with instance(answer) as engine, house(engine.port, max_buffered=LIMIT) as gateway:
+        peers = [await gateway.connect() for _ in range(20)]
+        for peer in peers:
+            assert (await peer.ask(a_request(lane=lane))).status == 200
+            await peer.send(a_request(lane=lane)[:40] + b"\r\nX: " + b"y" * (50 * KIB))
+        await until(lambda: sum(line["outcome"] == "buffers_full" for line in gateway.lines) >= 9)
+        assert LIMIT - 60 * KIB < gateway.api.buffers.held <= LIMIT
+        assert is_full(await peers[0].message()), "it has been there for longest"
+        for peer in peers:
+            peer.writer.transport.abort()
+        await until(lambda: gateway.api.buffers.held == 0)
+
+
+@EACH_LANE
+async def test_requests_that_come_ahead_count_too_and_the_one_at_hand_is_answered(lane: str) -> None:
+    async with instance(answer) as engine, house(max_buffered=LIMIT) as gateway:
+        peers = [await gateway.connect() for _ in range(10)]
+        for peer in peers:
+            await peer.send(a_request(lane=lane))
+        await until(lambda: gateway.queues.waiting("m") == len(peers))
+        for peer in peers:
+            await peer.send(a_request(b'{"model":"m","x":"' + b"y" * (100 * KIB) + b'"}', lane=lane))
+        await until(lambda: len([one for one in gateway.connections if takes_no_more(one)]) >= 2)
+        assert gateway.api.buffers.held <= LIMIT
+        gateway.publish([engine.port])
+        assert {(await peer.message()).status for peer in peers} == {200}
+        seconds = [await asyncio.gather(peer.message(), return_exceptions=True) for peer in peers]
+        closed = [one for one in seconds if isinstance(one[0], asyncio.IncompleteReadError)]
+        assert 2 <= len(closed) < len(peers)
+        assert {one[0].status for one in seconds if isinstance(one[0], Message)} == {200}
+        await until(lambda: gateway.api.buffers.held == 0)
+
+
+def takes_no_more(connection: Any) -> bool:
+    return bool(connection._is_last if isinstance(connection, Visitor) else connection._last)
+
+
 class Clocked:
     """Senders by name, on a clock that is set."""
 
@@ -124,7 +166,7 @@ class _Sender:
         self.pace: Pace | None = Pace(clocked.now)
         self._clocked = clocked
 
-    def refuse_body(self, error: ApiError) -> None:
+    def make_way(self, error: ApiError) -> None:
         self._clocked.refused.append(self.name)
 
 

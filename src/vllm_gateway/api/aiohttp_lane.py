@@ -26,6 +26,7 @@ from vllm_gateway.api.begun_head import (
     too_slow,
     unreadable,
 )
+from vllm_gateway.api.buffers import Pace
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import MAX_AHEAD_BYTES, Door
 from vllm_gateway.api.journal import Progress, request_id_of
@@ -51,6 +52,7 @@ class _Connection(web.RequestHandler):
         self._unread = b""  # a head that aiohttp could not read
         self._last = False  # no request is read after the one at hand
         self._ahead = bytearray()  # what has come of the requests after it
+        self.pace: Pace | None = None  # of what has come of a head, or of the requests after it
         self._holds = False  # reads no more: the requests ahead are more than are kept
         self._wire: asyncio.Transport | None = None  # until the connection is lost
         self._quiet_since = door.loop.time()
@@ -63,6 +65,8 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._wire = None
+        self._begun = None
+        self._door.buffers.keep(self, 0)
         super().connection_lost(exc)
 
     # --- What comes
@@ -91,6 +95,14 @@ class _Connection(web.RequestHandler):
         if self._takes_no_more:
             self._ahead.clear()
         self._hold(len(self._ahead) > MAX_AHEAD_BYTES)
+        self._door.buffers.keep(self, len(self._ahead) + (self._begun.size if self._begun is not None else 0))
+
+    def make_way(self, error: ApiError) -> None:
+        if self._begun is not None:
+            self._refuse(error, self._begun.data)
+        else:  # the client finds its connection closed before they are answered, and asks again
+            self._last = True
+            self._ahead.clear()
 
     @property
     def _takes_no_more(self) -> bool:

@@ -48,6 +48,10 @@ class BegunHead:
         return Fate.TOO_LARGE if self._data.count(b"\n", 0, end) > MAX_FIELDS else Fate.WHOLE
 
     @property
+    def size(self) -> int:
+        return len(self._data)
+
+    @property
     def data(self) -> bytes:
         """All that was added."""
         return bytes(self._data)

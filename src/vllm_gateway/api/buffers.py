@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory that the bodies of all requests take together: bounded, and the slowest senders make way."""
+"""The memory that requests on their way in take together: bounded, and the slowest senders make way."""
 
 import contextlib
 import math
@@ -13,16 +13,17 @@ from vllm_gateway.api.errors import ApiError
 _RECENTLY_S = 5.0
 """Over about this time the speed of a sender is measured."""
 _RETRY_AFTER_S = 5.0
+_LITTLE_BYTES = 4096
+"""Who holds no more makes way last: it would make no room."""
 
 
 class Sender(Protocol):
-    """A body on its way in."""
+    """Of something that is on its way in."""
 
-    @property
-    def pace(self) -> "Pace | None":
-        """None: nothing of it is here."""
+    pace: "Pace | None"
+    """None: nothing of it is here."""
 
-    def refuse_body(self, error: ApiError) -> None:
+    def make_way(self, error: ApiError) -> None:
         """Gives back what it holds, and ends."""
 
 
@@ -47,7 +48,7 @@ class Pace:
 
 
 class Buffers:
-    """Counts each byte of a body from when it comes until its request has ended."""
+    """Counts each byte of a body from when it comes until its request has ended, and what has come before its turn."""
 
     __slots__ = ("_clock", "_senders", "held", "limit")
 
@@ -79,23 +80,41 @@ class Buffers:
         if self.held > self.limit:
             self._make_room()
 
+    def keep(self, sender: Sender, size: int) -> None:
+        """So much is here of a head, or of requests that are not read yet. Without room, somebody is refused."""
+        pace = sender.pace
+        if not size:
+            self.left(sender)
+        elif pace is None or size > pace.held:
+            sender.pace = pace or Pace(self._clock())
+            self.came(sender, size - sender.pace.held)
+        else:
+            self.held -= pace.held - size
+            pace.held = size
+
     def whole(self, sender: Sender) -> None:
         """It is there: it stays until `give`."""
         self._senders.pop(sender, None)
 
     def left(self, sender: Sender) -> None:
-        """It will not be whole."""
+        """Nothing of it is here any more."""
         self._senders.pop(sender, None)
         if pace := sender.pace:
             self.held -= pace.held
-            pace.held = 0
+            sender.pace = None
 
     def _make_room(self) -> None:
         now = self._clock()
         while self.held > self.limit and self._senders:
-            slowest = min(self._senders, key=lambda sender: sender.pace.bytes_per_s(now) if sender.pace else 0.0)
-            slowest.refuse_body(self._full())
+            slowest = min(self._senders, key=lambda sender: self._staying(sender, now))
+            slowest.make_way(self._full())
             self.left(slowest)
+
+    @staticmethod
+    def _staying(sender: Sender, now: float) -> tuple[bool, float]:
+        """Who has more of it stays longer."""
+        pace = sender.pace
+        return (pace.held <= _LITTLE_BYTES, pace.bytes_per_s(now)) if pace else (False, 0.0)
 
     @staticmethod
     def _full() -> ApiError:

@@ -5,6 +5,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_gateway.api.buffers import Buffers
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Journal
 from vllm_gateway.configuration.settings import Settings
@@ -69,6 +70,7 @@ class Door(Protocol):
 
     loop: asyncio.AbstractEventLoop
     journal: Journal
+    buffers: Buffers
 
     @property
     def bounds(self) -> Bounds: ...

@@ -37,7 +37,7 @@ class Receiving:
         self._clock = asyncio.get_running_loop().time
         self._refused: ApiError | None = None
         self._scope: asyncio.Timeout
-        self.pace = Pace(self._clock())
+        self.pace: Pace | None = Pace(self._clock())
 
     async def read(self) -> Body:
         """Raises ApiError body_too_large, body_timeout or buffers_full."""
@@ -78,7 +78,7 @@ class Receiving:
         """Its request has ended."""
         self._buffers.left(self)
 
-    def refuse_body(self, error: ApiError) -> None:
+    def make_way(self, error: ApiError) -> None:
         self._refused = error
         self._scope.reschedule(self._clock())
 

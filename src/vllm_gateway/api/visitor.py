@@ -35,6 +35,7 @@ class Visitor(asyncio.Protocol):
         "_drained",
         "_head",
         "_heard_at",
+        "_is_last",
         "_length",
         "_missing",
         "_peer",
@@ -58,10 +59,11 @@ class Visitor(asyncio.Protocol):
         self._progress: Progress | None = None
         self._caller = ""
         self._body = bytearray()  # as far as it has come
-        self.pace: Pace | None = None  # at which it comes, unless all of it came with its head
+        self.pace: Pace | None = None  # of what is here of a head, of a body that is not whole, or of `ahead`
         self._length = 0  # of it, once it is whole
         self._missing = 0  # bytes of it that have not come yet
         self.ahead = bytearray()  # what has come of the next requests
+        self._is_last = False  # the request at hand: there was no room for what has come of the next ones
         self._begun: BegunHead | None = None  # of the next request, while none is at hand
         self._heard_at = 0.0
         self.reads_no_more = False  # for the requests ahead are more than are kept
@@ -93,7 +95,7 @@ class Visitor(asyncio.Protocol):
     @property
     def keep_alive(self) -> bool:
         assert self._head is not None
-        return self._head.keep_alive and not (self._door.closing or self._door.leaving)
+        return self._head.keep_alive and not (self._door.closing or self._door.leaving or self._is_last)
 
     async def drain(self) -> None:
         if self.writing_paused and not self.transport.is_closing():
@@ -111,14 +113,21 @@ class Visitor(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._task is not None:
-            self.ahead += data
-            if len(self.ahead) > MAX_AHEAD_BYTES and not self.reads_no_more:
-                self.reads_no_more = True
-                self.transport.pause_reading()
+            self._put_aside(data)
         elif self._missing:
             self._take_body(data)
         else:
             self._take_head(data)
+
+    def _put_aside(self, data: bytes) -> None:
+        """It is of the next requests."""
+        if self._is_last:
+            return
+        self.ahead += data
+        if len(self.ahead) > MAX_AHEAD_BYTES and not self.reads_no_more:
+            self.reads_no_more = True
+            self.transport.pause_reading()
+        self._door.buffers.keep(self, len(self.ahead))
 
     def pause_writing(self) -> None:
         self.writing_paused = True
@@ -128,6 +137,7 @@ class Visitor(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._door.buffers.keep(self, 0)
         self._wake()
         if self._task is not None:
             self._task.cancel()  # the client left: whatever is done for it ends at once
@@ -161,9 +171,9 @@ class Visitor(asyncio.Protocol):
         self._progress = Progress(request_id_of(head.request_id), "POST", head.path, now, client, cors)
         begins, ends = end + 4, end + 4 + length
         if len(data) >= ends:
+            self._answer(data[begins:ends], came_whole=True)
             if len(data) > ends:
-                self.ahead += data[ends:]
-            self._answer(data[begins:ends])
+                self._put_aside(data[ends:])
         else:
             self._heard_at = now
             self._length, self._missing = length, length
@@ -181,8 +191,10 @@ class Visitor(asyncio.Protocol):
             self._begun = BegunHead(bounds.head_bytes, self._door.loop.time())
         fate = self._begun.add(data)
         if fate is Fate.MORE:
+            self._door.buffers.keep(self, self._begun.size)
             return
         seen, self._begun = self._begun.data, None
+        self._door.buffers.keep(self, 0)
         if fate is Fate.TOO_LARGE:
             self._refuse(too_large(bounds.head_bytes), seen)
         elif fate is Fate.NO_HEAD:
@@ -193,8 +205,8 @@ class Visitor(asyncio.Protocol):
             self._hand_over(seen)
 
     def _take_body(self, data: bytes) -> None:
-        if len(data) > self._missing:
-            self.ahead += data[self._missing :]
+        ahead = data[self._missing :]
+        if ahead:
             data = data[: self._missing]
         self._body += data
         self._missing -= len(data)
@@ -205,10 +217,14 @@ class Visitor(asyncio.Protocol):
         if not self._missing:
             body, self._body = self._body, bytearray()
             self._door.buffers.whole(self)
+            self.pace = None
             self._answer(body)
+            if ahead:
+                self._put_aside(ahead)
 
     def _hand_over(self, data: bytes) -> None:
         """Nothing of this connection is in work, and nothing of it is unsent."""
+        self._door.buffers.keep(self, 0)
         self._door.leave(self)
         if self.reads_no_more:
             self.reads_no_more = False
@@ -220,14 +236,15 @@ class Visitor(asyncio.Protocol):
 
     # --- And is answered
 
-    def _answer(self, body: Body) -> None:
+    def _answer(self, body: Body, *, came_whole: bool = False) -> None:
+        """`came_whole`: with its head, and is not counted yet."""
         assert self._progress is not None
-        self._task = self._door.loop.create_task(self._serve(body, self._progress))
+        self._task = self._door.loop.create_task(self._serve(body, self._progress, came_whole=came_whole))
 
-    async def _serve(self, body: Body, progress: Progress) -> None:
+    async def _serve(self, body: Body, progress: Progress, *, came_whole: bool) -> None:
         keep = False
         try:
-            keep = await self._try(body, progress)
+            keep = await self._try(body, progress, came_whole=came_whole)
         except asyncio.CancelledError:
             progress.outcome = "client_gone"
             raise
@@ -236,11 +253,11 @@ class Visitor(asyncio.Protocol):
             self._door.journal.finished(progress)
             self._over(keep)
 
-    async def _try(self, body: Body, progress: Progress) -> bool:
+    async def _try(self, body: Body, progress: Progress, *, came_whole: bool) -> bool:
         """Whether the connection can take another request."""
         inference = self._door.inference
         try:
-            if self.pace is None:
+            if came_whole:
                 self._door.buffers.take(len(body))
             carried = await inference.serve(self, body, self._caller, progress)
         except Exception as error:
@@ -258,12 +275,12 @@ class Visitor(asyncio.Protocol):
         return carried.keeps_client
 
     def _over(self, keep: bool) -> None:
-        self._task = self._head = self._progress = self.pace = None
+        self._task = self._head = self._progress = None
         if self.transport.is_closing():
             self._door.leave(self)
-        elif keep:
+        elif keep and not self._is_last:
             self._next()
-        elif self.ahead:
+        elif self.ahead or self._is_last:
             self._say_farewell()
         else:
             self._close()
@@ -273,6 +290,7 @@ class Visitor(asyncio.Protocol):
         if self.ahead:
             data = bytes(self.ahead)
             self.ahead.clear()
+            self._door.buffers.keep(self, 0)
             self._take_head(data)
         elif self._door.closing:
             self._close()
@@ -296,7 +314,7 @@ class Visitor(asyncio.Protocol):
                 self.transport.abort()
         elif self._missing:
             if quiet_s > bounds.stall_s or self._body_takes_too_long(now):
-                self.refuse_body(body_timeout())
+                self._refuse_body(body_timeout())
         elif self._begun is not None:
             if now - self._begun.since > bounds.head_s:
                 self._refuse(too_slow(bounds.head_s), self._begun.data)
@@ -322,12 +340,22 @@ class Visitor(asyncio.Protocol):
         self.transport.abort()
 
     def _refuse(self, error: ApiError, seen: bytes) -> None:
-        """A head that is none."""
+        """A head that is none, or for which there is no room or no time."""
+        self._door.buffers.keep(self, 0)
         self._door.leave(self)
         self._door.refuse(self.transport, error, seen)
 
-    def refuse_body(self, error: ApiError) -> None:
-        """That which is on its way."""
+    def make_way(self, error: ApiError) -> None:
+        """Of what is on its way: a head, the body of the request at hand, or what comes after that."""
+        if self._begun is not None:
+            self._refuse(error, self._begun.data)
+        elif self._task is None:
+            self._refuse_body(error)
+        else:  # the client finds its connection closed before they are answered, and asks again
+            self._is_last = True
+            self.ahead.clear()
+
+    def _refuse_body(self, error: ApiError) -> None:
         assert self._progress is not None
         self._progress.outcome, self._progress.status = error.code, error.status
         self.transport.write(error.reply(self._progress, keep_alive=False))
@@ -336,6 +364,7 @@ class Visitor(asyncio.Protocol):
 
     def _say_farewell(self) -> None:
         """The last reply has been written, and more may come than it answers."""
+        self._door.buffers.keep(self, 0)
         self._door.leave(self)
         self._door.say_farewell(self.transport)
 
@@ -344,7 +373,6 @@ class Visitor(asyncio.Protocol):
         self._body = bytearray()
         self._missing = 0
         self._door.buffers.left(self)
-        self.pace = None
         if self._progress is not None:
             if self._progress.outcome == "ok":
                 self._progress.outcome = "client_gone"
