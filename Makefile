@@ -43,7 +43,7 @@ FUZZ_EXAMPLES ?= 20000
 fuzz: setup ## the fuzzers of requests and replies for much longer than `make test` does (FUZZ_EXAMPLES=20000)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) --timeout=0 tests/hostile -k fuzz
 
-# Installs what the Docker tests need and is missing; where that cannot be they are skipped, or fail where CI=true.
+# Installs what the tests with Docker and with real proxies need; where that cannot be they are skipped, or fail where CI=true.
 lab: setup
 	@$(BIN)/python -m tests.lab prepare || test "$$CI" != true
 

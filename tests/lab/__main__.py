@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 
-from tests.lab import gpus, lab
+from tests.lab import gpus, lab, packages
 from tests.lab.errors import LabUnavailableError
 from tests.lab.place import Place
 
@@ -21,6 +21,7 @@ def main() -> int:
         match arguments.command:
             case "prepare":
                 lab.prepare()
+                packages.install(packages.PROXIES)
             case "up":
                 _up(place)
             case "down":
@@ -53,7 +54,7 @@ def _print_environment(running: lab.Lab) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("prepare", help="install what is missing, so that a lab needs no network to come up")
+    commands.add_parser("prepare", help="install what is missing, so that no test needs the network outside")
     commands.add_parser("up", help="start what does not run yet, print the environment")
     down = commands.add_parser("down", help="stop it and what killed test runs left; images stay for the next time")
     down.add_argument("--purge", action="store_true", help="remove images and state too")

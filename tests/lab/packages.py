@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installs what the lab needs from the system's packages, and only what is missing."""
+"""Installs what the lab and other tests need from the system's packages, and only what is missing."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ _PACKAGES_OF_COMMAND = {
     "nsenter": ["util-linux"],
     "setsid": ["util-linux"],
 }
+PROXIES = {"nginx": ["nginx"], "caddy": ["caddy"]}
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 
@@ -27,6 +28,11 @@ def install_missing() -> None:
     commands = dict(_PACKAGES_OF_COMMAND)
     if _APPARMOR.exists() and _APPARMOR.read_text().startswith("Y"):
         commands["apparmor_parser"] = ["apparmor"]  # without it dockerd cannot load the profile of its containers
+    install(commands)
+
+
+def install(commands: Mapping[str, Sequence[str]]) -> None:
+    """`commands`, and the packages of each. Raises LabUnavailableError."""
     missing = [command for command in commands if shutil.which(command, path=SYSTEM_PATH) is None]
     if not missing:
         return
