@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.forms import id_headers
 from vllm_gateway.api.giving_up import is_clients_fault, is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
@@ -76,7 +77,7 @@ class Attempts:
         self.terms = terms
         self.progress = progress
         self.own = own_headers(
-            (("X-Request-Id", info.request_id),), for_client=progress.cors.lines, withheld=OF_ENGINES
+            id_headers(progress.path, info.request_id), for_client=progress.cors.lines, withheld=OF_ENGINES
         )
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply

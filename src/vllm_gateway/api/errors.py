@@ -9,7 +9,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from vllm_gateway.api.forms import Form, Said, body_of, headers_of, last_event
+from vllm_gateway.api.forms import Form, Said, body_of, last_event
 from vllm_gateway.routing import Refusal
 from vllm_gateway.scheduling.retry_after import whole_seconds
 
@@ -112,7 +112,6 @@ class ApiError(Exception):
     def headers(self, asker: Asker) -> dict[str, str]:
         """All but those that say how long the body is."""
         headers = {"Content-Type": "application/json; charset=utf-8", **asker.headers}
-        headers |= headers_of(asker.form, asker.headers)
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(whole_seconds(self.retry_after_s))
         if self.allow:

@@ -4,6 +4,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -55,11 +56,22 @@ def last_event(said: Said, form: Form, request_id: str, number: int) -> bytes:
     return event_of(orjson.dumps({**flat, "sequence_number": number, "error": _openai(said)}), "error")
 
 
-def headers_of(form: Form, of_all_replies: Mapping[str, str]) -> dict[str, str]:
-    """Anthropic's clients look for the request's id under a name of their own."""
+def engines_event(body: Mapping[str, Any], form: Form) -> bytes:
+    """An engine's own error, as the only event of a stream. Raises what indexing raises for an error of no form."""
+    if form is Form.OPENAI:
+        return event_of(orjson.dumps(body))
+    error = body["error"]
     if form is Form.ANTHROPIC:
-        return {"request-id": of_all_replies["X-Request-Id"]}
-    return {}
+        return event_of(orjson.dumps({"type": "error", "error": error}), "error")
+    flat = {"type": "error", "code": str(error.get("code")), "message": error["message"], "param": error.get("param")}
+    return event_of(orjson.dumps({**flat, "sequence_number": 0, "error": error}), "error")
+
+
+def id_headers(path: str, request_id: str) -> tuple[tuple[str, str], ...]:
+    """What says the request's id: Anthropic's clients look for it under a name of their own."""
+    if path.startswith(_MESSAGES):
+        return (("X-Request-Id", request_id), ("request-id", request_id))
+    return (("X-Request-Id", request_id),)
 
 
 def _openai(said: Said) -> dict[str, object]:

@@ -22,7 +22,7 @@ from vllm_gateway.bodies.turns import Turns
 from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import Outcome, Queues, RequestInfo
-from vllm_gateway.streams import Asked, Known, asked
+from vllm_gateway.streams import TYPED, Asked, Known, Told, Tracker, Typed, asked
 from vllm_gateway.telemetry.trace import ReplyLength, TraceRecorder
 
 
@@ -113,18 +113,26 @@ class Inference:
 
     async def _answer(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
         info = attempts.info
-        wish = self._wish(attempts, large) if info.stream else None
-        if wish is None:
+        told = self._told(client, attempts, large) if info.stream else None
+        if told is None:
             return await self._plain(client, attempts)
-        return await self._streamed(client, wish, attempts).serve()
+        return await self._streamed(client, told, attempts).serve()
 
     @staticmethod
-    def _wish(attempts: Attempts, large: Large | None) -> Asked | None:
-        info = attempts.info
-        if large is None:
-            return asked(info.path, info.body)
-        if large.is_form:
+    def _told(client: Client, attempts: Attempts, large: Large | None) -> Told | None:
+        """Who follows the stream that is asked for; nobody, if it is of another kind."""
+        info, terms = attempts.info, attempts.terms
+        if is_form(client.content_type):
             return None
+        types = TYPED.get(info.path)
+        if types is not None:
+            return Typed(types, attempts.body, target=client.target, max_event_bytes=terms.max_event_bytes)
+        wish = asked(info.path, info.body) if large is None else Inference._in_large(attempts, large)
+        return None if wish is None else Tracker(wish, terms.resume, terms.max_event_bytes)
+
+    @staticmethod
+    def _in_large(attempts: Attempts, large: Large) -> Asked | None:
+        info = attempts.info
         fields = large.outline.fields()
         fields["model"] = info.fields.model
         prompt = large.outline.lists.get("prompt")
@@ -149,9 +157,9 @@ class Inference:
             finally:
                 attempts.release(outcome)
 
-    def _streamed(self, client: Client, wish: Asked, attempts: Attempts) -> StreamedRequest:
+    def _streamed(self, client: Client, told: Told, attempts: Attempts) -> StreamedRequest:
         return StreamedRequest(
-            client, wish, attempts, self._relay, starting=partial(self._starting, attempts), emit=self._emit
+            client, told, attempts, self._relay, starting=partial(self._starting, attempts), emit=self._emit
         )
 
     def _starting(self, attempts: Attempts) -> str:

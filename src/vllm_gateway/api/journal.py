@@ -12,7 +12,7 @@ import msgspec
 
 from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.errors import ApiError
-from vllm_gateway.api.forms import Form, form_of
+from vllm_gateway.api.forms import Form, form_of, id_headers
 from vllm_gateway.relay import ClientGone
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.cut import cut
@@ -56,7 +56,7 @@ class Progress:
     @property
     def headers(self) -> dict[str, str]:
         """Of all replies to it that the gateway makes itself."""
-        return {"X-Request-Id": self.request_id, **self.cors.headers}
+        return {**dict(id_headers(self.path, self.request_id)), **self.cors.headers}
 
     @property
     def form(self) -> Form:

@@ -8,10 +8,11 @@ import orjson
 
 from vllm_gateway.api.attempts import Attempts, LastTryFailed, outcome_of
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.forms import engines_event
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.relay import Carried, Client, ClientGone, ClientStream, NoStream, Relay, UpstreamFailed
 from vllm_gateway.scheduling import Outcome
-from vllm_gateway.streams import Ask, Asked, Finish, GiveUp, Tracker, comment, event_of, next_step
+from vllm_gateway.streams import Ask, Finish, GiveUp, Told, comment, next_step
 from vllm_gateway.telemetry import events
 
 QUIET_S = 1.0
@@ -26,7 +27,7 @@ class StreamedRequest:
     def __init__(
         self,
         client: Client,
-        asked: Asked,
+        told: Told,
         attempts: Attempts,
         relay: Relay,
         *,
@@ -38,9 +39,9 @@ class StreamedRequest:
         self._relay = relay
         self._starting = starting
         self._emit: Callable[..., None] = emit
-        self._tracker = Tracker(asked, attempts.terms.resume, attempts.terms.max_event_bytes)
-        self._stream = ClientStream(client, self._tracker, attempts.own)
-        self._next = Ask(client.target, self._tracker.body, self._tracker)
+        self._told = told
+        self._stream = ClientStream(client, told, attempts.own)
+        self._next = Ask(client.target, told.body, told)
         self._timer: asyncio.TimerHandle  # of the next sign of life
         self._cut_by: dict[str, object] | None = None  # what is known of the failure after which another one goes on
 
@@ -52,17 +53,17 @@ class StreamedRequest:
         except ApiError as error:
             if not stream.begun:
                 raise
-            if isinstance(error, LastTryFailed) and self._tracker.begun:
+            if isinstance(error, LastTryFailed) and self._told.begun:
                 error = self._interrupted(self._attempts.reason, "no other instance goes on")
-            return self._end_with(error.event(self._attempts.progress, 0), error.code)
+            return self._end_with(error.event(self._attempts.progress, self._told.number), error.code)
         except ClientGone:
             if not stream.begun:
                 raise
-            return self._told("client_gone")
+            return self._shown("client_gone")
         except BaseException:
             if stream.begun:
                 stream.transport.abort()  # else the client would wait for the rest
-                self._told("cancelled")
+                self._shown("cancelled")
             raise
 
     async def _parts(self) -> Carried:
@@ -76,7 +77,7 @@ class StreamedRequest:
             try:
                 carried = await self._part(self._next)
             except UpstreamFailed as failure:
-                if isinstance(failure, NoStream) and (failure.status < 500 or not self._tracker.begun):
+                if isinstance(failure, NoStream) and (failure.status < 500 or not self._told.begun):
                     return self._refused(failure)
                 attempts.check_again(failure)
                 continue
@@ -84,7 +85,7 @@ class StreamedRequest:
                 return carried
             self._go_on(carried.broken)
             if stream.ended:
-                return self._told(None)
+                return self._shown(None)
 
     async def _place(self) -> None:
         """Waits for an instance; the client hears of it if it is to be kept alive."""
@@ -115,7 +116,7 @@ class StreamedRequest:
         try:
             carried = await self._relay.carry_on(stream, instance.address, ask.path, ask.body, attempts.instructions())
             outcome = attempts.note(carried)
-            if self._tracker.refused and outcome is Outcome.OK:
+            if self._told.refused and outcome is Outcome.OK:
                 outcome = Outcome.CLIENT_ERROR
         except NoStream as failure:
             outcome = Outcome.SERVER_ERROR if failure.status >= 500 else Outcome.CLIENT_ERROR
@@ -132,8 +133,8 @@ class StreamedRequest:
 
     def _go_on(self, reason: str) -> None:
         """The stream was cut before its end. Raises ApiError if nobody can go on, or nobody may."""
-        attempts, tracker = self._attempts, self._tracker
-        if not tracker.is_finished:
+        attempts, told = self._attempts, self._told
+        if not told.is_finished:
             attempts.check_open(reason)
             if reason == "request_timeout":
                 raise attempts.late()
@@ -143,7 +144,7 @@ class StreamedRequest:
             raise self._interrupted(reason, "the other instance refused to go on")
         if reason not in _NOT_ITS_FAULT:
             attempts.suspect(reason)
-        step = next_step(tracker)
+        step = next_step(told)
         if isinstance(step, Finish):
             self._stream.write(step.events)
             self._stream.end()
@@ -156,7 +157,7 @@ class StreamedRequest:
 
     def _refused(self, failure: NoStream) -> Carried:
         """An engine does not want the request, and the client has a head that says otherwise."""
-        if self._tracker.begun:
+        if self._told.begun:
             raise self._interrupted(failure.reason, "the other instance refused to go on")
         return self._end_with(_refusal(failure, self._attempts.progress), failure.reason)
 
@@ -180,16 +181,16 @@ class StreamedRequest:
             "model": info.model,
             "instance": self._attempts.instance.name,
             "reason": reason,
-            "tokens": self._tracker.tokens,
+            "tokens": self._told.tokens,
         }
 
     def _end_with(self, event: bytes, code: str) -> Carried:
         """The client's last event is an error, and no other end follows that looks like success."""
         self._stream.write(event)
         self._stream.end()
-        return self._told(code)
+        return self._shown(code)
 
-    def _told(self, broken: str | None) -> Carried:
+    def _shown(self, broken: str | None) -> Carried:
         carried = self._stream.carried(broken)
         self._attempts.show(carried)
         return carried
@@ -200,8 +201,8 @@ def _refusal(failure: NoStream, progress: Progress) -> bytes:
     try:
         body = orjson.loads(failure.body)
         if isinstance(body, dict) and "error" in body:
-            return event_of(orjson.dumps(body))
-    except orjson.JSONDecodeError:
+            return engines_event(body, progress.form)
+    except (ValueError, TypeError, AttributeError):
         pass
     said = failure.body[:500].decode("utf-8", "replace")
     return ApiError("instance_failed", f"The engine answered with status {failure.status}: {said}").event(progress, 0)

@@ -17,6 +17,14 @@ class ApiError(Exception):
         self.status = status
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """Of Anthropic's API; what is wrong with the form of a request is said alike in both."""
+        error = self.body["error"]
+        if error["type"] == "Bad Request":
+            return self.body
+        return {"type": "error", "error": {"type": error["type"], "message": error["message"]}}
+
 
 class DetailError(Exception):
     """Ends a request as FastAPI itself does: unknown route, wrong method."""

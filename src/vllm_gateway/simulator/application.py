@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_gateway.simulator.api_errors import SHUTTING_DOWN_MESSAGE, ApiError, DetailError, internal_error
 from vllm_gateway.simulator.arguments import Arguments
@@ -31,11 +33,15 @@ class Context:
     asleep_mib: dict[str, int] = field(default_factory=dict)
     """What was given back to fall asleep, by part; taken again to wake up."""
     on_faults_changed: Callable[[], Awaitable[None]] | None = None
+    responses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those that are kept, by their ids."""
     draining: bool = False
     """SIGTERM came: what is in flight goes on, new generations are turned away."""
 
 
 _GARBLED = {"garbage": b"\x16\x03\x01 not HTTP\r\n\r\n", "cut_head": b"HTTP/1.1 200 OK\r\ncontent-ty"}
+
+_KEPT = re.compile(r"/v1/responses/[^/]+")
 
 RouteHandler = Callable[[Context, Request, Reply], Awaitable[None]]
 
@@ -52,6 +58,11 @@ class Route:
 def is_protected(path: str) -> bool:
     """vLLM asks for the key only here: /health, /metrics, /tokenize and the developer's routes are open."""
     return path.startswith("/v1/") or path == "/v1"
+
+
+def pattern_of(path: str) -> str:
+    """The same for the responses that are kept, whatever their ids."""
+    return _KEPT.sub("/v1/responses/{response_id}", path)
 
 
 class Application:
@@ -87,10 +98,13 @@ class Application:
             allow: list[Header] = []
             if isinstance(error, DetailError) and error.allow is not None:
                 allow = [("allow", error.allow)]
-            reply.send(error.status, to_json(error.body), [*allow, *JSON_HEADERS])
+            body = error.body
+            if isinstance(error, ApiError) and request.path.startswith("/v1/messages"):
+                body = error.anthropic_body
+            reply.send(error.status, to_json(body), [*allow, *JSON_HEADERS])
 
     def _route(self, request: Request) -> Route:
-        methods = self._routes.get(request.path)
+        methods = self._routes.get(request.path) or self._routes.get(pattern_of(request.path))
         if methods is None:
             raise DetailError(404, "Not Found")
         route = methods.get(request.method)

@@ -12,7 +12,7 @@ from vllm_gateway.simulator.api_errors import internal_error
 from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine, EngineDeadError, Generation
 from vllm_gateway.simulator.faults import Faults
 from vllm_gateway.simulator.http_server import Header, Reply
-from vllm_gateway.simulator.replies import DONE, ReplyShape, to_json
+from vllm_gateway.simulator.replies import ReplyShape, to_json
 from vllm_gateway.simulator.validation import Wish
 
 JSON_HEADERS: list[Header] = [("content-type", "application/json"), ("vary", "Origin")]
@@ -33,8 +33,8 @@ class Exchange:
         self._opened = False
         self._struck = False
 
-    async def run(self) -> None:
-        """Raises ApiError while nothing of the reply has been sent."""
+    async def run(self) -> Generation:
+        """What was generated. Raises ApiError while nothing of the reply has been sent."""
         wish = self._wish
         generation = Generation(
             wish.prompt,
@@ -50,6 +50,8 @@ class Exchange:
             raise internal_error(str(error)) from None
         if wish.stream:
             self._reply.start_stream(STREAM_HEADERS)
+            if self._shape.opens_early or self._faults.is_set("opens_early"):
+                self._reply.write(self._opening(generation))
         try:
             await generation.done
         except asyncio.CancelledError:
@@ -57,16 +59,22 @@ class Exchange:
             raise
         except EngineDeadError as error:
             self._fail(str(error))
-            return
+            return generation
         if self._is_held(generation):
             await self._faults.until_lifted("hold_after_tokens")
         if self._struck:
             await self._after_fault()
         elif wish.stream:
-            self._reply.write(self._shape.closing(generation))
-            self._reply.end()
+            closing = self._shape.closing(generation)
+            if self._faults.use("cut_before_the_end"):
+                self._reply.write(closing[: closing[:-2].rindex(b"\n\n") + 2])
+                self._reply.cut()
+            else:
+                self._reply.write(closing)
+                self._reply.end()
         else:
             self._reply.send(200, to_json(self._shape.whole(generation)), JSON_HEADERS)
+        return generation
 
     def _is_held(self, generation: Generation) -> bool:
         tokens = self._faults.value("hold_after_tokens")
@@ -82,18 +90,31 @@ class Exchange:
             return
         if not self._wish.stream:
             return
-        opening = b"" if self._opened else self._shape.opening(generation)
-        self._opened = True
+        opening = self._opening(generation)
         new = generation.tokens[self._sent :]
         self._sent = len(generation.tokens)
         self._reply.write(opening + self._shape.tokens(generation, new))
+
+    def _opening(self, generation: Generation) -> bytes:
+        """Once."""
+        if self._opened:
+            return b""
+        self._opened = True
+        return self._shape.opening(generation)
 
     def _fail(self, message: str) -> None:
         if self._struck and self._reply.ended:
             return
         if not self._reply.started:
             raise internal_error(message)
-        self._reply.write(self._shape.failure(message))
+        self._say_failure(message)
+
+    def _say_failure(self, message: str) -> None:
+        failure = self._shape.failure(message)
+        if failure is None:
+            self._reply.cut()
+            return
+        self._reply.write(failure)
         self._reply.end()
 
     async def _after_fault(self) -> None:
@@ -110,11 +131,18 @@ class Exchange:
 
     def _end_without_reason(self, generation: Generation) -> None:
         self._engine.abort(generation)
-        self._send_or_fail(DONE)
+        if self._wish.stream:
+            self._reply.write(self._shape.unfinished())
+            self._reply.end()
+        else:
+            self._refuse()
 
     def _end_with_error(self, generation: Generation) -> None:
         self._engine.abort(generation)
-        self._send_or_fail(self._shape.failure(DEAD_MESSAGE))
+        if self._wish.stream:
+            self._say_failure(DEAD_MESSAGE)
+        else:
+            self._refuse()
 
     def _close(self, generation: Generation) -> None:
         self._engine.abort(generation)
@@ -131,13 +159,9 @@ class Exchange:
         self._engine.fail(EngineDeadError())
         asyncio.get_running_loop().call_later(DEATH_S, os._exit, 1)
 
-    def _send_or_fail(self, ending: bytes) -> None:
-        if self._wish.stream:
-            self._reply.write(ending)
-            self._reply.end()
-        else:
-            error = internal_error(DEAD_MESSAGE)
-            self._reply.send(error.status, to_json(error.body), JSON_HEADERS)
+    def _refuse(self) -> None:
+        error = internal_error(DEAD_MESSAGE)
+        self._reply.send(error.status, to_json(error.body), JSON_HEADERS)
 
 
 _STRIKES: dict[str, Callable[[Exchange, Generation], None]] = {

@@ -36,20 +36,23 @@ HTTP_FAULTS = {
 STREAM_FAULTS = {
     "exit_after_tokens": "the process exits with status 1",
     "silent_after_tokens": "the stream says no more; the connection stays open",
-    "done_after_tokens": "`data: [DONE]` without a finish reason",
-    "error_after_tokens": "an error event, then `data: [DONE]`",
+    "done_after_tokens": "the stream ends as it should, but without a reason",
+    "error_after_tokens": "an error event, and the end; of /v1/responses the connection is closed",
     "close_after_tokens": "the connection is closed",
     "reset_after_tokens": "the connection is reset",
     "out_of_memory_after_tokens": "the engine core dies of CUDA out of memory, and soon the process",
 }
 """Each happens once the value (0) of tokens of a reply has been sent; where nothing is streamed, instead of a reply."""
 
+END_FAULTS = {"cut_before_the_end": "the connection is closed before the last event of a stream"}
+
 HOLD_FAULTS = {
+    "opens_early": "streams begin with what comes before the first token, as soon as the request is there",
     "hold_after_tokens": "replies stop at this many tokens (0), or before their end, and go on when this is lifted",
 }
 STOP_FAULTS = {"ignore_sigterm": "SIGTERM does nothing"}
 
-KINDS = START_FAULTS | HTTP_FAULTS | STREAM_FAULTS | HOLD_FAULTS | STOP_FAULTS
+KINDS = START_FAULTS | HTTP_FAULTS | STREAM_FAULTS | END_FAULTS | HOLD_FAULTS | STOP_FAULTS
 
 
 class UnknownFaultError(ValueError):

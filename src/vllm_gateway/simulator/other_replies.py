@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from vllm_gateway.simulator.api_errors import stream_error_event
 from vllm_gateway.simulator.engine import Generation
 from vllm_gateway.simulator.replies import event
 from vllm_gateway.simulator.tokenizer import decode
@@ -15,23 +14,41 @@ from vllm_gateway.simulator.validation import Body
 _ANTHROPIC_REASONS = {"length": "max_tokens", "stop": "end_turn"}
 
 
+def _no_chunk(message: str) -> str:
+    """vLLM makes messages out of the events of a chat, and takes an error there for an event of the wrong form."""
+    given = f"{{'error': {{'message': '{message[:2]}...am': None, 'code': 500}}}}"
+    complaint = f"  Field required [type=missing, input_value={given}, input_type=dict]\n"
+    more = "    For further information visit https://errors.pydantic.dev/2.14/v/missing"
+    fields = "\n".join(f"{name}\n{complaint}{more}" for name in ("model", "choices"))
+    return f"2 validation errors for ChatCompletionStreamResponse\n{fields}"
+
+
 class MessagesShape:
+    opens_early = False
+
     def __init__(self, *, reply_id: str, model: str) -> None:
         self._id = reply_id
         self._model = model
+        self._has_block = False
 
     def opening(self, generation: Generation) -> bytes:
         message = {**self._head(), "content": [], "model": self._model, "stop_reason": None, "stop_sequence": None,
                    "usage": {"input_tokens": len(generation.prompt), "output_tokens": 0}}  # fmt: skip
-        block = {"type": "content_block_start", "content_block": {"type": "text", "text": ""}, "index": 0}
-        start = {"type": "message_start", "message": message}
-        return event(start, "message_start") + event(block, "content_block_start")
+        return event({"type": "message_start", "message": message}, "message_start")
 
     def tokens(self, generation: Generation, new: list[int]) -> bytes:
         if not new:
             return b""
         delta = {"type": "text_delta", "text": decode(new)}
-        return event({"type": "content_block_delta", "delta": delta, "index": 0}, "content_block_delta")
+        return self._block() + event({"type": "content_block_delta", "delta": delta, "index": 0}, "content_block_delta")
+
+    def _block(self) -> bytes:
+        """Its begin, once."""
+        if self._has_block:
+            return b""
+        self._has_block = True
+        block = {"type": "content_block_start", "content_block": {"type": "text", "text": ""}, "index": 0}
+        return event(block, "content_block_start")
 
     def closing(self, generation: Generation) -> bytes:
         delta = {"stop_reason": _ANTHROPIC_REASONS.get(generation.finish_reason or ""), "stop_sequence": None}
@@ -41,8 +58,12 @@ class MessagesShape:
             + event({"type": "message_stop"}, "message_stop")
         )
 
-    def failure(self, message: str) -> bytes:
-        return event({"type": "error", "error": {"type": "internal_error", "message": message}}, "error")
+    def unfinished(self) -> bytes:
+        return event({"type": "message_stop"}, "message_stop")
+
+    def failure(self, message: str) -> bytes | None:
+        error = {"type": "internal_error", "message": _no_chunk(message)}
+        return event({"type": "error", "error": error}, "error")
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         return {
@@ -61,6 +82,8 @@ class MessagesShape:
 
 
 class ResponsesShape:
+    opens_early = True
+
     def __init__(self, body: Body, *, reply_id: str, item_id: str, model: str) -> None:
         self._body = body
         self._id = reply_id
@@ -68,25 +91,32 @@ class ResponsesShape:
         self._model = model
         self._created = int(time.time())
         self._sent = 0
+        self._has_item = False
 
     def opening(self, generation: Generation) -> bytes:
         response = self._response(None)
+        return self._event("response.created", {"response": response}) + self._event(
+            "response.in_progress", {"response": response}
+        )
+
+    def _item_begins(self) -> bytes:
+        """Once."""
+        if self._has_item:
+            return b""
+        self._has_item = True
         part = {"annotations": [], "text": "", "type": "output_text", "logprobs": []}
-        return (
-            self._event("response.created", {"response": response})
-            + self._event("response.in_progress", {"response": response})
-            + self._event("response.output_item.added", {"item": self._item("in_progress"), "output_index": 0})
-            + self._event(
-                "response.content_part.added",
-                {"content_index": 0, "item_id": self._item_id, "output_index": 0, "part": part},
-            )
+        return self._event(
+            "response.output_item.added", {"item": self._item("in_progress"), "output_index": 0}
+        ) + self._event(
+            "response.content_part.added",
+            {"content_index": 0, "item_id": self._item_id, "output_index": 0, "part": part},
         )
 
     def tokens(self, generation: Generation, new: list[int]) -> bytes:
         if not new:
             return b""
         delta = {"content_index": 0, "delta": decode(new), "item_id": self._item_id, "logprobs": [], "output_index": 0}
-        return self._event("response.output_text.delta", delta)
+        return self._item_begins() + self._event("response.output_text.delta", delta)
 
     def closing(self, generation: Generation) -> bytes:
         text = decode(generation.tokens)
@@ -102,8 +132,12 @@ class ResponsesShape:
             + self._event("response.completed", {"response": self._response(generation)})
         )
 
-    def failure(self, message: str) -> bytes:
-        return stream_error_event(message)
+    def unfinished(self) -> bytes:
+        return b""
+
+    def failure(self, message: str) -> bytes | None:
+        """vLLM finds no event for it, and fails at that."""
+        return None
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         return self._response(generation)
@@ -142,7 +176,7 @@ class ResponsesShape:
             "background": False,
             "max_output_tokens": self._body.get("max_output_tokens"),
             "max_tool_calls": None,
-            "previous_response_id": None,
+            "previous_response_id": self._body.get("previous_response_id"),
             "prompt": None,
             "reasoning": None,
             "service_tier": "auto",

@@ -22,13 +22,20 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 class ReplyShape(Protocol):
     """How one API words a generation. `opening` comes with the first token, `closing` after the last one."""
 
+    opens_early: bool
+    """Its opening comes before the first token."""
+
     def opening(self, generation: Generation) -> bytes: ...
 
     def tokens(self, generation: Generation, new: list[int]) -> bytes: ...
 
     def closing(self, generation: Generation) -> bytes: ...
 
-    def failure(self, message: str) -> bytes: ...
+    def unfinished(self) -> bytes:
+        """An end without a reason."""
+
+    def failure(self, message: str) -> bytes | None:
+        """None: the connection ends, and nothing is said."""
 
     def whole(self, generation: Generation) -> dict[str, Any]: ...
 
@@ -47,6 +54,7 @@ class OpenAiShape:
 
     streamed_object = ""
     whole_object = ""
+    opens_early = False
 
     def __init__(self, wish: Wish, *, reply_id: str, model: str, prompt_details: bool) -> None:
         self._wish = wish
@@ -79,7 +87,10 @@ class OpenAiShape:
         last = {**self._head(self.streamed_object), "choices": [], "usage": self._usage(generation)}
         return event({**last, "system_fingerprint": FINGERPRINT}) + DONE
 
-    def failure(self, message: str) -> bytes:
+    def unfinished(self) -> bytes:
+        return DONE
+
+    def failure(self, message: str) -> bytes | None:
         return stream_error_event(message) + DONE
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from vllm_gateway.simulator import log, media
 from vllm_gateway.simulator.api_errors import ApiError, internal_error, missing_field
 from vllm_gateway.simulator.application import Context, Route
+from vllm_gateway.simulator.engine import Generation
 from vllm_gateway.simulator.exchange import JSON_HEADERS, Exchange
 from vllm_gateway.simulator.http_server import Header, Reply, Request
 from vllm_gateway.simulator.memory_rules import EngineStartError, gib
@@ -48,8 +49,8 @@ def _request_id(request: Request) -> str:
     return request.headers.get("x-request-id") or os.urandom(8).hex()
 
 
-async def _generate(context: Context, reply: Reply, shape: ReplyShape, wish: Wish) -> None:
-    await Exchange(context.engine, reply, shape, wish, context.faults).run()
+async def _generate(context: Context, reply: Reply, shape: ReplyShape, wish: Wish) -> Generation:
+    return await Exchange(context.engine, reply, shape, wish, context.faults).run()
 
 
 async def chat(context: Context, request: Request, reply: Reply) -> None:
@@ -87,13 +88,36 @@ async def messages(context: Context, request: Request, reply: Reply) -> None:
 async def responses(context: Context, request: Request, reply: Reply) -> None:
     body = parse_body(request)
     wish = responses_wish(body, context.arguments)
+    previous = body.get("previous_response_id")
+    if previous is not None:
+        _kept(context, previous)
+    reply_id = str(body.get("request_id") or f"resp_{os.urandom(8).hex()}")
     shape = ResponsesShape(
         body,
-        reply_id=f"resp_{_request_id(request)}",
+        reply_id=reply_id,
         item_id=f"msg_{os.urandom(8).hex()}",
         model=context.arguments.replies_as(body.get("model")),
     )
-    await _generate(context, reply, shape, wish)
+    generation = await _generate(context, reply, shape, wish)
+    if context.settings.keeps_responses and body.get("store", True) and generation.finish_reason is not None:
+        context.responses[reply_id] = shape.whole(generation)
+
+
+def _kept(context: Context, response_id: str) -> dict[str, Any]:
+    kept = context.responses.get(response_id)
+    if kept is None:
+        message = f"Response with id '{response_id}' not found."
+        raise ApiError(404, message, kind="invalid_request_error", param="response_id")
+    return kept
+
+
+async def kept_response(context: Context, request: Request, reply: Reply) -> None:
+    send_json(reply, _kept(context, request.path.split("/")[3]))
+
+
+async def cancel_response(context: Context, request: Request, reply: Reply) -> None:
+    _kept(context, request.path.split("/")[3])
+    raise ApiError(400, "Cannot cancel a synchronous response.", kind="invalid_request_error", param="response_id")
 
 
 async def count_tokens(context: Context, request: Request, reply: Reply) -> None:
@@ -320,6 +344,8 @@ def routes(context: Context) -> list[Route]:
             Route("POST", "/v1/messages", messages, generates=True),
             Route("POST", "/v1/messages/count_tokens", count_tokens),
             Route("POST", "/v1/responses", responses, generates=True),
+            Route("GET", "/v1/responses/{response_id}", kept_response),
+            Route("POST", "/v1/responses/{response_id}/cancel", cancel_response),
         ]
     if context.settings.developer_mode:
         found += [

@@ -34,6 +34,7 @@ class SimulationSettings:
     gpu_directory: str = DEFAULT_DIRECTORY
     developer_mode: bool = False
     api_key: str = ""
+    keeps_responses: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, model: str, eager: bool) -> SimulationSettings:
@@ -63,6 +64,7 @@ class SimulationSettings:
             gpu_directory=environment.get("SIMULATED_GPU_DIR") or DEFAULT_DIRECTORY,
             developer_mode=environment.get("VLLM_SERVER_DEV_MODE", "0") == "1",
             api_key=environment.get("VLLM_API_KEY", ""),
+            keeps_responses=environment.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") == "1",
         )
 
 

@@ -278,14 +278,19 @@ def _choices(fields: Fields) -> int:
 
 
 def with_token_ids(body: Payload) -> Payload:
-    """The same request, which asks for the ids of the tokens too. A byte insertion: large bodies are not re-written.
+    """The same request, which asks for the ids of the tokens too."""
+    return with_end(body, _TOKEN_IDS)
+
+
+def with_end(body: Payload, end: bytes) -> Payload:
+    """The same request with one field more, in place of its last brace. Large bodies are not re-written.
 
     At the end, where it holds even if the client has said otherwise.
     """
     if not isinstance(body, tuple):
-        return body[: body.rindex(b"}")] + _TOKEN_IDS
+        return body[: body.rindex(b"}")] + end
     *before, last = body
-    return (*before, last[: _last_brace(last)], _TOKEN_IDS)
+    return (*before, last[: _last_brace(last)], end)
 
 
 def _last_brace(body: bytes | memoryview) -> int:

@@ -2,17 +2,16 @@
 """How a stream goes on after its instance failed: it is complete, another instance is asked, or it cannot go on."""
 
 import re
-from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 import orjson
 
-from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.streams.asked import CARRIED_OVER, Fields, Kind, Resume, fields_of
 from vllm_gateway.streams.continued import Continued, piece, totals
 from vllm_gateway.streams.sse import DONE
+from vllm_gateway.streams.steps import Ask, Finish, GiveUp, Step, Told
 from vllm_gateway.streams.tracker import Tracker
+from vllm_gateway.streams.typed import Typed
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 """The engine's, where a request for a completion names no limit."""
@@ -21,49 +20,15 @@ COMPLETION_DEFAULT_MAX_TOKENS = 16
 _PART = re.compile(rb'(?<!\\)"type"\s*+:\s*+"(\w+)"')
 
 
-class Stream(Protocol):
-    """Who follows what an instance sends."""
-
-    @property
-    def done(self) -> bool: ...
-
-    @property
-    def failed(self) -> str | None: ...
-
-    @property
-    def is_between_events(self) -> bool: ...
-
-    def feed(self, payload: bytes) -> bytes: ...
-
-    def feed_chunk(self, chunk: bytes) -> bytes | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nothing is left to be generated: these events complete the stream."""
-
-    events: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Another instance goes on: ask it this, and let `stream` follow its reply."""
-
-    path: str
-    body: Payload
-    stream: Stream
-    how: str = "anew"
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """The stream cannot be continued, for this reason."""
-
-    why: str
-
-
-def next_step(tracker: Tracker) -> Finish | Ask | GiveUp:
+def next_step(told: Told) -> Step:
     """What becomes of a stream whose instance failed."""
+    if isinstance(told, Typed):
+        return told.next_step()
+    assert isinstance(told, Tracker)
+    return _next_step(told)
+
+
+def _next_step(tracker: Tracker) -> Step:
     asked = tracker.asked
     if tracker.is_finished:
         return Finish(totals(tracker) + DONE)

@@ -136,6 +136,10 @@ class Tracker:
         return self.ids.count(b",") if self.ids_complete else self.pieces
 
     @property
+    def number(self) -> int:
+        return 0  # none is numbered
+
+    @property
     def prompt_tokens(self) -> int | None:
         return None if self.prompt_ids is None else self.prompt_ids.count(b",") + 1
 
@@ -164,7 +168,7 @@ class Tracker:
         before = self._before
         if before is not None and chunk.startswith(before, start):
             rest = self._rest(chunk, start + len(before))
-            if rest is not None and _is_one_chunk(chunk, start, rest.end()):
+            if rest is not None and is_one_chunk(chunk, start, rest.end()):
                 self._say_plain(rest)
                 if not self._hide_ids:
                     return chunk
@@ -174,7 +178,7 @@ class Tracker:
         if (
             self.obstacle is None
             or not self._is_mere_text(chunk, start, end)
-            or not _is_one_chunk(chunk, start, end)
+            or not is_one_chunk(chunk, start, end)
             or (self._hide_ids and _IDS.search(chunk) is not None)
         ):
             return None
@@ -348,6 +352,6 @@ class Tracker:
         return _IDS.sub(_HIDDEN, event) if self._hide_ids else event
 
 
-def _is_one_chunk(data: bytes, start: int, end: int) -> bool:
+def is_one_chunk(data: bytes, start: int, end: int) -> bool:
     """Whether that from `start` to `end` is all there is in it, framed as engines do."""
     return data[:start] == b"%x\r\n" % (end - start) and data[end:] == b"\r\n"
