@@ -78,6 +78,7 @@ class Gateway:
         self._secrets = Secrets()
         self._secrets.learn_environment(os.environ)
         learn_settings(self._secrets, settings)
+        log.mask_with(self._secrets.mask)
         self._probe = self._make_probe(settings)
         state = open_state_dir(settings, os.environ)
         if state.problem is not None:

@@ -110,3 +110,21 @@ async def test_decisions_of_no_model(tmp_path: Path, query: dict[str, str], stat
     ):
         assert reply.status == status
         assert (await reply.json())["error"]["code"] == code
+
+
+async def test_what_a_strategy_raises_shows_no_secret(tmp_path: Path) -> None:
+    token = "hf_0123456789abcdef"
+    strategies = tmp_path / "strategies"
+    strategies.mkdir()
+    (strategies / "chatty.py").write_text(
+        "import os\n\n\nclass Chatty:\n    name = 'chatty'\n\n    def choose(self, request, instances):\n"
+        "        raise RuntimeError(f'cannot choose: {dict(os.environ)}')\n"
+    )
+    settings = config("chatty", strategies_dir=str(strategies))
+    settings["models"]["m"]["instances"] = 2
+    async with running_gateway(tmp_path, settings, {"HF_TOKEN": token}) as gateway:
+        assert (await gateway.chat("m"))[0] == 200
+        await gateway.until(lambda page: page["models"]["m"]["running"] == 2)
+        assert (await gateway.chat("m"))[0] == 200
+        assert "'HF_TOKEN': '***'" in (await gateway.event("strategy_failed"))["error"]
+    assert token not in str(gateway.lines)

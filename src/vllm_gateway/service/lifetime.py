@@ -84,7 +84,7 @@ async def serve(
         emit(events.GATEWAY_STOPPED)
     except (OSError, ConfigError, ProbeError, RuntimeDown, StrategyError, CannotTakeOver) as error:
         text = error.strerror if isinstance(error, OSError) and not error.filename else None
-        say(f"vllm-gateway cannot start: {text or error}", sys.stderr)
+        say(f"vllm-gateway cannot start: {log.masked(text or str(error))}", sys.stderr)
         return 1
     finally:
         await tasks.end()

@@ -3,12 +3,14 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import queue
 import select
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import IO, Any, cast
 
@@ -18,13 +20,16 @@ import structlog
 from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.events import Event, Level
-from vllm_gateway.telemetry.terminal import printable
+from vllm_gateway.telemetry.secrets import mask_urls
+from vllm_gateway.telemetry.terminal import printable, say
 
 _QUEUE_LIMIT = 100_000
 _EARLY_LIMIT = 1_000
 _BATCH = 4096
 _GATHER_S = 0.02  # to wake the thread for each line would cost the event loop more than the line
 _RANK = {level: rank for rank, level in enumerate(events.LEVELS)}
+_SAID_BY_OTHERS = ("error", "problem", "problems", "traceback", "where")
+"""Fields that hold texts of libraries, plug-ins and the machine, which may hold anything."""
 
 
 class EventLogger(structlog.BoundLoggerBase):
@@ -36,6 +41,9 @@ class EventLogger(structlog.BoundLoggerBase):
             return
         if _sink.strict and (problems := event.problems({**self._context, **fields})):
             raise ValueError("; ".join(problems))
+        for name in _SAID_BY_OTHERS:
+            if name in fields:
+                fields[name] = _masked(fields[name])
         # Straight to the sink: structlog's chain of processors costs several times as much as the line.
         _sink.msg({"timestamp": timestamp(), "level": level, "event": event.name, **self._context, **fields})
 
@@ -53,6 +61,15 @@ def configure(log: Log, stream: IO[Any] | None = None, *, strict: bool = False) 
     terminal = stream.isatty()
     console = log.format == "console" or (log.format == "auto" and terminal)
     _sink.open(_Writer(stream), log.level, _console(colours=terminal) if console else None, strict=strict)
+
+
+def mask_with(mask: Callable[[str], str]) -> None:
+    """What takes the known secrets out of a text: from now on no error of the gateway's own shows one."""
+    _sink.mask = mask
+
+
+def masked(text: str) -> str:
+    return _sink.mask(text)
 
 
 def write_line(line: bytes, level: Level = "info") -> None:
@@ -83,6 +100,20 @@ def shutdown(timeout_s: float = 2.0) -> None:
 
 def _console(*, colours: bool) -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=24, sort_keys=False)
+
+
+def _masked(value: object) -> object:
+    if isinstance(value, str):
+        return _sink.mask(value)
+    return [_masked(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+class _OfLibraries(logging.Handler):
+    """What libraries say by Python's own logging goes to standard error, as it does without any handler."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            say(_sink.mask(self.format(record)), sys.stderr)
 
 
 def _shown(name: str, value: object) -> object:
@@ -162,6 +193,7 @@ class _Sink:
 
     def __init__(self) -> None:
         self.writer: _Writer | None = None
+        self.mask: Callable[[str], str] = mask_urls
         self.strict = False
         self._rank = _RANK["info"]
         self._render: structlog.dev.ConsoleRenderer | None = None
@@ -216,4 +248,5 @@ class _Sink:
 
 
 _sink = _Sink()
+logging.lastResort = _OfLibraries(logging.WARNING)
 atexit.register(_sink.last_words)

@@ -2,6 +2,7 @@
 """The log's promises: one valid JSON object a line, levels, bound context, and never a wait."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import orjson
 import pytest
 
 from tests.waiting import LIMIT_S
+from vllm_gateway.api.journal import Journal, Progress
 from vllm_gateway.configuration.settings import Log
+from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.telemetry import events, log
+from vllm_gateway.telemetry.secrets import Secrets, mask_urls
 
 
 @pytest.fixture
@@ -117,3 +121,45 @@ def test_a_process_writes_everything_before_it_ends() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=LIMIT_S)
     assert [orjson.loads(line)["address"] for line in done.stdout.splitlines()] == [str(n) for n in range(3000)]
+
+
+@pytest.fixture
+def token() -> Iterator[str]:
+    secrets = Secrets()
+    secrets.learn(["hf_0123456789abcdef"])
+    log.mask_with(secrets.mask)
+    yield "hf_0123456789abcdef"
+    log.mask_with(mask_urls)
+
+
+def raised(token: str) -> Exception:
+    try:
+        try:
+            raise LookupError(f"no answer to {token}")
+        except LookupError as error:
+            raise ValueError({"Env": [f"HF_TOKEN={token}"]}) from error
+    except ValueError as error:
+        return error
+
+
+async def test_no_error_of_ours_shows_a_secret(stream: io.StringIO, token: str) -> None:
+    logger = log.get_logger()
+    Tasks(logger.emit).tell(raised(token), f"reading {token}")
+    Journal(logger.emit, log.write_line).failed(raised(token), Progress("r", "POST", "/v1/x", 0.0))
+    logger.emit(events.CONFIG_RELOAD_FAILED, problems=[f"HF_TOKEN: {token}"])
+    logger.emit(events.RUNTIME_DOWN, runtime="docker", problem=f"http://me:{token}@host does not answer")
+    found = lines(stream)
+    assert [line["event"] for line in found] == ["unhandled_error"] * 2 + ["config_reload_failed", "runtime_down"]
+    assert token not in stream.getvalue()
+    assert all("LookupError: no answer to ***" in str(line["traceback"]) for line in found[:2])
+
+
+def test_nor_does_what_libraries_log(capsys: pytest.CaptureFixture[str], token: str) -> None:
+    assert logging.lastResort is not None
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "never retrieved: %s", (token,), None)
+    record.exc_info = (ValueError, raised(token), None)
+    logging.lastResort.handle(record)
+    said = capsys.readouterr().err
+    assert said.startswith("never retrieved: ***")
+    assert "HF_TOKEN=***" in said
+    assert token not in said
