@@ -4,6 +4,10 @@
 import asyncio
 import dataclasses
 import io
+import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +140,26 @@ async def test_bad_requests_get_openai_errors(path: str, body: bytes, status: in
             assert set(error) == {"message", "type", "param", "code"}
             assert reply.headers["X-Request-Id"]
         assert not gateway.events("instance_starting")
+
+
+async def test_commands_reach_a_gateway_on_a_unix_socket(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = config(models={"bad": model("bad", engine_arguments=["--no-such-option"])})
+        settings["server"] = {"socket": f"{folder}/http.sock", "api_keys": ["the-key"]}
+
+        async def said(*words: str, url: str = f"unix:{folder}/http.sock") -> tuple[int, str]:
+            command = [sys.executable, "-m", "vllm_gateway.cli", *words, "--url", url, "--api-key", "the-key"]
+            done = await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, text=True, check=False, timeout=LIMIT_S
+            )
+            return done.returncode, done.stdout + done.stderr
+
+        async with running_gateway(tmp_path, settings) as gateway:
+            assert gateway.url == f"unix:{folder}/http.sock"
+            status, page = await said("status", "--json")
+            assert (status, json.loads(page)["models"]["bad"]["state"]) == (0, "stopped")
+            assert (await said("status", url=f"unix://{folder}/http.sock"))[0] == 0
+            status, text = await said("retry", "bad")
+            assert (status, text.startswith("bad: ")) == (0, True)
+        status, text = await said("status")
+        assert (status, f"No gateway answers at unix:{folder}/http.sock" in text) == (1, True)

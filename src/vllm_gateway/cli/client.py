@@ -4,21 +4,29 @@
 import argparse
 import json
 import os
+import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 _TIMEOUT_S = 10
 _ELSEWHERE = "Name another address with --url."
+_UNIX = "unix:"
+_HERE = "http://localhost"  # whatever the path: a gateway without keys wants a host that is this machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which gateway to ask, and with which key."""
     here = os.environ.get("VLLM_GATEWAY_URL", "http://127.0.0.1:8000")
-    parser.add_argument("--url", default=here, help="default: VLLM_GATEWAY_URL, else http://127.0.0.1:8000")
+    parser.add_argument(
+        "--url",
+        default=here,
+        help="http://..., https://..., or unix:/path of its socket; default: VLLM_GATEWAY_URL, else http://127.0.0.1:8000",
+    )
     parser.add_argument("--api-key", metavar="KEY", help="if it asks for one; default: VLLM_GATEWAY_API_KEY")
 
 
@@ -39,11 +47,12 @@ class Address:
 
     def ask(self, method: str, path: str, expected: str) -> dict[str, Any]:
         """The answer, which holds what is `expected`. Raises NoAnswer."""
-        base = (self.url if "://" in self.url else f"http://{self.url}").rstrip("/").removesuffix("/v1")
+        base, opener = self._base_and_opener()
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         try:
-            request = urllib.request.Request(base + path, headers=headers, method=method)  # noqa: S310
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310 - the operator's own
+            there = _HERE if base.startswith(_UNIX) else base
+            request = urllib.request.Request(there + path, headers=headers, method=method)  # noqa: S310
+            with opener.open(request, timeout=_TIMEOUT_S) as reply:
                 page = json.load(reply)
         except urllib.error.HTTPError as error:
             raise NoAnswer(_refusal(base, error)) from None
@@ -54,6 +63,35 @@ class Address:
         if not isinstance(page, dict) or expected not in page:
             raise NoAnswer(f"What answers at {base} is not this gateway. {_ELSEWHERE}")
         return page
+
+    def _base_and_opener(self) -> tuple[str, urllib.request.OpenerDirector]:
+        if self.url.startswith(_UNIX):
+            path = self.url.removeprefix(_UNIX)
+            path = f"/{path.lstrip('/')}" if path.startswith("//") else path
+            no_proxy = urllib.request.ProxyHandler({})
+            return f"{_UNIX}{path}", urllib.request.build_opener(no_proxy, _ByUnixSocket(path))
+        base = self.url if "://" in self.url else f"http://{self.url}"
+        return base.rstrip("/").removesuffix("/v1"), urllib.request.build_opener()
+
+
+class _ByUnixSocket(urllib.request.HTTPHandler):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(_UnixConnection, path=self._path), req)
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, host: str, *, path: str, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _refusal(base: str, error: urllib.error.HTTPError) -> str:

@@ -132,7 +132,7 @@ def _hear_signals(ending: Ending, hung_up: asyncio.Event) -> None:
 def _tell_people(settings: Settings, server: Serving) -> None:
     """What to try, on a terminal or in a demo."""
     is_for_people = sys.stdout.isatty() or settings.gpus.source == "simulated"
-    if is_for_people and server.port is not None:
+    if is_for_people:
         log.flush()  # another thread writes the lines: those that came first are to be read first
         with contextlib.suppress(OSError):  # nobody reads it
             say(_hint(settings, server.address), sys.stderr)
@@ -141,9 +141,13 @@ def _tell_people(settings: Settings, server: Serving) -> None:
 def _hint(settings: Settings, address: str) -> str:
     model = next(iter(settings.models), "")
     key = " -H 'Authorization: Bearer KEY'" if settings.server.api_keys else ""
+    path = address.removeprefix("unix:")
+    is_unix = path != address
+    there = f"--unix-socket {path} http://localhost" if is_unix else address
+    page = "" if is_unix else f"{address}/gateway/status, or: "
     return (
-        f"\n  Try:     curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        f"\n  Try:     curl {there}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         f'             -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
-        f"  Status:  {address}/gateway/status, or: vllm-gateway status --url {address}\n"
+        f"  Status:  {page}vllm-gateway status --url {address}\n"
         "  Stop:    Ctrl-C\n"
     )
