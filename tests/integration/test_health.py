@@ -138,3 +138,21 @@ async def test_one_whose_replies_go_on_is_alive_whatever_its_health_check_says(t
         assert all(text.rstrip().endswith("data: [DONE]") for text in texts)
         assert not gateway.events("instance_sick", instance=name), "it had work all the while"
         await gateway.event("instance_sick", count=2)
+
+
+async def test_a_request_that_has_waited_in_vain_is_not_sent_there_again_alone_or_not(tmp_path: Path) -> None:
+    settings = config(
+        models={name: model(name, instances=count, first_byte_timeout_s=0.5) for name, count in (("a", 1), ("b", 2))},
+        gpus=3,
+    )
+    async with running_gateway(tmp_path, settings) as gateway:
+        for name, count in (("a", 1), ("b", 2)):
+            await gateway.chat(name)
+            await gateway.until(lambda page, name=name, count=count: page["models"][name]["running"] == count)  # type: ignore[misc]
+        for _, address, _ in await engines(gateway):
+            await set_faults(address, "hold_after_tokens=0")
+        for name, count in (("a", 1), ("b", 2)):
+            status, _, answer = await gateway.chat(name)
+            assert (status, answer["error"]["code"]) == (504, "first_byte_timeout")
+            assert (await gateway.event("request_finished", model=name, status=504))["attempts"] == count
+        assert not gateway.events("instance_failed")

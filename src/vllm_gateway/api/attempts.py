@@ -40,6 +40,7 @@ class Attempts:
         "_demand",
         "_failed",
         "_goodbye",
+        "_never",
         "_tries",
         "body",
         "deadline",
@@ -68,6 +69,7 @@ class Attempts:
         self._demand = demand
         self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
+        self._never: frozenset[str] = frozenset()
         self.reason = ""  # why the last instance failed
         self._blames_client = False  # what an instance says that it could not do
         self._tries = 0  # instances that got the request
@@ -109,7 +111,7 @@ class Attempts:
         loop = asyncio.get_running_loop()
         waits_since = loop.time()
         try:
-            acquired = self.queue.acquire(self.info, self._failed, waited_s=progress.queue_s)
+            acquired = self.queue.acquire(self.info, self._failed, never=self._never, waited_s=progress.queue_s)
             if self.deadline is None:
                 self.instance = await acquired
             else:
@@ -177,6 +179,8 @@ class Attempts:
         self.reason = reason
         self._tries -= reason in _NOBODY_GOT_IT
         self._failed |= {self.instance.instance_id}
+        if reason == "first_byte_timeout":  # it has had its time there
+            self._never |= {self.instance.instance_id}
         self._demand.suspect(self.instance.instance_id, reason)
 
     def late(self) -> ApiError:

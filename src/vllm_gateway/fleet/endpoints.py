@@ -56,8 +56,11 @@ class Endpoints:
     async def _look(self, place: tuple[str, str]) -> None:
         url = urlsplit(place[1])
         running = Running("", Address(url.hostname or "", url.port or 80))
-        healthy = await health.passes(running.address)
+        ailment = await health.ailment(running.address)
         known = self._registry.get(self._current.get(place, ""))
+        if known is not None and ailment is not None and ailment.silent:
+            ailment = await health.ailment(running.address)  # once may be chance
+        healthy = ailment is None
         if healthy and known is None:
             one = self._registry.add(self._instance(place, url.netloc, running))
             self._current[place] = one.instance_id

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from vllm_gateway.configuration.settings import Ejection, Retry
 from vllm_gateway.routing import Demand, Refusal, Route
@@ -46,12 +47,19 @@ class NotAgain(Exception):
     """Instances have failed the request, and too many have been tried again already."""
 
 
-class _Waiter:
-    __slots__ = ("client", "failed", "may_repeat", "place", "priority", "request")
+class _Past(NamedTuple):
+    """The instances that have failed a request, and those of them that it is never to come back to."""
 
-    def __init__(self, request: RequestInfo, failed: frozenset[str], priority: int) -> None:
+    failed: frozenset[str] = frozenset()
+    never: frozenset[str] = frozenset()
+
+
+class _Waiter:
+    __slots__ = ("client", "may_repeat", "past", "place", "priority", "request")
+
+    def __init__(self, request: RequestInfo, past: _Past, priority: int) -> None:
         self.request = request
-        self.failed = failed
+        self.past = past
         self.priority = priority
         self.client = request.client
         self.may_repeat = False  # on an instance that has failed it
@@ -63,7 +71,8 @@ class ModelQueue:
 
     The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they
     wait for an instance that has not failed them, as long as there is one. If there is none, they come back to one that
-    has, after a pause: an engine that is ending is gone by then, and its successor awaited. They are few
+    has, after a pause: an engine that is ending is gone by then, and its successor awaited; but never to one where they
+    have waited for as long as may be. They are few
     (`RetryBudget`), but for those of an instance that has died: what it had to do, others have to do.
     Between two calls, nobody waits who could have a place.
     """
@@ -94,7 +103,7 @@ class ModelQueue:
         self._listed: frozenset[str] = frozenset()  # suspects too
         self._alive: frozenset[str] = frozenset()  # of those listed; what the others had to do, others have to do
         self._line: FairLine[_Waiter] = FairLine()
-        self._again: OrderedDict[frozenset[str], OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
+        self._again: OrderedDict[_Past, OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
         self._undecided: dict[_Waiter, None] = {}  # may come again if those who failed them are dead
         self._placed: dict[RequestInfo, tuple[Placement, float]] = {}  # in flight: by which strategy, and when
         self._turnover = Turnover()
@@ -117,21 +126,28 @@ class ModelQueue:
         return self._line.length + sum(map(len, self._again.values())) + len(self._undecided)
 
     async def acquire(
-        self, request: RequestInfo, failed: frozenset[str] = frozenset(), *, waited_s: float = 0.0
+        self,
+        request: RequestInfo,
+        failed: frozenset[str] = frozenset(),
+        *,
+        never: frozenset[str] = frozenset(),
+        waited_s: float = 0.0,
     ) -> InstanceView:
         """The instance that takes `request`; give it back with `release`. Raises Refused or NotAgain.
 
-        `failed` are the instances that have failed this request; `waited_s` is what it has waited before.
+        `failed` are the instances that have failed this request, `never` those of them that it is not to come back to,
+        even if there is no other; `waited_s` is what it has waited before.
         """
         if self._closed is not None:
             raise Refused(self._closed)
-        may_come = self._may_come_again(failed) if failed else True
+        past = _Past(failed, never)
+        may_come = self._may_come_again(past) if failed else True
         if may_come is False:
             self.retries_denied += 1
             raise NotAgain
-        if may_come and not self._line.length and (open_to_it := self._open(failed)):
+        if may_come and not self._line.length and (open_to_it := self._open(past)):
             return self._place(request, failed, open_to_it)
-        waiter = _Waiter(request, failed, self._priority(request))
+        waiter = _Waiter(request, past, self._priority(request))
         if self.waiting >= self._settings.size and not failed:
             self._make_room_for(waiter)
         if may_come:
@@ -177,7 +193,7 @@ class ModelQueue:
         limit_s = min(asked_s, self._settings.timeout_s)
         taken = False
         repeats = None
-        if waiter.failed:
+        if waiter.past.failed:
             pause_s = self._settings.retry.same_after_s
             repeats = asyncio.get_running_loop().call_later(pause_s, self._let_repeat, waiter)
         try:
@@ -211,19 +227,29 @@ class ModelQueue:
 
     # those who wait
 
-    def _may_come_again(self, failed: frozenset[str]) -> bool | None:
-        """Whether a request that these have failed may be tried again; None as long as it is not known.
+    def _may_come_again(self, past: _Past) -> bool | None:
+        """Whether a request that has failed may be tried again; None as long as it is not known.
 
-        It is a repetition, of which there may be few, unless they are dead. Of a suspect that is known soon.
+        It is a repetition, of which there may be few, unless those who failed it are dead. Of a suspect that is known
+        soon. If there is nobody whom it may come to, there must be a successor to wait for.
         """
+        failed = past.failed
+        if self._is_all(past.never):
+            return None if self._alive - self._ids else False
         if failed.isdisjoint(self._alive) or self._retries.spend(asyncio.get_running_loop().time()):
             return True
         return None if failed & (self._listed - self._ids) else False
 
+    def _is_all(self, instances: frozenset[str]) -> bool:
+        """Whether there is one that answers, and no other but these."""
+        return bool(instances) and bool(self._alive) and self._alive <= instances
+
     def _decide(self) -> None:
         """The table has changed: who is dead, and who is none."""
+        for past in [past for past in self._again if self._is_all(past.never)]:
+            self._undecided.update(self._again.pop(past))
         for waiter in list(self._undecided):
-            may_come = self._may_come_again(waiter.failed)
+            may_come = self._may_come_again(waiter.past)
             if may_come is None:
                 continue
             del self._undecided[waiter]
@@ -234,20 +260,20 @@ class ModelQueue:
                 waiter.place.set_exception(NotAgain())
 
     def _add(self, waiter: _Waiter) -> None:
-        if waiter.failed:
-            self._again.setdefault(waiter.failed, OrderedDict())[waiter] = None
+        if waiter.past.failed:
+            self._again.setdefault(waiter.past, OrderedDict())[waiter] = None
         else:
             self._line.add(waiter)
 
     def _remove(self, waiter: _Waiter) -> None:
-        if not waiter.failed:
+        if not waiter.past.failed:
             self._line.remove(waiter)
         elif waiter in self._undecided:
             del self._undecided[waiter]
-        elif same := self._again.get(waiter.failed):
+        elif same := self._again.get(waiter.past):
             same.pop(waiter, None)
             if not same:
-                del self._again[waiter.failed]
+                del self._again[waiter.past]
 
     def _give_up(self, waiter: _Waiter) -> None:
         """The place may have come in the same moment in which its request was given up."""
@@ -262,17 +288,17 @@ class ModelQueue:
 
     def serve_waiters(self) -> None:
         """A place may be free."""
-        for failed, waiters in list(self._again.items()) if self._again else ():
-            while waiters and (open_to_it := self._open(failed, may_repeat=next(iter(waiters)).may_repeat)):
+        for past, waiters in list(self._again.items()) if self._again else ():
+            while waiters and (open_to_it := self._open(past, may_repeat=next(iter(waiters)).may_repeat)):
                 self._give(waiters.popitem(last=False)[0], open_to_it)
             if not waiters:
-                del self._again[failed]
+                del self._again[past]
         while self._line.length and (open_to_it := self._open()):
             self._give(self._line.pop(), open_to_it)
 
     def _give(self, waiter: _Waiter, open_to_it: Sequence[InstanceView]) -> None:
         if not waiter.place.done():
-            waiter.place.set_result(self._place(waiter.request, waiter.failed, open_to_it))
+            waiter.place.set_result(self._place(waiter.request, waiter.past.failed, open_to_it))
 
     def close(self, refusal: Refusal) -> None:
         """Nobody gets a place any more; requests in flight end as they would."""
@@ -350,11 +376,13 @@ class ModelQueue:
         self._decide()
         self.serve_waiters()
 
-    def _open(self, failed: Collection[str] = (), *, may_repeat: bool = False) -> Sequence[InstanceView]:
+    def _open(self, past: _Past | None = None, *, may_repeat: bool = False) -> Sequence[InstanceView]:
         """The instances with a free place that have not failed the request; if all have, they may repeat it in time."""
         views: Sequence[InstanceView] = self._views
-        if failed and not (may_repeat and self._ids.issubset(failed)):
-            views = [view for view in views if view.instance_id not in failed]
+        failed = past is not None and bool(past.failed)
+        if past is not None and failed:
+            barred = past.never if may_repeat and self._ids.issubset(past.failed) else past.failed
+            views = [view for view in views if view.instance_id not in barred]
         if self._health.troubled:
             views = self._sound(views, may_probe=not failed)
         return tuple([view for view in views if view.in_flight < view.max_in_flight])

@@ -78,6 +78,7 @@ class Bench:
         self.strategy = strategy or First()
         self.errors: list[Exception] = []
         self.departed: list[str] = []
+        self.silent: list[str] = []
         self.elsewhere: dict[str, int] = {}
         self.changes: list[tuple[str, bool]] = []
         self.queues = Queues(
@@ -91,6 +92,7 @@ class Bench:
             ),
             departed=lambda view: self.departed.append(view.instance_id),
             health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
+            silent=lambda view: self.silent.append(view.instance_id),
             elsewhere=lambda instance_id: self.elsewhere.get(instance_id, 0),
         )
         self.placed: list[str] = []
@@ -99,26 +101,26 @@ class Bench:
     def queue(self) -> ModelQueue:
         return self.queues.of("m")
 
-    def publish(self, *names: str, places: int = 1, suspects: Sequence[str] = ()) -> None:
+    def publish(self, *names: str, places: int = 1, suspects: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
         """A name that ends in `+` is that of an instance which has come back under another id."""
         routes = tuple(
-            Route(name, name, "m", Address(path="/" + name.rstrip("+")), places, suspect=name in suspects)
+            Route(name, name, "m", Address(path="/" + name.rstrip("+")), places, suspect=name in (*suspects, *silent))
             for name in names
         )
-        self.queues.publish(RoutingTable({"m": routes}))
+        self.queues.publish(RoutingTable({"m": routes}, frozenset(silent)))
 
     async def wait(
-        self, *requests: str | RequestInfo, failed: frozenset[str] = frozenset()
+        self, *requests: str | RequestInfo, failed: frozenset[str] = frozenset(), never: frozenset[str] = frozenset()
     ) -> list["asyncio.Task[InstanceView]"]:
         """Requests that wait, in this order."""
         before = self.queue.waiting
         infos = [one if isinstance(one, RequestInfo) else request(one) for one in requests]
-        tasks = [asyncio.create_task(self._acquire(info, failed)) for info in infos]
+        tasks = [asyncio.create_task(self._acquire(info, failed, never)) for info in infos]
         await until(lambda: self.queue.waiting == before + len(requests))
         return tasks
 
-    async def _acquire(self, info: RequestInfo, failed: frozenset[str]) -> InstanceView:
-        view = await self.queue.acquire(info, failed)
+    async def _acquire(self, info: RequestInfo, failed: frozenset[str], never: frozenset[str]) -> InstanceView:
+        view = await self.queue.acquire(info, failed, never=never)
         self.placed.append(info.request_id)
         return view
 

@@ -71,6 +71,70 @@ async def test_a_suspect_is_spared_but_not_forgotten() -> None:
     assert await bench.queue.acquire(request()) is view
 
 
+I1, I2 = frozenset({"i1"}), frozenset({"i2"})
+
+
+async def test_a_request_does_not_come_back_to_where_it_has_had_its_time() -> None:
+    bench = Bench()
+    bench.publish("i1")
+    with pytest.raises(NotAgain):
+        await bench.queue.acquire(request(), I1, never=I1)
+    bench.publish("i1", "i2", places=2)
+    other = await bench.queue.acquire(request("other"), I1, never=I1)
+    assert other.instance_id == "i2"
+    again = await bench.queue.acquire(request("again"), I1 | I2, never=I1)
+    assert again.instance_id == "i2", "that one has only failed it"
+    with pytest.raises(NotAgain):
+        await bench.queue.acquire(request("both"), I1 | I2, never=I1 | I2)
+
+
+async def test_it_waits_while_it_is_not_known_whether_that_one_is_dead() -> None:
+    bench = Bench()
+    bench.publish("i1", suspects=["i1"])
+    dead, well = await bench.wait("dead", failed=I1, never=I1), await bench.wait("well", failed=I1, never=I1)
+    dead[0].cancel()
+    bench.publish("i1")
+    with pytest.raises(NotAgain):
+        await well[0]
+    bench.publish("i1", suspects=["i1"])
+    (successor,) = await bench.wait("successor", failed=I1, never=I1)
+    bench.publish()
+    bench.publish("i2")
+    assert (await successor).instance_id == "i2"
+
+
+async def test_it_waits_no_longer_once_there_is_nobody_else_to_wait_for() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2")
+    await bench.queue.acquire(request("busy"), I1)
+    (again,) = await bench.wait("again", failed=I1, never=I1)
+    bench.publish("i1")
+    with pytest.raises(NotAgain):
+        await again
+
+
+async def test_what_a_silent_one_had_to_do_is_no_repetition() -> None:
+    bench = Bench()
+    bench.publish("i1", "i2", places=50)
+    view = await bench.queue.acquire(request())
+    assert view.instance_id == "i1"
+    bench.publish("i1", "i2", places=50, silent=["i1"])
+    assert bench.silent == ["i1"]
+    for _ in range(40):
+        assert (await bench.queue.acquire(request(), I1)).instance_id == "i2"
+    assert not bench.queue.retries_denied
+
+
+async def test_nobody_is_sent_away_from_a_silent_one_while_there_is_no_other() -> None:
+    bench = Bench()
+    bench.publish("i1")
+    await bench.queue.acquire(request())
+    bench.publish("i1", silent=["i1"])
+    assert not bench.silent
+    bench.publish("i1", "i2", silent=["i1"])
+    assert bench.silent == ["i1"]
+
+
 async def fail(bench: Bench, *outcomes: Outcome) -> InstanceView:
     for outcome in outcomes:
         info = request()
