@@ -61,6 +61,7 @@ class EngineMetrics:
     prefix_queries: int = 0
     prefix_hits: int = 0
     cache_tokens: int | None = None  # the capacity of its KV cache
+    work: int | None = None  # tokens read and generated, and iterations: as long as this rises, it works
 
 
 @dataclass(frozen=True, slots=True)

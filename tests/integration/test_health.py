@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.engines import engine_pids, set_faults
+from tests.engines import engine_pids, engines_of_somebody_else, set_faults
 from tests.gateway import GatewayProcess, running_gateway
-from tests.integration.test_gateway import config, model
+from tests.integration.test_gateway import FAST, config, model
 from tests.waiting import until
 
 QUICK = {"every_s": 0.2, "timeout_s": 0.3, "replace_after_s": 600}
@@ -156,3 +156,71 @@ async def test_a_request_that_has_waited_in_vain_is_not_sent_there_again_alone_o
             assert (status, answer["error"]["code"]) == (504, "first_byte_timeout")
             assert (await gateway.event("request_finished", model=name, status=504))["attempts"] == count
         assert not gateway.events("instance_failed")
+
+
+async def test_one_of_two_that_hangs_behind_a_green_health_check_is_replaced(tmp_path: Path) -> None:
+    async with instances_of_a(tmp_path, 2, {"stall_s": 1}) as gateway:
+        (name, address, pid), (other, _, _) = await engines(gateway)
+        await asyncio.gather(*(gateway.chat("a") for _ in range(4)))
+        await set_faults(address, "core_hangs")
+        asked = [asyncio.create_task(gateway.chat("a")) for _ in range(4)]
+        streams = [asyncio.create_task(streamed(gateway)) for _ in range(4)]
+        said = await gateway.event("instance_sick", instance=name, hung=True)
+        assert "nothing moved" in said["reason"]
+        assert "/v1/completions: no answer" in said["reason"]
+        assert "a small one failed too" in said["reason"]
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200] * 4
+        assert all(text.rstrip().endswith("data: [DONE]") for text in await asyncio.gather(*streams))
+        await gateway.event("instance_failed", instance=name)
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+        await gateway.until(lambda page: page["models"]["a"]["running"] == 2)
+        assert not gateway.events("instance_sick", instance=other)
+
+
+async def test_alone_too_and_its_requests_are_answered_by_its_successor(tmp_path: Path) -> None:
+    async with instances_of_a(tmp_path, 1, {"stall_s": 1}) as gateway:
+        ((name, address, _),) = await engines(gateway)
+        await set_faults(address, "core_hangs")
+        answers = await asyncio.gather(*(gateway.chat("a") for _ in range(3)))
+        assert [status for status, _, _ in answers] == [200] * 3
+        assert gateway.events("instance_failed", instance=name)
+
+
+async def test_it_is_found_though_no_client_waits_so_long(tmp_path: Path) -> None:
+    settings = config(models={"a": model("a", first_byte_timeout_s=0.3)}, health={**QUICK, "stall_s": 2})
+    async with running_gateway(tmp_path, settings) as gateway:
+        await gateway.chat("a")
+        ((name, address, _),) = await engines(gateway)
+        await set_faults(address, "core_hangs")
+        while not gateway.events("instance_sick", instance=name, hung=True):
+            status, _, _ = await gateway.chat("a")
+            assert status in (200, 504)
+        await gateway.event("instance_failed", instance=name)
+        assert (await gateway.chat("a"))[0] == 200
+
+
+async def test_a_busy_one_whose_counters_move_is_never_touched(tmp_path: Path) -> None:
+    slow = model("a", engine_arguments=["--max-num-seqs", "1"])  # whoever comes next waits for long
+    async with running_gateway(tmp_path, config(models={"a": slow}, health={**QUICK, "stall_s": 0.5})) as gateway:
+        await gateway.chat("a")
+        answers = await asyncio.gather(*(gateway.chat("a", max_tokens=1000, ignore_eos=True) for _ in range(3)))
+        assert [status for status, _, _ in answers] == [200] * 3
+        assert not gateway.events("instance_sick")
+
+
+async def test_an_engine_of_somebody_else_that_hangs_is_spared_and_comes_back(tmp_path: Path) -> None:
+    async with engines_of_somebody_else("a", 2, FAST) as urls:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": urls}}, "health": {**QUICK, "stall_s": 1}}
+        async with running_gateway(tmp_path, settings) as gateway:
+            await gateway.until(lambda page: page["models"]["a"]["running"] == 2)
+            address = urls[0].removeprefix("http://")
+            await set_faults(address, "core_hangs")
+            answers = await asyncio.gather(*(gateway.chat("a") for _ in range(4)))
+            assert [status for status, _, _ in answers] == [200] * 4
+            name = (await gateway.event("instance_sick", hung=True))["instance"]
+            assert name.endswith(address)
+            page = await gateway.status()
+            assert "once it works" in page["active_containers_by_name"][name]["trouble"]
+            await set_faults(address)
+            await gateway.event("instance_well", instance=name)
+            assert not gateway.events("instance_failed")

@@ -14,6 +14,7 @@ from vllm_gateway.fleet import health
 from vllm_gateway.fleet.instance import Instance
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.sick import LOOKED_AT
+from vllm_gateway.fleet.stalls import Stalls
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.routing import Activity
 
@@ -49,11 +50,12 @@ class Watch:
         self._hear = hear
         self._settings = settings
         self._mask = mask
+        self._stalls = Stalls(activity, tasks, hear, settings=settings, mask=mask)
         self._looks: dict[str, _Looks] = {}
         self._newcomers = 0
 
     def configure(self, settings: Health) -> None:
-        self._settings = settings
+        self._settings = self._stalls.settings = settings
 
     def open(self) -> None:
         self._tasks.repeat(self._round, ROUND_S)
@@ -64,6 +66,7 @@ class Watch:
         looked_at = [one for one in self._registry if one.state in LOOKED_AT and one.running and not one.moving]
         for gone in self._looks.keys() - {one.instance_id for one in looked_at}:
             del self._looks[gone]
+        self._stalls.keep(self._looks)
         pace_s = max(self._settings.every_s, len(looked_at) / MOST_LOOKS_PER_S)
         for one in looked_at:
             looks = self._looks.get(one.instance_id)
@@ -79,6 +82,8 @@ class Watch:
         began = _now()
         try:
             missed = not one.external and await self._asks_for_health(one, began)
+            if not missed:
+                await self._stalls.look(one)
             looks.due = max(_now(), began + (min(SECOND_LOOK_S, pace_s) if missed else pace_s))
         finally:
             looks.under_way = False

@@ -104,6 +104,7 @@ class Engine:
         self.prefix_cache = PrefixCache(capacity.kv_blocks, capacity.block_size, enabled=capacity.prefix_caching)
         self.sleep_level = 0
         self.paused = False
+        self.hangs = False
         self.dead: EngineDeadError | None = None
         self._speed = speed
         self.capacity = capacity
@@ -161,11 +162,16 @@ class Engine:
         self.paused = paused
         self._work.set()
 
+    def hang(self, hangs: bool) -> None:
+        """No step is made, and nobody is told."""
+        self.hangs = hangs
+        self._work.set()
+
     async def run(self) -> None:
         """Makes steps for ever. Each begins when the one before should have ended, so that timers do not add up."""
         due = time.monotonic()
         while True:
-            if not self.in_flight or self.sleep_level or self.paused:
+            if not self.in_flight or self.sleep_level or self.paused or self.hangs:
                 self._work.clear()
                 await self._work.wait()
                 due = time.monotonic()
@@ -176,7 +182,7 @@ class Engine:
             now = time.monotonic()
             due = max(due, now - 0.05)
             await asyncio.sleep(max(0.0, due - now))
-            if not self.sleep_level and not self.paused:
+            if not (self.sleep_level or self.paused or self.hangs):
                 self._step()
 
     def _admit(self) -> None:

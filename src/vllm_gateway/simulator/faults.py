@@ -21,6 +21,7 @@ START_FAULTS = {
 HTTP_FAULTS = {
     "never_healthy": "the port is open and /health never answers",
     "health_503": "the engine core is dead: /health 503, generations 500",
+    "core_hangs": "the engine core stands still: generations are taken and not answered, no counter moves, /health 200",
     "silent": "connections are accepted and nothing is answered",
     "refuse_connections": "new connections are refused; value: for how many seconds (0: for ever)",
     "full_backlog": "new connections are neither accepted nor refused",

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 
 from vllm_gateway.simulator import log
 from vllm_gateway.simulator.application import Application, Context
@@ -100,14 +101,14 @@ class SimulatedEngineProcess:
             Capacity(arguments.max_num_seqs, kv_tokens, arguments.block_size, arguments.enable_prefix_caching),
         )
         context = Context(arguments, settings, engine, self._faults, self._loader.memory)
-        context.on_faults_changed = self._apply_refusal
+        context.on_faults_changed = partial(self._apply_faults, engine)
         application = Application(context, routes(context))
         self._server = HttpServer(arguments.host, arguments.port, application.handle, uds=arguments.uds)
         await self._server.listen()
         address = f"unix:{arguments.uds}" if arguments.uds else f"http://{arguments.host}:{self._server.port}"
         log.info(f"Starting vLLM server on {address}", process="APIServer")
         log.info("Application startup complete.", process="APIServer")
-        await self._apply_refusal()
+        await self._apply_faults(engine)
         steps = asyncio.create_task(engine.run())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait({steps, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,6 +128,10 @@ class SimulatedEngineProcess:
         await _until(lambda: not application.in_flight, FLUSH_S)
         await asyncio.sleep(self._settings.stop_s)
         log.info("Application shutdown complete.", process="APIServer")
+
+    async def _apply_faults(self, engine: Engine) -> None:
+        engine.hang(self._faults.is_set("core_hangs"))
+        await self._apply_refusal()
 
     async def _apply_refusal(self) -> None:
         """Stops or begins to listen as the faults say; `refuse_connections` may have a value, so many seconds."""

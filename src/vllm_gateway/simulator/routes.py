@@ -137,6 +137,7 @@ async def embeddings(context: Context, request: Request, reply: Reply) -> None:
     many = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
     inputs = [prompt_ids(item) for item in (given if many else [given])]
     tokens = sum(len(ids) for ids in inputs)
+    await context.faults.until_lifted("core_hangs")
     await asyncio.sleep(tokens / context.settings.prefill_tokens_per_s)
     as_text = body.get("encoding_format") == "base64"
     data = [
@@ -156,6 +157,7 @@ async def transcriptions(context: Context, request: Request, reply: Reply) -> No
         raise missing_field("file", dict(fields))
     check_model({"model": fields.get("model", b"").decode()}, context.arguments)
     text, seconds = media.transcription(audio)
+    await context.faults.until_lifted("core_hangs")
     await asyncio.sleep(len(audio) / 1e8)
     if fields.get("response_format") == b"text":
         reply.send(200, text.encode(), [("content-type", "text/plain; charset=utf-8"), *_PLAIN])

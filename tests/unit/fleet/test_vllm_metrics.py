@@ -67,3 +67,15 @@ def test_a_page_without_end_is_not_read_to_its_end() -> None:
     with pytest.raises(ValueError, match="too long"):
         parse(b"vllm:" + b"x" * 10_000, at=1.0)
     assert parse(b"other 1\n" * 500_000, at=1.0).running == 0
+
+
+def test_its_work_is_all_that_it_has_done() -> None:
+    page = (
+        'vllm:prompt_tokens_total{engine="0",model_name="m"} 10.0\n'
+        'vllm:generation_tokens_total{engine="0",model_name="m"} 200.0\n'
+        'vllm:iteration_tokens_total_bucket{engine="0",le="1.0",model_name="m"} 7.0\n'
+        'vllm:iteration_tokens_total_count{engine="0",model_name="m"} 3000.0\n'
+        'vllm:prompt_tokens_total{engine="1",model_name="m"} 40000.0\n'
+    )
+    assert parse(page.encode(), at=1.0).work == 43_210
+    assert parse(RANK.format(0).encode(), at=1.0).work is None

@@ -172,3 +172,20 @@ async def test_new_settings_hold_for_those_who_come_from_now_on() -> None:
     assert not bench.queue.has_tries_left(1)
     bench.publish("i1", "i2")
     await until(lambda: bench.placed == ["a", "b"])
+
+
+async def test_what_shows_that_an_engine_works() -> None:
+    """A whole reply that took its work: no error, none that its front alone can give."""
+    bench = Bench()
+    bench.publish("i1", places=9)
+    for outcome, path in [
+        (Outcome.UNREACHABLE, "/v1/completions"),
+        (Outcome.CLIENT_ERROR, "/v1/completions"),
+        (Outcome.OK, "/tokenize"),
+    ]:
+        info = request()
+        info.path = path
+        bench.queue.release(await bench.queue.acquire(info), info, outcome)
+        assert bench.queues.heard_at("i1") is None
+    bench.queue.release(await bench.queue.acquire(request()), request(), Outcome.OK)
+    assert bench.queues.heard_at("i1") is not None

@@ -47,13 +47,14 @@ async def call(
     *,
     limit_s: float,
     method: str = "GET",
-    json: bytes = b"",
+    body: bytes = b"",
+    content_type: str = "application/json",
     most_bytes: int = MOST_BYTES,
 ) -> Answer:
     """What the engine says, from where it stands: redirects are not followed. Raises CallFailed."""
     lines = _HEADERS + (f"Authorization: Bearer {address.key}\r\n".encode() if address.key else b"")
-    lines += b"Content-Type: application/json\r\n" if json else b""
-    head = request_head(method, path, address.authority, lines, own=NO_HEADERS, body_length=len(json))
+    lines += f"Content-Type: {content_type}\r\n".encode() if body else b""
+    head = request_head(method, path, address.authority, lines, own=NO_HEADERS, body_length=len(body))
     pool = Pool(asyncio.get_running_loop(), max_idle=0, max_idle_s=0.0)
     try:
         async with asyncio.timeout(limit_s):
@@ -61,7 +62,7 @@ async def call(
             coming = _Coming(connection.transport)
             connection.use(coming)
             try:
-                connection.transport.write(head + json)
+                connection.transport.write(head + body)
                 return await _read(coming, method, most_bytes)
             finally:
                 connection.release(clean=False)

@@ -13,6 +13,11 @@ _NUMBERS = (
     b"vllm:prefix_cache_queries_total{",
     b"vllm:prefix_cache_hits_total{",
 )
+_WORK = (
+    b"vllm:prompt_tokens_total{",
+    b"vllm:generation_tokens_total{",
+    b"vllm:iteration_tokens_total_count{",
+)
 _CACHE = b"vllm:cache_config_info{"
 _LABEL = re.compile(rb'(kv_cache_size_tokens|num_gpu_blocks|block_size)="(\d{1,15})"')
 _MOST = 1e15  # and no infinity, and nothing that is no number
@@ -24,16 +29,28 @@ def parse(page: bytes, at: float) -> EngineMetrics:
     """Of all data-parallel ranks together. What a page does not tell is 0. Raises ValueError."""
     sums = dict.fromkeys(_NUMBERS, 0.0)
     ranks = cache_tokens = 0
+    work: float | None = None
     for line in _lines(page):
         if line.startswith(_NUMBERS):
             name = line[: line.index(b"{") + 1]
             sums[name] += _number(line.rpartition(b" ")[2])
             ranks += name == _NUMBERS[0]
+        elif line.startswith(_WORK):
+            work = (work or 0.0) + _number(line.rpartition(b" ")[2])
         elif line.startswith(_CACHE):
             cache_tokens += _cache_tokens(line)
     running, waiting, usage, queries, hits = sums.values()
     usage /= max(1, ranks)
-    return EngineMetrics(at, int(running), int(waiting), usage, int(queries), int(hits), cache_tokens or None)
+    return EngineMetrics(
+        at,
+        int(running),
+        int(waiting),
+        usage,
+        int(queries),
+        int(hits),
+        cache_tokens or None,
+        work=None if work is None else int(work),
+    )
 
 
 def _lines(page: bytes) -> Iterator[bytes]:
