@@ -123,6 +123,7 @@ class Gateway:
             recorder=self.recorder,
             body_limits=_body_limits(settings),
         )
+        self.inference.kept.by_caller = bool(settings.server.api_keys)
         journal = Journal(emit, log.write_line)
         control = Control(
             names=self._names,
@@ -196,6 +197,7 @@ class Gateway:
         self.settings = settings
         learn_settings(self._secrets, settings)
         self.api.gate = Gate(settings.server)
+        self.inference.kept.by_caller = bool(settings.server.api_keys)
         self.api.paths = CarriedPaths(_carried(settings))
         self.api.bounds = bounds_of(settings)
         self.api.configure(buffered_bytes(settings.server.max_buffered_mib))

@@ -51,7 +51,7 @@ class Attempts:
         "queue",
         "reason",
         "terms",
-        "watch",
+        "watches",
     )
 
     def __init__(
@@ -82,7 +82,7 @@ class Attempts:
             id_headers(progress.path, info.request_id), for_client=progress.cors.lines, withheld=OF_ENGINES
         )
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
-        self.watch: Callable[[bytes], None] | None = None  # is shown the reply
+        self.watches: list[Callable[[bytes], None]] = []  # are shown the reply
         self.instance: InstanceView
 
     def instructions(self) -> Instructions:
@@ -92,7 +92,7 @@ class Attempts:
             self.own,
             self.deadline,
             began=self.queue.began(self.instance, self.info),
-            watch=self.watch,
+            watch=_each(self.watches),
             has_given_up=self._has_given_up,
         )
 
@@ -147,11 +147,7 @@ class Attempts:
 
     def show(self, carried: Carried) -> None:
         """The client has got so far."""
-        progress = self.progress
-        progress.status = carried.status
-        progress.first_byte_s = progress.first_byte_s or carried.first_byte_s or None
-        progress.bytes_out = carried.bytes_sent
-        progress.outcome = carried.broken or "ok"
+        self.progress.show(carried)
 
     def check_again(self, failure: UpstreamFailed) -> None:
         """Raises ApiError if the request is not to be tried again."""
@@ -197,3 +193,14 @@ class Attempts:
         failed = f"The instance that had the request failed before it answered ({reason}). Try again."
         code = reason if reason in texts else "instance_failed"
         return LastTryFailed(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())
+
+
+def _each(watches: list[Callable[[bytes], None]]) -> Callable[[bytes], None] | None:
+    if len(watches) < 2:
+        return watches[0] if watches else None
+
+    def watch(data: bytes) -> None:
+        for one in watches:
+            one(data)
+
+    return watch

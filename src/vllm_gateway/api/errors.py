@@ -44,6 +44,7 @@ KINDS = {
     "model_missing": Kind(400, "invalid_request_error"),
     "model_not_found": Kind(404, "model_not_found", "not_found_error"),
     "not_found": Kind(404, "invalid_request_error", "not_found_error"),
+    "response_not_found": Kind(404, "invalid_request_error", "not_found_error"),
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "body_too_large": Kind(413, "invalid_request_error", "request_too_large"),
     "body_too_complex": Kind(400, "invalid_request_error"),

@@ -7,6 +7,7 @@ from functools import partial
 
 import msgspec
 
+from vllm_gateway.api import kept
 from vllm_gateway.api.attempts import Attempts, outcome_of
 from vllm_gateway.api.body import Large, in_utf8, large_with_model, looked_through, wanted, with_model
 from vllm_gateway.api.errors import ApiError
@@ -50,6 +51,7 @@ class Inference:
         self._recorder = recorder
         self._terms = terms  # by model
         self._emit: Callable[..., None] = emit
+        self.kept = kept.KeptResponses(queues, relay, demand, lambda: self._terms)
         self.return_at: float | None = None
         """Once the gateway shuts down: the time of the loop at which a client should come to the next one."""
 
@@ -102,10 +104,28 @@ class Inference:
         info.stream = progress.stream = bool(found.stream)
         queue = self._queues.of(info.model)
         attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
+        if info.path == kept.PATH:
+            return await self._kept_perhaps(client, attempts, large)
+        return await self._recorded(client, attempts, large)
+
+    async def ask(self, client: Client, body: Body, caller: str, progress: Progress) -> Carried:
+        """As `serve`, for a request about a response that an instance keeps."""
+        return await self.kept.ask(client, body, caller, progress, self._terms)
+
+    async def _kept_perhaps(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
+        """A response that can be asked for later, by its id."""
+        learner = self.kept.learner(attempts)
+        attempts.watches.append(learner.watch)
+        try:
+            return await self._recorded(client, attempts, large)
+        finally:
+            learner.settle()
+
+    async def _recorded(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
         if self._recorder is None:
             return await self._answer(client, attempts, large)
         length = ReplyLength()
-        attempts.watch = length.watch
+        attempts.watches.append(length.watch)
         carried = await self._answer(client, attempts, large)
         if carried.status == 200:
             self._record(self._recorder, attempts, length)

@@ -13,7 +13,7 @@ import msgspec
 from vllm_gateway.api.cors import NO_CORS, Cors
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.forms import Form, form_of, id_headers
-from vllm_gateway.relay import ClientGone
+from vllm_gateway.relay import Carried, ClientGone
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.cut import cut
 from vllm_gateway.telemetry.log import timestamp
@@ -62,6 +62,13 @@ class Progress:
     def form(self) -> Form:
         """Of the errors that its client expects."""
         return form_of(self.path)
+
+    def show(self, carried: Carried) -> None:
+        """The client has got so far."""
+        self.status = carried.status
+        self.first_byte_s = self.first_byte_s or carried.first_byte_s or None
+        self.bytes_out = carried.bytes_sent
+        self.outcome = carried.broken or "ok"
 
     def limit_reached(self, reason: str) -> None:
         if reason in LIMITS:

@@ -17,6 +17,7 @@ from vllm_gateway.api.gate import Gate
 from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
+from vllm_gateway.api.kept import response_in
 from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.api.media_types import check_encoding
 from vllm_gateway.api.models import Models
@@ -139,10 +140,13 @@ class Api:
     async def _serve(
         self, request: web.BaseRequest, target: str, body: Body, caller: str, progress: Progress
     ) -> web.StreamResponse:
+        client = AiohttpClient(request, target)
+        if response_in(progress.path) is not None:
+            carried = await self.inference.ask(client, body, caller, progress)
+            return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
         if request.method != hdrs.METH_POST and not body:
             text = f"{request.method} {progress.path} names no model: it has no body. WebSockets are not carried."
             raise ApiError("model_missing", text, param="model")
-        client = AiohttpClient(request, target)
         carried = await self.inference.serve(client, body, caller, progress)
         return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
 

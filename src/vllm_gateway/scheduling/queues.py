@@ -116,6 +116,10 @@ class Queues:
         heard_at = self._heard_at(view.address)
         return view.answered_at if heard_at is None else max(heard_at, view.answered_at or 0.0)
 
+    def lists(self, instance_id: str) -> bool:
+        """Whether it is there, be it as a suspect."""
+        return instance_id in self._listed
+
     def view(self, instance_id: str) -> InstanceView | None:
         return self._views.get(instance_id)
 
