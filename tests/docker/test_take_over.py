@@ -2,6 +2,7 @@
 """Restarts of the gateway with containers: taken over under load, kept, or stopped with it."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import aiohttp
@@ -132,3 +133,22 @@ async def test_containers_stay_or_go_with_the_gateway_as_it_is_told(lab: Lab, tm
         async with running_gateway(folder_of(tmp_path, on_exit), settings, lab.environment) as gateway:
             assert (await gateway.chat("a"))[0] == 200
         assert await containers(lab) == left
+
+
+async def test_a_lost_state_dir_costs_an_engine_only_its_socket(lab: Lab, tmp_path: Path) -> None:
+    """By a port, the way and the key are known to Docker. A socket that is gone is never waited for."""
+    lab.reset_gpus(2, 40_000)
+    settings = config(lab, a=model("a"), b=model("b", engine_address="port"))
+    async with running_gateway(tmp_path, settings, lab.environment) as gateway:
+        for name in "ab":
+            assert (await gateway.chat(name))[0] == 200
+    before = {one["Labels"]["vllm-gateway.model"]: one["Id"] for one in lab.containers("vllm-gateway.owner")}
+    shutil.rmtree(tmp_path / "state")
+    async with running_gateway(tmp_path, settings, lab.environment) as gateway:
+        assert "socket has been deleted" in (await gateway.event("instance_removed_stale", model="a"))["reason"]
+        for name in "ab":
+            assert (await gateway.chat(name))[0] == 200
+        after = {one["Labels"]["vllm-gateway.model"]: one["Id"] for one in lab.containers("vllm-gateway.owner")}
+        assert after["b"] == before["b"]
+        assert after["a"] != before["a"]
+        assert not gateway.events("instance_starting", model="b")

@@ -29,7 +29,7 @@ async def adopt(
     for found in await runtime.find():
         spec = specs.get(found.model)
         matches = spec and found.spec_hash == spec.spec_hash and _is_missing(registry, spec)
-        if found.running and (matches or in_use):
+        if found.running and (in_use or (matches and found.problem is None)):
             adopted.append(registry.add(_instance(registry, found, found.running, spec or gone(found.model), now)))
             emit(events.INSTANCE_ADOPTED, instance=found.name, model=found.model)
         else:
@@ -86,7 +86,8 @@ async def _remove(runtime: Runtime, registry: ContainerRegistry, found: Found, e
         registry.leftovers[found.handle] = Leftover(found.name, str(error))
     else:
         registry.leftovers.pop(found.handle, None)
-        emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model)
+        reason = {"reason": found.problem} if found.problem else {}
+        emit(events.INSTANCE_REMOVED_STALE, instance=found.name, model=found.model, **reason)
 
 
 def _is_missing(registry: ContainerRegistry, spec: ModelSpec) -> bool:

@@ -183,9 +183,9 @@ INSTANCE_ADOPTED = Event(
 INSTANCE_REMOVED_STALE = Event(
     "instance_removed_stale",
     "info",
-    "An instance of an earlier run did not match the configuration.",
+    "An instance of an earlier run did not match the configuration, or cannot be reached any more.",
     ("instance",),
-    ("model",),
+    ("model", "reason"),
 )
 INSTANCE_SUSPECT = Event(
     "instance_suspect",

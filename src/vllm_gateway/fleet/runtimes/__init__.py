@@ -47,6 +47,7 @@ class Found:
     gpu_ids: tuple[str, ...]
     footprint_mib: int
     launched_at: float | None = None  # seconds since the epoch; None: unknown
+    problem: str | None = None  # why nobody will ever reach it, though it runs
 
 
 @dataclass(frozen=True, slots=True)

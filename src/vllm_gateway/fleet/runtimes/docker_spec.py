@@ -170,6 +170,7 @@ def found(inspected: Mapping[str, Any], port: int) -> Found:
         spec_hash=read.get(_LABEL + "spec", "").removesuffix(_UNREACHABLE_TO_OLDER),
         gpu_ids=tuple(gpus.split(",")) if gpus else (),
         footprint_mib=_number(read.get(_LABEL + "footprint", "")),
+        problem=_way_gone(inspected),
         launched_at=_epoch(inspected["State"].get("StartedAt", "")),
     )
 
@@ -180,6 +181,20 @@ def _epoch(text: str) -> float | None:
         return datetime.fromisoformat(text[:19]).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return None
+
+
+def _way_gone(inspected: Mapping[str, Any]) -> str | None:
+    """An engine that listens on a socket cannot make another one: its folder in there is the one that was deleted."""
+    path = socket_of(inspected)
+    if path is None:
+        return None
+    try:
+        os.stat(os.path.dirname(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return f"the folder of its socket has been deleted: {os.path.dirname(path)}"
+    except OSError:
+        pass  # that says nothing of it
+    return None
 
 
 def _number(text: str) -> int:
