@@ -51,8 +51,10 @@ from vllm_gateway.scheduling import (
     Placement,
     Queues,
     QueueSettings,
+    RequestInfo,
     make_strategy,
 )
+from vllm_gateway.scheduling.poison import REMEMBERED_S
 from vllm_gateway.telemetry import events, log
 from vllm_gateway.telemetry.secrets import Secrets
 from vllm_gateway.telemetry.trace import TraceRecorder
@@ -101,6 +103,7 @@ class Gateway:
             _queue_settings(settings),
             departed=self._departed,
             health_changed=self._health_changed,
+            guilty=self._guilty,
             elsewhere=partial(in_flight_of, predecessor, self.fleet.registry) if predecessor else lambda instance_id: 0,
             silent=lambda view: self.relay.abandon(view.address),
             heard_at=self.relay.heard_at,
@@ -280,6 +283,15 @@ class Gateway:
             self._emit(events.INSTANCE_EJECTED, seconds=change.pause_s, **about)
         else:
             self._emit(events.INSTANCE_RESTORED, **about)
+
+    def _guilty(self, request: RequestInfo, view: InstanceView) -> None:
+        self._emit(
+            events.POISON_REQUEST,
+            instance=view.name,
+            model=view.model,
+            request_id=request.request_id,
+            seconds=REMEMBERED_S,
+        )
 
     def _departed(self, view: InstanceView) -> None:
         self.relay.forget(view.address)

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.forms import id_headers
-from vllm_gateway.api.giving_up import is_clients_fault, is_giving_up
+from vllm_gateway.api.giving_up import is_clients_fault, is_dead, is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.bodies.payload import Payload
-from vllm_gateway.relay import Carried, Instructions, UpstreamFailed, own_headers
+from vllm_gateway.relay import Carried, Instructions, NoStream, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
-from vllm_gateway.scheduling import InstanceView, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
+from vllm_gateway.scheduling import InstanceView, Lost, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
 
 _NOBODY_GOT_IT = frozenset({"connect_refused", "connect_failed"})
 """With these an instance has failed, but no try was used up."""
+_LIVES_ON = _NOBODY_GOT_IT | {"connect_timeout", "first_byte_timeout", "idle_timeout", "instance_silent"}
+"""With these it has not died while it had the request."""
 _NOT_ITS_FAULT = frozenset({"request_timeout", "shortage", "relay_closed", "event_too_long", "refused"})
 """These say nothing about an instance: another one would have done the same."""
 
@@ -40,7 +42,10 @@ class Attempts:
         "_demand",
         "_failed",
         "_goodbye",
+        "_lives",
+        "_lost",
         "_never",
+        "_placed_at",
         "_tries",
         "body",
         "deadline",
@@ -70,6 +75,9 @@ class Attempts:
         self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
         self._never: frozenset[str] = frozenset()
+        self._lost: Lost | None = None
+        self._placed_at = 0.0
+        self._lives = False  # the instance says that it cannot go on, and not that it has died
         self.reason = ""  # why the last instance failed
         self._blames_client = False  # what an instance says that it could not do
         self._tries = 0  # instances that got the request
@@ -99,6 +107,7 @@ class Attempts:
     def _has_given_up(self, status: int, body: bytes) -> bool:
         """At the last try the client gets what there is."""
         self._blames_client = is_clients_fault(status, body)
+        self._lives = not is_dead(body)
         return self.has_tries_left and is_giving_up(status, body)
 
     @property
@@ -111,7 +120,9 @@ class Attempts:
         loop = asyncio.get_running_loop()
         waits_since = loop.time()
         try:
-            acquired = self.queue.acquire(self.info, self._failed, never=self._never, waited_s=progress.queue_s)
+            acquired = self.queue.acquire(
+                self.info, self._failed, never=self._never, lost=self._lost, waited_s=progress.queue_s
+            )
             if self.deadline is None:
                 self.instance = await acquired
             else:
@@ -125,7 +136,9 @@ class Attempts:
             progress.limit_reached("request_timeout")
             raise self.late() from None
         finally:
-            progress.queue_s += loop.time() - waits_since
+            self._placed_at = loop.time()
+            progress.queue_s += self._placed_at - waits_since
+        self._lives = False
         progress.attempts += 1
         self._tries += 1
         progress.instance = self.instance.name
@@ -158,6 +171,8 @@ class Attempts:
             raise self.late()
         if reason == "redirected":
             raise ApiError("engine_redirect", "The engine wants the request elsewhere, which is not followed.")
+        if isinstance(failure, NoStream):
+            self._lives = not is_dead(failure.body)
         self.suspect(reason)
         if not (failure.retryable and self.has_tries_left):
             raise self._last_try_failed()
@@ -174,9 +189,15 @@ class Attempts:
         """The instance that had the request last failed it."""
         self.reason = reason
         self._tries -= reason in _NOBODY_GOT_IT
-        self._failed |= {self.instance.instance_id}
+        here = self.instance.instance_id
+        self._failed |= {here}
         if reason == "first_byte_timeout":  # it has had its time there
-            self._never |= {self.instance.instance_id}
+            self._never |= {here}
+        if self._lives or reason in _LIVES_ON:
+            self._lost = None
+        else:
+            ran_s = asyncio.get_running_loop().time() - self._placed_at
+            self._lost = Lost(here, ran_s, (self._lost.all if self._lost else frozenset()) | {here})
         self._demand.suspect(self.instance.instance_id, reason)
 
     def late(self) -> ApiError:

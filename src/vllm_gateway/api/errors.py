@@ -59,6 +59,7 @@ KINDS = {
     "model_start_failed": Kind(503, "service_unavailable", "api_error"),
     "shortage": Kind(503, "service_unavailable", "overloaded_error"),
     "stopping": Kind(503, "service_unavailable", "overloaded_error"),
+    "poison_request": Kind(422, "invalid_request_error"),
     "instance_failed": Kind(502, "upstream_error", "api_error"),
     "connect_timeout": Kind(504, "timeout_error"),
     "first_byte_timeout": Kind(504, "timeout_error"),

@@ -3,9 +3,10 @@
 
 import re
 
+_DEAD = b"EngineCore encountered an issue"  # and so will its process be, soon
 _GIVING_UP = (
     b"cannot schedule new futures after shutdown",  # it is being stopped
-    b"EngineCore encountered an issue",  # its core is dead, it will soon be
+    _DEAD,
 )
 _CODE_OF_CLIENT = re.compile(rb'"code"\s*+:\s*+"?4\d\d\b')
 _TOO_LONG = re.compile(
@@ -18,6 +19,11 @@ _TOO_LONG = re.compile(
 def is_giving_up(status: int, body: bytes) -> bool:
     """`body`: what a reply from 500 on says, or the beginning of it."""
     return status in (502, 503) or (status == 500 and any(words in body for words in _GIVING_UP))
+
+
+def is_dead(body: bytes) -> bool:
+    """Whether it gives up because its core has died, rather than because it was told to end."""
+    return _DEAD in body
 
 
 def is_clients_fault(status: int, body: bytes) -> bool:

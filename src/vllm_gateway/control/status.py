@@ -79,6 +79,7 @@ class ModelStatus:
     sleeping: int
     queued: int
     served: int
+    quarantined: int
     retries_denied: int
     ejections: int
     strategy: str

@@ -94,6 +94,7 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
         sleeping=sleeping,
         queued=queue.waiting,
         served=queue.served,
+        quarantined=queue.quarantined,
         retries_denied=queue.retries_denied,
         ejections=queue.ejections,
         strategy=settings.strategy_name(name),

@@ -101,18 +101,19 @@ class Relay:
     ) -> Carried:
         transport.set_write_buffer_limits(high=self._limits.client_buffer_bytes)
         connection = self._pool.take(address)
+        stale: UpstreamFailed | None = None
         while True:
             reused = connection is not None
             if connection is None:
-                connection = await self._connect(client, address)
+                connection = await self._connect_again(client, address, stale)
             exchange = make(connection)
             try:
                 await self._see_through(exchange, client, transport, head, body)
                 return exchange.carried
-            except UpstreamFailed:
+            except UpstreamFailed as failure:
                 if not (reused and exchange.stale):
                     raise
-                connection = None  # closed while it was idle: says nothing about the instance
+                connection, stale = None, failure  # closed while it was idle: says nothing about the instance
 
     async def settle(self, client: Client, carried: Carried) -> None:
         """Lets the next request of this connection wait until the client has read this reply, within bounds."""
@@ -167,6 +168,15 @@ class Relay:
         if known is None:
             known = self._dropped[names] = self._dropped[NO_HEADERS.names] | names
         return known
+
+    async def _connect_again(self, client: Client, address: Address, stale: UpstreamFailed | None) -> Connection:
+        """If nobody is there any more, the instance may have ended with the request, and not while it was idle."""
+        try:
+            return await self._connect(client, address)
+        except UpstreamFailed as failure:
+            if stale is None or failure.reason not in ("connect_refused", "connect_failed"):
+                raise
+        raise stale
 
     async def _connect(self, client: Client, address: Address) -> Connection:
         if self._closed:

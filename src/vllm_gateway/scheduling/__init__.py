@@ -7,10 +7,12 @@ from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.prompt import Prompt
-from vllm_gateway.scheduling.queue import ModelQueue, NotAgain, QueueSettings, Refused
+from vllm_gateway.scheduling.quarantine import Lost
+from vllm_gateway.scheduling.queue import ModelQueue
 from vllm_gateway.scheduling.queues import Queues
 from vllm_gateway.scheduling.scoring import Scoring
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo, Scheduler
+from vllm_gateway.scheduling.waiting import NotAgain, QueueSettings, Refused
 
 __all__ = [
     "Address",
@@ -19,6 +21,7 @@ __all__ = [
     "Decisions",
     "EngineMetrics",
     "InstanceView",
+    "Lost",
     "ModelQueue",
     "NotAgain",
     "Outcome",

@@ -2,68 +2,24 @@
 """The queue of one model: its ready instances, who is where, and who waits."""
 
 import asyncio
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import NamedTuple
 
-from vllm_gateway.configuration.settings import Ejection, Retry
 from vllm_gateway.routing import Demand, Refusal, Route
 from vllm_gateway.scheduling.budget import RetryBudget
 from vllm_gateway.scheduling.health import Change, PassiveHealth
 from vllm_gateway.scheduling.line import FairLine
 from vllm_gateway.scheduling.placement import Placement
+from vllm_gateway.scheduling.poison import Poison, refusal_of
+from vllm_gateway.scheduling.quarantine import DECIDED_S, Lost, Quarantine
 from vllm_gateway.scheduling.retry_after import Turnover, retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
+from vllm_gateway.scheduling.waiting import NORMAL, NotAgain, Past, QueueSettings, Refused, Waiter
 
-NORMAL = "normal"
 _WITHOUT_WORK = frozenset({"/tokenize", "/detokenize"})
 """Answered by what stands in front of an engine: says nothing of it."""
 _FAILURES = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR})
-
-
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
-    """What holds for the queue of every model."""
-
-    size: int
-    timeout_s: float
-    priorities: Mapping[str, int] = field(default_factory=lambda: {NORMAL: 0})
-    retry: Retry = field(default_factory=Retry)
-    ejection: Ejection = field(default_factory=Ejection)
-
-
-class Refused(Exception):
-    """The request gets no instance. `refusal` says why and what to do."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
-
-
-class NotAgain(Exception):
-    """Instances have failed the request, and too many have been tried again already."""
-
-
-class _Past(NamedTuple):
-    """The instances that have failed a request, and those of them that it is never to come back to."""
-
-    failed: frozenset[str] = frozenset()
-    never: frozenset[str] = frozenset()
-
-
-class _Waiter:
-    __slots__ = ("client", "may_repeat", "past", "place", "priority", "request")
-
-    def __init__(self, request: RequestInfo, past: _Past, priority: int) -> None:
-        self.request = request
-        self.past = past
-        self.priority = priority
-        self.client = request.client
-        self.may_repeat = False  # on an instance that has failed it
-        self.place: asyncio.Future[InstanceView] = asyncio.get_running_loop().create_future()
 
 
 class ModelQueue:
@@ -72,8 +28,8 @@ class ModelQueue:
     The order of those who wait is `FairLine`'s. Before them come requests that an instance has failed already: they
     wait for an instance that has not failed them, as long as there is one. If there is none, they come back to one that
     has, after a pause: an engine that is ending is gone by then, and its successor awaited; but never to one where they
-    have waited for as long as may be. They are few
-    (`RetryBudget`), but for those of an instance that has died: what it had to do, others have to do.
+    have waited for as long as may be. They are few (`RetryBudget`), but for those of an instance that has died: what it
+    had to do, others have to do, by way of `Quarantine`, as one of them may have been its end.
     Between two calls, nobody waits who could have a place.
     """
 
@@ -86,8 +42,12 @@ class ModelQueue:
         *,
         left: Callable[[InstanceView], None],
         health_changed: Callable[[InstanceView, Change], None],
+        guilty: Callable[[RequestInfo, InstanceView], None],
     ) -> None:
-        """`left` hears of each request that ends on an instance which is not listed any more."""
+        """`left` hears of each request that ends on an instance which is not listed any more.
+
+        `guilty` hears of each that ends instances.
+        """
         self.model = model
         self.placement = placement
         self.served = 0
@@ -98,13 +58,17 @@ class ModelQueue:
         self._settings = settings
         self._left = left
         self._health_changed = health_changed
+        self._tell_guilty = guilty
+        self._poison = Poison()
+        self._quarantine: Quarantine[Waiter] = Quarantine(self._condemn)
+        self._look_again: asyncio.TimerHandle | None = None
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
         self._listed: frozenset[str] = frozenset()  # suspects too
         self._alive: frozenset[str] = frozenset()  # of those listed; what the others had to do, others have to do
-        self._line: FairLine[_Waiter] = FairLine()
-        self._again: OrderedDict[_Past, OrderedDict[_Waiter, None]] = OrderedDict()  # by who failed them
-        self._undecided: dict[_Waiter, None] = {}  # may come again if those who failed them are dead
+        self._line: FairLine[Waiter] = FairLine()
+        self._again: OrderedDict[Past, OrderedDict[Waiter, None]] = OrderedDict()  # by who failed them
+        self._undecided: dict[Waiter, None] = {}  # may come again if those who failed them are dead
         self._placed: dict[RequestInfo, tuple[Placement, float]] = {}  # in flight: by which strategy, and when
         self._turnover = Turnover()
         self._closed: Refusal | None = None
@@ -123,7 +87,13 @@ class ModelQueue:
 
     @property
     def waiting(self) -> int:
-        return self._line.length + sum(map(len, self._again.values())) + len(self._undecided)
+        again = sum(map(len, self._again.values()))
+        return self._line.length + again + len(self._undecided) + len(self._quarantine)
+
+    @property
+    def quarantined(self) -> int:
+        """How many wait because one of them may have ended an instance."""
+        return len(self._quarantine)
 
     async def acquire(
         self,
@@ -131,40 +101,45 @@ class ModelQueue:
         failed: frozenset[str] = frozenset(),
         *,
         never: frozenset[str] = frozenset(),
+        lost: Lost | None = None,
         waited_s: float = 0.0,
     ) -> InstanceView:
         """The instance that takes `request`; give it back with `release`. Raises Refused or NotAgain.
 
         `failed` are the instances that have failed this request, `never` those of them that it is not to come back to,
-        even if there is no other; `waited_s` is what it has waited before.
+        even if there is no other; `lost` says more if the last one broke off; `waited_s` is what it has waited before.
         """
         if self._closed is not None:
             raise Refused(self._closed)
-        past = _Past(failed, never)
-        may_come = self._may_come_again(past) if failed else True
+        if self._poison.known and self._poison.knows(request, asyncio.get_running_loop().time()):
+            raise Refused(refusal_of(self.model))
+        past = Past(failed, never)
+        may_come = self._may_come_again(past, lost) if failed else True
         if may_come is False:
             self.retries_denied += 1
             raise NotAgain
-        if may_come and not self._line.length and (open_to_it := self._open(past)):
+        suspected = lost is not None and self._quarantine.wants(lost, self._listed)
+        if may_come and not suspected and not self._line.length and (open_to_it := self._open(past)):
             return self._place(request, failed, open_to_it)
-        waiter = _Waiter(request, past, self._priority(request))
+        waiter = Waiter(request, past, lost, self._priority(request))
         if self.waiting >= self._settings.size and not failed:
             self._make_room_for(waiter)
         if may_come:
             self._add(waiter)
         else:
             self._undecided[waiter] = None
+        if suspected:
+            self.serve_waiters()
         return await self._wait(waiter, waited_s)
 
-    def _make_room_for(self, newcomer: _Waiter) -> None:
+    def _make_room_for(self, newcomer: Waiter) -> None:
         """Raises Refused if nobody makes way."""
         out = self._line.make_way(newcomer.client, newcomer.priority)
         text = f"{self._settings.size} requests wait for {self.model} already. Try again later."
         refused = Refused(Refusal("queue_full", text, retry_after_s=self.retry_after_s()))
         if out is None:
             raise refused
-        if not out.place.done():
-            out.place.set_exception(refused)
+        out.fail(refused)
 
     def has_tries_left(self, tries: int) -> bool:
         """Whether so many tries are not the last ones, if the budget allows."""
@@ -188,14 +163,16 @@ class ModelQueue:
             served_per_s=self._turnover.per_s(still_s),
         )
 
-    async def _wait(self, waiter: _Waiter, waited_s: float) -> InstanceView:
-        asked_s = _seconds(waiter.request.header("x-request-timeout"))
+    async def _wait(self, waiter: Waiter, waited_s: float) -> InstanceView:
+        asked_s = waiter.asked_s
         limit_s = min(asked_s, self._settings.timeout_s)
         taken = False
-        repeats = None
+        timers: list[asyncio.TimerHandle] = []
         if waiter.past.failed:
-            pause_s = self._settings.retry.same_after_s
-            repeats = asyncio.get_running_loop().call_later(pause_s, self._let_repeat, waiter)
+            loop, pause_s = asyncio.get_running_loop(), self._settings.retry.same_after_s
+            timers.append(loop.call_later(pause_s, self._let_repeat, waiter))
+            if waiter in self._undecided:
+                timers.append(loop.call_later(DECIDED_S, self._let_come, waiter))
         try:
             self._demand.wanted(self.model)
             async with asyncio.timeout(max(0.0, limit_s - waited_s)):
@@ -205,8 +182,8 @@ class ModelQueue:
         except TimeoutError:
             raise Refused(self._late(asked_s)) from None
         finally:
-            if repeats is not None:
-                repeats.cancel()
+            for timer in timers:
+                timer.cancel()
             if not taken:
                 self._give_up(waiter)
             if not self.waiting:
@@ -227,13 +204,16 @@ class ModelQueue:
 
     # those who wait
 
-    def _may_come_again(self, past: _Past) -> bool | None:
+    def _may_come_again(self, past: Past, lost: Lost | None) -> bool | None:
         """Whether a request that has failed may be tried again; None as long as it is not known.
 
         It is a repetition, of which there may be few, unless those who failed it are dead. Of a suspect that is known
-        soon. If there is nobody whom it may come to, there must be a successor to wait for.
+        soon; if that broke off, the request might end others, too. If there is nobody whom it may come to, there must
+        be a successor to wait for.
         """
         failed = past.failed
+        if lost is not None and lost.instance_id in self._alive and lost.instance_id not in self._ids:
+            return None
         if self._is_all(past.never):
             return None if self._alive - self._ids else False
         if failed.isdisjoint(self._alive) or self._retries.spend(asyncio.get_running_loop().time()):
@@ -249,23 +229,38 @@ class ModelQueue:
         for past in [past for past in self._again if self._is_all(past.never)]:
             self._undecided.update(self._again.pop(past))
         for waiter in list(self._undecided):
-            may_come = self._may_come_again(waiter.past)
-            if may_come is None:
-                continue
-            del self._undecided[waiter]
-            if may_come:
-                self._add(waiter)
-            elif not waiter.place.done():
-                self.retries_denied += 1
-                waiter.place.set_exception(NotAgain())
+            self._decide_on(waiter)
 
-    def _add(self, waiter: _Waiter) -> None:
-        if waiter.past.failed:
+    def _decide_on(self, waiter: Waiter) -> None:
+        may_come = self._may_come_again(waiter.past, waiter.lost)
+        if may_come is None:
+            return
+        del self._undecided[waiter]
+        if may_come:
+            self._add(waiter)
+        elif not waiter.place.done():
+            self.retries_denied += 1
+            waiter.fail(NotAgain())
+
+    def _let_come(self, waiter: Waiter) -> None:
+        """Nobody can say whether the instance that had it lives: that is no reason to wait on."""
+        if waiter in self._undecided:
+            waiter.lost = None
+            self._decide_on(waiter)
+            self.serve_waiters()
+
+    def _add(self, waiter: Waiter) -> None:
+        if waiter.lost is not None and self._quarantine.wants(waiter.lost, self._listed):
+            self._quarantine.add(waiter, waiter.lost, self._listed)
+        elif waiter.past.failed:
+            waiter.lost = None
             self._again.setdefault(waiter.past, OrderedDict())[waiter] = None
         else:
             self._line.add(waiter)
 
-    def _remove(self, waiter: _Waiter) -> None:
+    def _remove(self, waiter: Waiter) -> None:
+        if waiter.lost is not None:
+            self._quarantine.remove(waiter)
         if not waiter.past.failed:
             self._line.remove(waiter)
         elif waiter in self._undecided:
@@ -275,19 +270,21 @@ class ModelQueue:
             if not same:
                 del self._again[waiter.past]
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _give_up(self, waiter: Waiter) -> None:
         """The place may have come in the same moment in which its request was given up."""
         self._remove(waiter)
         place = waiter.place
         if place.done() and not place.cancelled() and place.exception() is None:
             self.release(place.result(), waiter.request, Outcome.CLIENT_GONE)
 
-    def _let_repeat(self, waiter: _Waiter) -> None:
+    def _let_repeat(self, waiter: Waiter) -> None:
         waiter.may_repeat = True
         self.serve_waiters()
 
     def serve_waiters(self) -> None:
         """A place may be free."""
+        if self._quarantine.active:
+            self._serve_suspected()
         for past, waiters in list(self._again.items()) if self._again else ():
             while waiters and (open_to_it := self._open(past, may_repeat=next(iter(waiters)).may_repeat)):
                 self._give(waiters.popitem(last=False)[0], open_to_it)
@@ -296,8 +293,39 @@ class ModelQueue:
         while self._line.length and (open_to_it := self._open()):
             self._give(self._line.pop(), open_to_it)
 
-    def _give(self, waiter: _Waiter, open_to_it: Sequence[InstanceView]) -> None:
-        if not waiter.place.done():
+    def _serve_suspected(self) -> None:
+        loop, quarantine = asyncio.get_running_loop(), self._quarantine
+        while group := quarantine.let_in(self._views, loop.time()):
+            assert quarantine.ward is not None
+            view = quarantine.ward.view
+            for waiter in group:
+                if not waiter.place.done():
+                    waiter.place.set_result(self._place(waiter.request, waiter.past.failed, (view,)))
+                else:
+                    quarantine.ended(view, waiter.request, failed=False)
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
+        if quarantine.again_at is not None:
+            self._look_again = loop.call_at(quarantine.again_at, self.serve_waiters)
+
+    def _condemn(self, request: RequestInfo, view: InstanceView) -> None:
+        """It has ended an instance, alone. Whoever waits with the same is refused as well."""
+        now = asyncio.get_running_loop().time()
+        self._poison.add(request, now)
+        self._tell_guilty(request, view)
+        again = (waiter for same in self._again.values() for waiter in same)
+        waiting: list[Waiter] = [*again, *self._undecided, *self._quarantine]
+        for waiter in waiting:
+            if self._poison.knows(waiter.request, now):
+                waiter.refuse(refusal_of(self.model))
+
+    def _give(self, waiter: Waiter, open_to_it: Sequence[InstanceView]) -> None:
+        if waiter.place.done():
+            return
+        if self._poison.known and self._poison.knows(waiter.request, asyncio.get_running_loop().time()):
+            waiter.refuse(refusal_of(self.model))
+        else:
             waiter.place.set_result(self._place(waiter.request, waiter.past.failed, open_to_it))
 
     def close(self, refusal: Refusal) -> None:
@@ -308,11 +336,12 @@ class ModelQueue:
 
     def refuse(self, refusal: Refusal) -> None:
         waiters = [*self._line.clear(), *(waiter for same in self._again.values() for waiter in same), *self._undecided]
+        waiters += self._quarantine
         self._again.clear()
         self._undecided.clear()
+        self._quarantine.clear()
         for waiter in waiters:
-            if not waiter.place.done():
-                waiter.place.set_exception(Refused(refusal))
+            waiter.refuse(refusal)
 
     # places
 
@@ -323,6 +352,8 @@ class ModelQueue:
         assert view.own >= 0, view
         if outcome in _FAILURES:
             view.failures += 1
+        if self._quarantine.watches:
+            self._quarantine.ended(view, request, failed=outcome in _FAILURES)
         if outcome in _FAILURES or self._health.troubled:
             self._judge(view, request, outcome)
         placement, placed_at = self._placed.pop(request, (self.placement, now))
@@ -338,6 +369,17 @@ class ModelQueue:
 
     def began(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
         """Who wants to know of the first byte of a reply that is no error."""
+        if self._quarantine.active and self._quarantine.is_on_trial(request):
+            return partial(self._proves_itself, view, request)
+        return self._hears_of_first_byte(view, request)
+
+    def _proves_itself(self, view: InstanceView, request: RequestInfo) -> None:
+        self._quarantine.proves(request)
+        if (hears := self._hears_of_first_byte(view, request)) is not None:
+            hears()
+        self.serve_waiters()
+
+    def _hears_of_first_byte(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
         if self._health.troubled and self._health.is_probe(view.instance_id, request):
             return partial(self._probe_answers, view, request)
         return partial(self.placement.first_byte, request, view) if self.placement.wants_first_byte else None
@@ -370,19 +412,22 @@ class ModelQueue:
         self._listed = frozenset(route.instance_id for route in routes)
         self._alive = self._listed - silent
         self._health.keep(self._listed)
+        self._quarantine.listed(self._listed)
         if self._views:
             self._turnover.places = sum(view.max_in_flight for view in self._views)
         self.placement.listed(self._views)
         self._decide()
         self.serve_waiters()
 
-    def _open(self, past: _Past | None = None, *, may_repeat: bool = False) -> Sequence[InstanceView]:
+    def _open(self, past: Past | None = None, *, may_repeat: bool = False) -> Sequence[InstanceView]:
         """The instances with a free place that have not failed the request; if all have, they may repeat it in time."""
         views: Sequence[InstanceView] = self._views
         failed = past is not None and bool(past.failed)
         if past is not None and failed:
             barred = past.never if may_repeat and self._ids.issubset(past.failed) else past.failed
             views = [view for view in views if view.instance_id not in barred]
+        if self._quarantine.active:
+            views = self._quarantine.others(views, asyncio.get_running_loop().time())
         if self._health.troubled:
             views = self._sound(views, may_probe=not failed)
         return tuple([view for view in views if view.in_flight < view.max_in_flight])
@@ -403,17 +448,10 @@ class ModelQueue:
             self._retries.first_attempts.add(now)
         if self._health.troubled:
             self._health.placed(chosen.instance_id, request)
+        if self._quarantine.active:
+            self._quarantine.placed(chosen, request)
         chosen.count(1)
         chosen.total += 1
         chosen.last_used = now
         self.served += 1
         return chosen
-
-
-def _seconds(given: str | None) -> float:
-    """A header's number of seconds; what is not one counts as not given."""
-    try:
-        seconds = float(given) if given else math.inf
-    except ValueError:
-        return math.inf
-    return seconds if seconds >= 0 else math.inf

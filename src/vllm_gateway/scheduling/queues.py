@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from vllm_gateway.routing import Address, Demand, EngineMetrics, Refusal, Route, RoutingTable, not_served
 from vllm_gateway.scheduling.health import Change
 from vllm_gateway.scheduling.placement import Placement
-from vllm_gateway.scheduling.queue import ModelQueue, QueueSettings
-from vllm_gateway.scheduling.types import InstanceView
+from vllm_gateway.scheduling.queue import ModelQueue
+from vllm_gateway.scheduling.types import InstanceView, RequestInfo
+from vllm_gateway.scheduling.waiting import QueueSettings
 
 
 class Queues:
@@ -21,11 +22,14 @@ class Queues:
         *,
         departed: Callable[[InstanceView], None],
         health_changed: Callable[[InstanceView, Change], None],
+        guilty: Callable[[RequestInfo, InstanceView], None] = lambda request, view: None,
         elsewhere: Callable[[str], int] = lambda instance_id: 0,
         silent: Callable[[InstanceView], None] = lambda view: None,
         heard_at: Callable[[Address], float | None] = lambda address: None,
     ) -> None:
-        """`elsewhere`: how many requests another gateway has on an instance; `recount` tells that it has changed.
+        """`guilty` hears of requests that end instances.
+
+        `elsewhere`: how many requests another gateway has on an instance; `recount` tells that it has changed.
 
         `silent` hears of those that do not answer while another one does. `heard_at`: when a reply last went on there.
         """
@@ -33,6 +37,7 @@ class Queues:
         self._elsewhere = elsewhere
         self._departed = departed
         self._health_changed = health_changed
+        self._guilty = guilty
         self._silent = silent
         self._heard_at = heard_at
         self._views: dict[str, InstanceView] = {}
@@ -53,6 +58,7 @@ class Queues:
                     settings,
                     left=self._left,
                     health_changed=self._health_changed,
+                    guilty=self._guilty,
                 )
         for model in self._queues.keys() - placements.keys():
             self._queues.pop(model).close(not_served(model))

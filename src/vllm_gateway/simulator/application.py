@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_gateway.simulator import log
 from vllm_gateway.simulator.api_errors import SHUTTING_DOWN_MESSAGE, ApiError, DetailError, internal_error
 from vllm_gateway.simulator.arguments import Arguments
 from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine
@@ -91,6 +92,7 @@ class Application:
             route = self._route(request)
             if route.generates:
                 self._check_faults()
+                self._take_poison(request)
                 if self._is_garbled(reply):
                     return
             await route.handler(self._context, request, reply)
@@ -138,6 +140,12 @@ class Application:
             raise ApiError(503, "Service temporarily unavailable (simulated)", kind="ServiceUnavailableError")
         if faults.is_set("health_503"):
             raise internal_error(DEAD_MESSAGE)
+
+    def _take_poison(self, request: Request) -> None:
+        after_s = self._context.faults.value("dies_of_poison")
+        if after_s is not None and b"poison" in request.body:
+            log.error("CUDA error: an illegal memory access was encountered (simulated)")
+            asyncio.get_running_loop().call_later(after_s, os._exit, 1)
 
     def _is_garbled(self, reply: Reply) -> bool:
         for name, data in _GARBLED.items():

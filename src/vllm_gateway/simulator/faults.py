@@ -33,6 +33,7 @@ HTTP_FAULTS = {
     "shutting_down_500": "generations get 500 `cannot schedule new futures after shutdown`",
     "garbage": "generations get bytes that are not HTTP, and the connection is closed",
     "cut_head": "generations get half a head, and the connection is closed",
+    "dies_of_poison": "the process exits with status 1 at a request that says `poison`; value: seconds later (0)",
 }
 STREAM_FAULTS = {
     "exit_after_tokens": "the process exits with status 1",

@@ -211,6 +211,13 @@ MODEL_LOOKS_SICK = Event(
     ("model", "sick", "instances"),
 )
 
+POISON_REQUEST = Event(
+    "poison_request",
+    "error",
+    "A second instance died of this request, and of no other. Its client gets no such request through for `seconds`.",
+    ("instance", "model", "request_id", "seconds"),
+)
+
 INSTANCE_EJECTED = Event(
     "instance_ejected",
     "warning",

@@ -80,6 +80,7 @@ class Bench:
         self.departed: list[str] = []
         self.silent: list[str] = []
         self.elsewhere: dict[str, int] = {}
+        self.condemned: list[str] = []
         self.changes: list[tuple[str, bool]] = []
         self.queues = Queues(
             {"m": Placement(self.strategy, failed=self.errors.append, clock=time.monotonic)},
@@ -93,6 +94,7 @@ class Bench:
             departed=lambda view: self.departed.append(view.instance_id),
             health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
             silent=lambda view: self.silent.append(view.instance_id),
+            guilty=lambda request, view: self.condemned.append(request.request_id),
             elsewhere=lambda instance_id: self.elsewhere.get(instance_id, 0),
         )
         self.placed: list[str] = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.scheduling.bench import Bench, request
 from tests.waiting import LIMIT_S
 from vllm_gateway.routing import Refusal
-from vllm_gateway.scheduling import InstanceView, NotAgain, Outcome, Refused
+from vllm_gateway.scheduling import InstanceView, Lost, NotAgain, Outcome, Refused
 
 OUTCOMES = list(Outcome)
 
@@ -21,6 +21,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("come"), st.integers(0, 3)),
         st.tuples(st.just("come_again"), st.sets(st.sampled_from(NAMES), min_size=1, max_size=2)),
+        st.tuples(st.just("lose"), st.sampled_from([*NAMES, "dead"])),
         st.tuples(st.just("leave"), st.integers(0, 99)),
         st.tuples(st.just("finish"), st.integers(0, 99)),
         st.tuples(st.just("publish"), st.sets(st.sampled_from(NAMES))),
@@ -40,18 +41,21 @@ class Requests:
         self.tasks: list[asyncio.Task[None]] = []
         self.held: list[tuple[InstanceView, asyncio.Event]] = []
 
-    def come(self, client: int, failed: Sequence[str] = ()) -> None:
+    def come(self, client: int, failed: Sequence[str] = (), *, lost: bool = False) -> None:
         headers = {"x_priority": ("high", "normal", "low", "?")[client]}
-        self.tasks.append(asyncio.create_task(self._one(str(client), frozenset(failed), headers)))
+        self.tasks.append(asyncio.create_task(self._one(str(client), frozenset(failed), headers, lost)))
 
-    async def _one(self, client: str, failed: frozenset[str], headers: dict[str, str]) -> None:
+    async def _one(self, client: str, failed: frozenset[str], headers: dict[str, str], is_lost: bool) -> None:
         info = request(f"r{len(self.tasks)}", client, **headers)
         try:
-            view = await self.bench.queue.acquire(info, failed)
+            lost = Lost(min(failed), self.random.random() * 4, failed) if is_lost else None
+            view = await self.bench.queue.acquire(info, failed, lost=lost)
         except (Refused, NotAgain):
             return
         done = asyncio.Event()
         self.held.append((view, done))
+        if (began := self.bench.queue.began(view, info)) and self.random.random() < 0.5:
+            began()
         try:
             await done.wait()
         finally:
@@ -86,6 +90,8 @@ async def run(steps: list[tuple[str, object]], random: Random) -> None:
                 requests.come(client)
             case ("come_again", set(failed)):
                 requests.come(1, sorted(failed))
+            case ("lose", str(name)):
+                requests.come(1, [name], lost=True)
             case ("leave", int(number)) if requests.tasks:
                 requests.tasks[number % len(requests.tasks)].cancel()
             case ("finish", int(number)) if requests.held:
