@@ -64,6 +64,9 @@ def _asleep(page: Mapping[str, Any]) -> str:
 
 
 def _note(model: Mapping[str, Any]) -> str:
+    if pull := model.get("image_pull"):
+        far = f", {pull['done_mib']} of {pull['total_mib']} MiB" if pull["total_mib"] else ""
+        return f"fetches {pull['image']} for {pull['since_s']:.0f} s{far}"
     return str(model["why_fewer"] or model["last_error"] or "").partition("\n")[0]
 
 

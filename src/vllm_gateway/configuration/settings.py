@@ -190,6 +190,8 @@ class Docker(_Strict):
     )
     volumes: tuple[Volume, ...] = Field((), description="Further mounts for engines: /on/the/host:/in/the/engine[:ro].")
     pull: Literal["missing", "never", "always"] = "missing"
+    pull_stall_s: Seconds = Field(120, gt=0, description="A pull in which nothing moves for so long has failed.")
+    pull_timeout_s: Seconds = Field(7200, gt=0, description="How long a pull may take in all.")
     on_exit: Literal["keep", "stop"] = Field("keep", description="What becomes of instances when the gateway ends.")
     ipc: Literal["host", "private"] = "private"
     shm_mib: Mib | None = Field(

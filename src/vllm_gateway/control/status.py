@@ -64,12 +64,24 @@ class InstanceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePull:
+    """Of its layers, those that Docker has begun; null: nothing was told of any yet."""
+
+    image: str
+    since_s: float
+    status: str | None
+    percent: int | None
+    done_mib: int | None
+    total_mib: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """`retries_denied`: failed requests that were not tried again because too many had been; `ejections`: of instances.
 
     `why_fewer`: why fewer instances run than are wanted; null if all run or nobody asked yet.
     `failure_id`: of the last instance that failed, as clients were told and the log has it; `log_tail`: its last lines.
-    `retry_in_s`: until a start is tried again.
+    `retry_in_s`: until a start is tried again. `image_pull`: what has to come before one; null: nothing.
     """
 
     state: str
@@ -86,6 +98,7 @@ class ModelStatus:
     pinned: bool
     aliases: list[str]
     why_fewer: str | None
+    image_pull: ImagePull | None
     last_error: str | None
     failure_id: str | None
     log_tail: list[str]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from vllm_gateway import __version__
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.configuration.settings import Settings
-from vllm_gateway.control.status import GpuStatus, Health, HostMemory, InstanceStatus, ModelStatus, Status
+from vllm_gateway.control.status import GpuStatus, Health, HostMemory, ImagePull, InstanceStatus, ModelStatus, Status
 from vllm_gateway.fleet.fleet import Fleet
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import ModelState
@@ -83,7 +83,18 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
     ready = sum(one.state is State.READY for one in of_model) - len(sick)
     starting = sum(one.state in (State.STARTING, State.WAKING) for one in of_model)
     sleeping = sum(one.resting for one in of_model)
-    word = "ready" if ready else "starting" if starting else "sleeping" if sleeping else "sick" if sick else "stopped"
+    pull = _image_pull(name, fleet, now)
+    word = (
+        "ready"
+        if ready
+        else "starting"
+        if starting or pull
+        else "sleeping"
+        if sleeping
+        else "sick"
+        if sick
+        else "stopped"
+    )
     queue = queues.of(name)
     model = settings.models[name]
     return ModelStatus(
@@ -101,6 +112,7 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
         pinned=model.pinned,
         aliases=list(model.aliases),
         why_fewer=_why_fewer(state, sick, fleet, now) if ready + starting < state.spec.instances else None,
+        image_pull=pull,
         last_error=state.last_error,
         failure_id=state.failure_id,
         log_tail=list(state.log_tail),
@@ -111,6 +123,22 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
 
 def _why_fewer(state: ModelState, sick: Sequence[Instance], fleet: Fleet, now: float) -> str | None:
     return state.why_fewer or "; ".join(f"{one.name}: {fleet.supervisor.outlook(one, now)}" for one in sick) or None
+
+
+def _image_pull(name: str, fleet: Fleet, now: float) -> ImagePull | None:
+    found = fleet.pull_of(name)
+    if found is None:
+        return None
+    image, pull = found
+    far = pull.progress
+    return ImagePull(
+        image,
+        round(now - pull.began, 1),
+        status=far.status if far else None,
+        percent=far.percent if far else None,
+        done_mib=far.done_mib if far else None,
+        total_mib=far.total_mib if far else None,
+    )
 
 
 def _health(one: Instance, queues: Queues) -> Health:

@@ -9,7 +9,7 @@ from vllm_gateway.allocator.types import Gpu, Policy, Resident
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet import sleep
 from vllm_gateway.fleet.instance import Instance, State
-from vllm_gateway.fleet.models import ModelState
+from vllm_gateway.fleet.models import ModelState, backoff_s
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.start_times import StartTimes
 from vllm_gateway.routing import Activity, Refusal
@@ -189,6 +189,13 @@ class Board:
             why = "reprieved: nobody waits for its room any more"
             self.registry.move(one, State.SLEEPING if one.asleep else State.READY, why, now)
             state.active = state.active or not one.asleep
+
+    def back_off(self, state: ModelState, now: float) -> None:
+        """After another failure, before the next start."""
+        pause = backoff_s(state.failures) if state.start_failed or state.failures > 1 else 0.0
+        state.failed_at, state.retry_at = now, now + pause
+        if pause:
+            self.say(log_events.MODEL_BACKOFF, model=state.spec.name, seconds=pause, failures=state.failures)
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         """Ends the requests that wait for it."""

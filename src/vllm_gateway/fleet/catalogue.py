@@ -53,6 +53,7 @@ class Catalogue:
                 weights=model.weights,
                 sleeps=model.sleep != "off",
                 parameters_mib=None if model.sleep == "off" else parameters_mib(str(model.repository), self._cache),
+                image=vllm.image_of(model, settings) if settings.runtime == "docker" and not model.endpoints else "",
             )
             for name, model in settings.models.items()
         }

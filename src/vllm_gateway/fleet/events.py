@@ -32,6 +32,24 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFetched:
+    """The image that a model needs is there."""
+
+    model: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNotFetched:
+    """It could not be fetched. `reason` is what clients may know; for operators alone: `detail`."""
+
+    model: str
+    image: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Launched:
     """The runtime has started it; it is not ready yet."""
 
@@ -182,6 +200,8 @@ Event = (
     Wanted
     | Unwanted
     | Drained
+    | ImageFetched
+    | ImageNotFetched
     | Launched
     | BecameReady
     | FellAsleep
@@ -202,6 +222,22 @@ Event = (
     | HandOver
     | Retry
 )
+
+
+@dataclass(frozen=True, slots=True)
+class FetchImage:
+    """Tell when it is there, or cannot be fetched."""
+
+    model: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveImage:
+    """The model needs it no more."""
+
+    model: str
+    image: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,4 +293,16 @@ class CorrectFootprint:
     was_mib: int
 
 
-Effect = Start | Stop | Sleep | Wake | Remove | CheckHealth | Refuse | KeepFootprint | CorrectFootprint
+Effect = (
+    FetchImage
+    | LeaveImage
+    | Start
+    | Stop
+    | Sleep
+    | Wake
+    | Remove
+    | CheckHealth
+    | Refuse
+    | KeepFootprint
+    | CorrectFootprint
+)

@@ -20,6 +20,7 @@ from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.lives import Lives
 from vllm_gateway.fleet.memory import GpuMemory
 from vllm_gateway.fleet.models import ModelSpec
+from vllm_gateway.fleet.pulls import Pull, Pulls
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.fleet.runtimes import Launch, Runtime, RuntimeDown
 from vllm_gateway.fleet.supervisor import Supervisor
@@ -66,6 +67,7 @@ class Fleet:
         self._memory = GpuMemory(probe, runtime, self._tasks, emit)
         self.cards = Cards(lambda: self._catalogue.settings)
         self._endpoints = Endpoints(self.registry, self._tasks, self._hear, self.cards.learn)
+        self._pulls = Pulls(runtime, self._tasks, self._hear, mask)
         self._lives = Lives(
             runtime=runtime,
             memory=self._memory,
@@ -167,6 +169,7 @@ class Fleet:
         decides again.
         """
         self._hear(e.HandOver(active=True))
+        self._pulls.end()
         try:
             async with asyncio.timeout(REST_S):
                 await self._lives.hand_over()
@@ -259,6 +262,10 @@ class Fleet:
             case e.CorrectFootprint(model, mib, was_mib):
                 self._emit(log_events.FOOTPRINT_CORRECTED, model=model, footprint_mib=mib, was_mib=was_mib)
                 self._keep_footprint(model, mib)
+            case e.FetchImage(model, image):
+                self._pulls.fetch(model, image)
+            case e.LeaveImage(model, image):
+                self._pulls.leave(model, image)
             case e.Start(instance_id):
                 self._lives.start(self._instance(instance_id), self._launch_of)
             case e.Stop(instance_id):
@@ -302,6 +309,12 @@ class Fleet:
         if self._following is None:
             with contextlib.suppress(RuntimeDown):
                 await remove_strangers(self._runtime, self.registry, self._emit)
+
+    def pull_of(self, model: str) -> tuple[str, Pull] | None:
+        """The image that is being pulled for it."""
+        image = self.supervisor.models[model].image.fetching
+        pull = self._pulls.of(image)
+        return None if pull is None else (image, pull)
 
     def problems(self) -> list[str]:
         """What is wrong with the machine; requests may be served nevertheless."""

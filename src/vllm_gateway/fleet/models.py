@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.fleet.start_times import StartTimes
@@ -30,10 +31,21 @@ class ModelSpec:
     weights: tuple[float, ...] = ()
     sleeps: bool = False  # instead of being stopped, where that makes the room
     parameters_mib: int | None = None  # what its engines copy to the machine's memory; None: unknown
+    image: str = ""  # that has to be there before it can be started
 
     def weight_of(self, number: int) -> float:
         """Instances are numbered from 1."""
         return self.weights[number - 1] if number <= len(self.weights) else 1.0
+
+
+@dataclass(slots=True)
+class Image:
+    """What is known of the image that a model needs."""
+
+    fetching: str = ""  # the one that is being fetched
+    fetched: str = ""
+    fetched_at: float = 0.0
+    wanted_at: float = 0.0  # by a start
 
 
 @dataclass(slots=True)
@@ -61,6 +73,7 @@ class ModelState:
     starts: StartTimes = field(default_factory=StartTimes)
     wakes: StartTimes = field(default_factory=lambda: StartTimes(UNKNOWN_WAKE_S))
     asleep_mib: int | None = None  # what an instance of it held when it slept
+    image: Image = field(default_factory=Image)
 
     def refuses(self, now: float) -> bool:
         """Whether its back-off is none to be waited for: as long as it works at all, a death costs a delay."""
@@ -77,6 +90,11 @@ class Footprint:
 
 
 FootprintOf = Callable[[str, Sequence[Gpu]], Footprint]
+
+
+def new_failure_id(what: str, now: float) -> str:
+    """Under which clients are told that `what` has failed, and the log has it."""
+    return blake2b(f"{what} {now!r}".encode(), digest_size=4).hexdigest()
 
 
 def backoff_s(failures: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vllm_gateway.allocator.plan import plan
 from vllm_gateway.allocator.types import Need, NoRoom, Placement
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet import rollout, sleepers, turns
+from vllm_gateway.fleet import images, rollout, sleepers, turns
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import Footprint, FootprintOf, ModelSpec, ModelState
@@ -22,21 +22,21 @@ class Reconciler:
 
     def reconcile(self, now: float) -> None:
         board = self.board
+        images.let_go_of_others(board)
         rollout.let_go(board, now)
         self._give_up_lost_room(now)
         waiting = self._waiting(now)
         for state in waiting:
             if not board.awake(state.spec.name) and self._may_start(state):
                 self._start_first(state, now)
-                if not board.awake(state.spec.name) and state.waited_s(now) >= board.policy.max_swap_wait_s:
+                if self._waits_for_room(state) and state.waited_s(now) >= board.policy.max_swap_wait_s:
                     break  # those who came later would take the room that it waits for
-        somebody_waits_for_room = any(
-            self._may_start(s) and not board.awake(s.spec.name) and s.retry_at <= now for s in waiting
-        )
+        somebody_waits_for_room = any(self._waits_for_room(state) and state.retry_at <= now for state in waiting)
         for state in board.models.values():
             if state.active and self._may_start(state):
                 self._start_missing(state, now, blocked=somebody_waits_for_room)
                 self._replace_outdated(state, now, blocked=somebody_waits_for_room)
+        images.let_go_of_unwanted(board, now)
         sleepers.keep_to_host_memory(board, now)
         turns.make_way(board, now)
         self._stop_the_drained(now)
@@ -69,6 +69,10 @@ class Reconciler:
     def _may_start(self, state: ModelState) -> bool:
         return state.spec.uses_gpu_memory and not state.removed and bool(self.board.gpus)
 
+    def _waits_for_room(self, state: ModelState) -> bool:
+        """Who waits for an image as yet needs no room."""
+        return self._may_start(state) and not state.image.fetching and not self.board.awake(state.spec.name)
+
     def _start_first(self, state: ModelState, now: float) -> None:
         name = state.spec.name
         if any(one.moving for one in self.board.live(name)) or self._wake(state, now, first=True):
@@ -81,9 +85,11 @@ class Reconciler:
         footprint = self._footprint(state)
         answer = self._plan(state.spec, footprint, now, first=True)
         if isinstance(answer, Placement):
-            if not self._rather_waits_for_a_wake(state, answer, now):
+            if not self._rather_waits_for_a_wake(state, answer, now) and images.is_there(self.board, state, now):
                 self._reserve(state, footprint, answer, now)
             return
+        if not answer.never:
+            images.is_there(self.board, state, now)  # while it waits for room
         state.why_fewer = answer.reason
         if answer.never:
             self.board.say(log_events.MODEL_NO_ROOM, model=name, reason=answer.reason)
@@ -106,10 +112,11 @@ class Reconciler:
                 state.why_fewer = "its footprint is being measured on the first instance"
             else:
                 answer = self._plan(spec, footprint, now, first=False)
-                if isinstance(answer, Placement):
+                if isinstance(answer, NoRoom):
+                    state.why_fewer = f"no room: {answer.reason}"
+                elif images.is_there(self.board, state, now):
                     self._reserve(state, footprint, answer, now)
                     continue
-                state.why_fewer = f"no room: {answer.reason}"
             return
 
     def _replace_outdated(self, state: ModelState, now: float, *, blocked: bool) -> None:
@@ -123,11 +130,13 @@ class Reconciler:
                 return
             footprint = self._footprint(state)
             answer = self._plan(spec, footprint, now, first=False)
+            if isinstance(answer, NoRoom) and answer.never:
+                state.why_fewer = answer.reason
+                return
+            if not images.is_there(board, state, now):
+                return
             if isinstance(answer, Placement):
                 self._reserve(state, footprint, answer, now)
-                return
-            if answer.never:
-                state.why_fewer = answer.reason
                 return
         board.drain(old[0], "its settings have changed", now)
 

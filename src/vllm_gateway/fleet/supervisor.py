@@ -2,17 +2,16 @@
 """The deciding core of the fleet: events in, effects out; no clock, no I/O, no task of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from typing import assert_never
 
 from vllm_gateway.allocator.types import Gpu, Policy
 from vllm_gateway.fleet import events as e
-from vllm_gateway.fleet import sick, sleep, turns
+from vllm_gateway.fleet import images, sick, sleep, turns
 from vllm_gateway.fleet.board import Board
 from vllm_gateway.fleet.endings import root_cause, was_silenced
 from vllm_gateway.fleet.engines.vllm_memory import larger_footprint
 from vllm_gateway.fleet.instance import Instance, State
-from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, backoff_s
+from vllm_gateway.fleet.models import FootprintOf, ModelSpec, ModelState, new_failure_id
 from vllm_gateway.fleet.reconciler import Reconciler
 from vllm_gateway.fleet.registry import ContainerRegistry
 from vllm_gateway.routing import Activity
@@ -98,6 +97,12 @@ class Supervisor:
             case e.Unwanted(model):
                 if state := board.models.get(model):
                     self._nobody_waits(state, now)
+            case e.ImageFetched(model, image):
+                if state := board.models.get(model):
+                    images.fetched(state, image, now)
+            case e.ImageNotFetched(model):
+                if state := board.models.get(model):
+                    images.not_fetched(board, state, event, now)
             case e.Launched(instance_id, running):
                 if one := board.registry.get(instance_id):
                     board.registry.set_running(one, running)
@@ -140,6 +145,8 @@ class Supervisor:
                     state.ends_sick = True
             case e.HandOver(active):
                 self._handed_over = active
+                for state in board.models.values():
+                    state.image.fetching = ""  # its pulls end with it
                 for one in list(board.registry):
                     if active and one.waits_for_room:
                         board.cancel(one, now)
@@ -262,7 +269,7 @@ class Supervisor:
             return
         was, reason = one.state, event.detail or event.reason
         was_starting = was is State.STARTING and one.sick is None
-        failure_id = blake2b(f"{event.instance_id} {now!r}".encode(), digest_size=4).hexdigest()
+        failure_id = new_failure_id(event.instance_id, now)
         board.registry.move(one, State.FAILED, reason, now)
         board.say(
             log_events.INSTANCE_FAILED,
@@ -289,6 +296,8 @@ class Supervisor:
         if larger_mib and state.spec.footprint_mib is not None:
             state.last_error += f" Its footprint_mib is {one.reserved_mib}; declare {larger_mib}, or none at all."
         state.start_failed = was_starting
+        if was_starting:
+            state.image.fetched = ""  # it may have been removed
         self._back_off(one, state, now)
         if state.start_failed:
             self._give_up_starts(state, now)
@@ -298,11 +307,7 @@ class Supervisor:
         proved = one.ready_at and now - one.ready_at >= max(STABLE_S, state.starts.typical_s or 0.0)
         again = one.launched_at >= state.failed_at  # not one of several that fail together
         state.failures = 1 if proved else max(state.failures + again, 1)
-        state.failed_at = now
-        pause = backoff_s(state.failures) if state.start_failed or state.failures > 1 else 0.0
-        state.retry_at = now + pause
-        if pause:
-            self._board.say(log_events.MODEL_BACKOFF, model=one.model, seconds=pause, failures=state.failures)
+        self._board.back_off(state, now)
 
     def _give_up_starts(self, state: ModelState, now: float) -> None:
         """Those that hold only their reservation, and the requests, if nothing of the model is left."""

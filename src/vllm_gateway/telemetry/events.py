@@ -296,6 +296,14 @@ IMAGE_PULL_STARTED = Event("image_pull_started", "info", "The engine's image is 
 IMAGE_PULL_PROGRESS = Event(
     "image_pull_progress", "info", "How far the pull is.", ("image",), ("percent", "done_mib", "total_mib", "status")
 )
+IMAGE_PULL_FAILED = Event(
+    "image_pull_failed",
+    "error",
+    "The image of a model is not there and could not be pulled: it is tried again later.",
+    ("model", "image", "problem"),
+    ("failure_id",),
+)
+IMAGE_PULL_ENDED = Event("image_pull_ended", "info", "A pull is given up: nobody wants the image any more.", ("image",))
 IMAGE_PULLED = Event("image_pulled", "info", "The engine's image has been pulled.", ("image",), ("seconds",))
 
 ROUTING_DECISION = Event(

@@ -2,9 +2,10 @@
 """A runtime that fails as it is told to, with errors that no real one can be made to raise."""
 
 import asyncio
+from collections.abc import Callable
 
 from vllm_gateway.configuration.settings import Settings
-from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running
 from vllm_gateway.routing import Address
 
 NOBODY = Running("handle", Address("127.0.0.1", 9))  # nothing listens there
@@ -31,6 +32,9 @@ class BrokenRuntime:
 
     async def find(self) -> list[Found]:
         return []
+
+    async def fetch(self, image: str, told: Callable[[Progress], None]) -> None:
+        await self._do("fetch")
 
     async def start(self, launch: Launch) -> Running:
         await self._do("start")

@@ -22,10 +22,10 @@ GPU_MIB = 100
 HOST_MIB = 200
 SPECS = (
     spec("small", 2, idle_timeout_s=30.0),
-    spec("pair", 3),
+    spec("pair", 3, image="image"),
     spec("wide", gpu_count=2, idle_timeout_s=100.0),
     spec("pinned", pinned=True, idle_timeout_s=30.0),
-    spec("new", 2),
+    spec("new", 2, image="image"),
 )
 PICK = st.integers(min_value=0, max_value=99)
 
@@ -88,6 +88,10 @@ class AnyFleet(RuleBasedStateMachine):
                     self.nothing_else_changes(one)
                 case e.Refuse(model, _):
                     self.hear(e.Unwanted(model))
+                case e.FetchImage(model, image):
+                    assert (model, image) in self.fetching()
+                case e.LeaveImage(model, image):
+                    assert (model, image) not in self.fetching(), "and nobody would hear of it"
                 case _:
                     pass
 
@@ -129,6 +133,16 @@ class AnyFleet(RuleBasedStateMachine):
         if self.fleet.activity.waits.get(model):
             self.fleet.activity.waits[model] = 0
             self.hear(e.Unwanted(model))
+
+    def fetching(self) -> list[tuple[str, str]]:
+        models = self.fleet.supervisor.models
+        return [(name, state.image.fetching) for name, state in models.items() if state.image.fetching]
+
+    @rule(which=PICK, there=st.booleans())
+    def a_pull_comes_to_its_end(self, which: int, there: bool) -> None:
+        if pulls := self.fetching():
+            model, image = pulls[which % len(pulls)]
+            self.hear(e.ImageFetched(model, image) if there else e.ImageNotFetched(model, image, "no", "no such image"))
 
     @rule(which=PICK, busy=st.booleans(), measured_mib=st.sampled_from([None, 35, 80]))
     def becomes_ready(self, which: int, busy: bool, measured_mib: int | None) -> None:
@@ -200,7 +214,10 @@ class AnyFleet(RuleBasedStateMachine):
     def the_configuration_changes(self, without: set[str], spec_hash: str, instances: int) -> None:
         kept = [one for one in self.specs if one.name not in without]
         changed = [
-            replace(one, spec_hash=spec_hash, instances=instances) if one.name == "pair" else one for one in kept
+            replace(one, spec_hash=spec_hash, image=f"image {spec_hash}", instances=instances)
+            if one.name == "pair"
+            else one
+            for one in kept
         ]
         for name in without:
             self.fleet.activity.waits[name] = 0
@@ -239,6 +256,16 @@ class AnyFleet(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.fleet.now += seconds
         self.hear(e.Tick())
+        if not self.fleet.runtime_away:
+            self.clients_wait_for_no_start_that_nobody_wants()
+
+    def clients_wait_for_no_start_that_nobody_wants(self) -> None:
+        fleet, models = self.fleet, self.fleet.supervisor.models
+        for one in [one for one in fleet.registry if one.waits_for_room and fleet.activity.waiting(one.model)]:
+            others = [other for gpu_id in one.gpu_ids for other in self.on(gpu_id, State.STARTING, launched=True)]
+            if others and not any(fleet.activity.in_flight(other_id) for other_id in one.evicts):
+                wanted = [other for other in others if fleet.now - models[other.model].waited_for_at < 2]
+                assert wanted or any(other.adopted or models[other.model].spec.pinned for other in others)
 
     @invariant()
     def the_books_hold(self) -> None:
@@ -325,6 +352,8 @@ class AnyFleet(RuleBasedStateMachine):
             self.does_as_it_was_told(0, False, None)
         elif self.pick(0, State.STARTING):
             self.becomes_ready(0, False, None)
+        elif self.fetching():
+            self.a_pull_comes_to_its_end(0, there=True)
         else:
             return False
         return True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where instances run: the one interface that docker and process runtimes share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +60,16 @@ class Exit:
     log_tail: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pull is, as far as is known by now: of its layers, those that have been begun."""
+
+    status: str
+    percent: int = 0
+    done_mib: int = 0
+    total_mib: int = 0
+
+
 class StartError(Exception):
     """The instance could not be started at all (no image, no GPU driver, name taken). The text says what to do."""
 
@@ -88,8 +98,14 @@ class Runtime(Protocol):
     async def find(self) -> list[Found]:
         """Every instance labelled as ours, running or not. Raises RuntimeDown."""
 
+    async def fetch(self, image: str, told: Callable[[Progress], None]) -> None:
+        """Returns when instances can be started from it, at once where no images are needed.
+
+        `told` hears of all that moves. Cancelled, it stops. Raises StartError, RuntimeDown.
+        """
+
     async def start(self, launch: Launch) -> Running:
-        """Starts it; returns when it runs (not yet ready). Leaves nothing if it fails.
+        """Starts it, its image being there; returns when it runs (not yet ready). Leaves nothing if it fails.
 
         Raises StartError, RuntimeDown.
         """

@@ -7,8 +7,7 @@ import json
 import math
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiodocker
@@ -16,7 +15,7 @@ import aiohttp
 from aiodocker.containers import DockerContainer
 
 from vllm_gateway.configuration.settings import Docker, Settings
-from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, RuntimeDown, StartError, docker_images
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
@@ -28,7 +27,6 @@ from vllm_gateway.telemetry.secrets import Secrets
 
 _LIMIT_S = 120.0
 _TIMEOUT = aiohttp.ClientTimeout(total=_LIMIT_S, sock_connect=5)
-_PROGRESS_EVERY_S = 5.0
 _LOOK_AGAIN_S = 30.0  # without any event
 _LOOK_AGAIN_SOON_S = 1.0  # when Docker did not answer
 _FOLLOW_AGAIN_S = 1.0
@@ -120,11 +118,14 @@ class DockerRuntime:
             looked_at = [await self._inspect_ours(container.id) for container in listed]
         return [spec.found(there, self._port) for there in looked_at if there is not None]
 
+    async def fetch(self, image: str, told: Callable[[Progress], None]) -> None:
+        with _docker_may_be_down():
+            await docker_images.provide(self._docker, image, self._settings, self._log, told)
+
     async def start(self, launch: Launch) -> Running:
         ends = self._events.ends
         with _docker_may_be_down():
             try:
-                await self._provide_image(launch.image)
                 container = await self._create(launch)
                 try:
                     spec.check_gpus(launch, await container.show())
@@ -304,50 +305,6 @@ class DockerRuntime:
         if inspected is not None:
             await self.remove(inspected["Id"])
         return inspected is not None
-
-    async def _provide_image(self, image: str) -> None:
-        if self._settings.pull != "always":
-            try:
-                await self._docker.images.inspect(image)
-            except aiodocker.DockerError as error:
-                if error.status != 404:
-                    raise
-            else:
-                return
-        if self._settings.pull == "never":
-            raise StartError(
-                f"The image {image!r} is not here and `docker.pull` is `never`. Run `docker pull {image}`, "
-                "correct `docker.image`, or allow pulling."
-            )
-        try:
-            await self._pull(image)
-        except aiodocker.DockerError as error:
-            if error.status == 900:
-                raise
-            raise StartError(
-                f"The image {image!r} could not be pulled: {error.message}. Check its name (`docker.image`), "
-                f"the network and the disk, or load it by hand with `docker pull {image}`."
-            ) from error
-
-    async def _pull(self, image: str) -> None:
-        self._log.emit(events.IMAGE_PULL_STARTED, image=image)
-        layers: dict[str, tuple[int, int]] = {}
-        began = time.monotonic()
-        told = began - _PROGRESS_EVERY_S
-        async for step in self._docker.images.pull(image, stream=True):
-            detail = step.get("progressDetail") or {}
-            if step.get("status") == "Downloading" and detail.get("total"):
-                layers[step["id"]] = (detail.get("current", 0), detail["total"])
-            if layers and time.monotonic() - told >= _PROGRESS_EVERY_S:
-                told = time.monotonic()
-                self._log.emit(events.IMAGE_PULL_PROGRESS, image=image, status=step.get("status"), **_progress(layers))
-        self._log.emit(events.IMAGE_PULLED, image=image, seconds=round(time.monotonic() - began, 1))
-
-
-def _progress(layers: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """How far the layers are that Docker has told of; layers it has not begun are not in it."""
-    done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
-    return {"percent": 100 * done // max(total, 1), "done_mib": done >> 20, "total_mib": total >> 20}
 
 
 def _start_error(launch: Launch, error: aiodocker.DockerError) -> StartError:

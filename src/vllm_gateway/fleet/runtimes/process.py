@@ -14,11 +14,11 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vllm_gateway.configuration.settings import Process, Settings
-from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Running, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.listener import EngineListens
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
@@ -117,6 +117,8 @@ class ProcessRuntime:
     async def find(self) -> list[Found]:
         """None: children do not outlive their gateway."""
         return []
+
+    async def fetch(self, image: str, told: Callable[[Progress], None]) -> None: ...
 
     async def start(self, launch: Launch) -> Running:
         """What the gateway itself lacks is no failure of the start."""
