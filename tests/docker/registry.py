@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry with one image on loopback: enough of the distribution API for Docker to pull from it."""
+"""A registry with one image on loopback: enough of the distribution API for Docker to pull, and to wait."""
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -18,9 +19,13 @@ _LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
 class Registry:
-    """Holds blobs by digest, and one manifest."""
+    """Holds blobs by digest, and one manifest. While `goes_on` is not set, half of the layer comes and no more."""
 
     def __init__(self, content: bytes) -> None:
+        self.name = ""  # the full one, under which Docker can pull the image
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.pulls = 0  # how often the layer was asked for
         self._blobs: dict[str, bytes] = {}
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w") as archive:
@@ -48,14 +53,25 @@ class Registry:
         self._blobs[digest] = data
         return {"mediaType": media_type, "size": len(data), "digest": digest}
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         kind, reference = request.path.rstrip("/").rsplit("/", 2)[-2:]
         if kind == "manifests":
             headers = {"Content-Type": _MANIFEST, "Docker-Content-Digest": _digest(self._manifest)}
             return web.Response(body=self._manifest, headers=headers)
         if kind == "blobs" and reference in self._blobs:
-            return web.Response(body=self._blobs[reference], content_type="application/octet-stream")
+            return await self._give(request, self._blobs[reference])
         return web.Response(status=200 if request.path == "/v2/" else 404)
+
+    async def _give(self, request: web.BaseRequest, blob: bytes) -> web.StreamResponse:
+        is_layer = blob is max(self._blobs.values(), key=len)
+        self.pulls += is_layer
+        reply = web.StreamResponse(headers={"Content-Length": str(len(blob))})
+        await reply.prepare(request)
+        await reply.write(blob[: len(blob) // 2])
+        if is_layer:
+            await self.goes_on.wait()
+        await reply.write(blob[len(blob) // 2 :])
+        return reply
 
 
 def _digest(data: bytes) -> str:
@@ -63,14 +79,16 @@ def _digest(data: bytes) -> str:
 
 
 @asynccontextmanager
-async def serving_image(name: str, content: bytes) -> AsyncIterator[str]:
-    """The full name under which Docker can pull it while the block lasts."""
-    runner = web.ServerRunner(web.Server(Registry(content).answer))
+async def serving_image(name: str, content: bytes) -> AsyncIterator[Registry]:
+    """Docker can pull it while the block lasts."""
+    registry = Registry(content)
+    runner = web.ServerRunner(web.Server(registry.answer))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        port = runner.addresses[0][1]
-        yield f"127.0.0.1:{port}/{name}"
+        registry.name = f"127.0.0.1:{runner.addresses[0][1]}/{name}"
+        yield registry
     finally:
+        registry.goes_on.set()
         await runner.cleanup()

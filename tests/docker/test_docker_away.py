@@ -43,7 +43,7 @@ async def test_docker_away_costs_a_delay(lab: Lab, docker: aiodocker.Docker, gat
         assert (await health(gateway))["status"] == "degraded"
         assert (await gateway.chat("a"))[0] == 200
         waiting = asyncio.create_task(gateway.chat("b"))
-        await gateway.event("instance_starting", model="b")
+        await gateway.until(lambda page: bool(page["models"]["b"]["image_pull"]))
         stranger = await _left_behind(docker, lab, "vllm_server_a_instance_7")
         await gate.open()
         await gateway.event("runtime_back")

@@ -16,9 +16,9 @@ import pytest
 from tests.docker.registry import serving_image
 from tests.lab.gate import Gate
 from tests.lab.lab import Lab
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, until
 from vllm_gateway.configuration.settings import Docker, Log
-from vllm_gateway.fleet.runtimes import Launch, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes import Launch, Progress, RuntimeDown, StartError
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.routing import Address
@@ -372,6 +372,8 @@ async def test_a_stranger_is_never_touched(
 
 async def test_an_absent_image_says_what_to_do(runtime: DockerRuntime, owner: str) -> None:
     with pytest.raises(StartError, match=r"no-such-image.*docker pull"):
+        await runtime.fetch("no-such-image:1", print)
+    with pytest.raises(StartError, match=r"No such image"):
         await runtime.start(launch(owner, "no-such-image:1"))
     assert await runtime.find() == []
 
@@ -384,10 +386,12 @@ async def test_an_image_is_pulled_and_the_log_says_how_far(
     runtime = DockerRuntime(settings(pull="missing"), owner, sockets=sockets)
     await runtime.open()
     try:
-        async with serving_image(f"{owner}:1", os.urandom(8 << 20)) as name:
-            running = await runtime.start(launch(owner, name))
+        async with serving_image(f"{owner}:1", os.urandom(8 << 20)) as registry:
+            heard: list[Progress] = []
+            await runtime.fetch(registry.name, heard.append)
+            running = await runtime.start(launch(owner, registry.name))
             await runtime.remove(running.handle)
-            await docker.images.delete(name, force=True)
+            await docker.images.delete(registry.name, force=True)
     finally:
         await runtime.close()
         log.shutdown()
@@ -396,6 +400,33 @@ async def test_an_image_is_pulled_and_the_log_says_how_far(
     progress = [line for line in told if line["event"] == "image_pull_progress"]
     assert progress
     assert progress[0]["total_mib"] == 8
+    assert (heard[-1].percent, heard[-1].total_mib) == (100, 8)
+
+
+async def test_a_pull_in_which_nothing_moves_has_a_limit_and_one_that_is_cancelled_ends(
+    gate: Gate, owner: str, sockets: EngineSockets
+) -> None:
+    runtime = DockerRuntime(settings(pull="missing", pull_stall_s=1), owner, sockets=sockets)
+    patient = DockerRuntime(settings(pull="missing"), owner, sockets=sockets)
+    await runtime.open()
+    await patient.open()
+    try:
+        async with serving_image(f"{owner}:1", os.urandom(1 << 20)) as registry:
+            registry.goes_on.clear()
+            with pytest.raises(StartError, match=r"did not move for 1 s .*docker pull"):
+                await runtime.fetch(registry.name, print)
+            pull = asyncio.create_task(patient.fetch(registry.name, print))
+            await until(lambda: registry.pulls == 2)  # Docker goes on with none that somebody still waits for
+            pull.cancel()
+            await asyncio.wait({pull})
+            assert pull.cancelled()
+            with pytest.raises(StartError, match="did not move"):
+                await runtime.fetch(registry.name, print)
+            assert registry.pulls == 3
+            registry.goes_on.set()
+    finally:
+        await runtime.close()
+        await patient.close()
 
 
 async def test_a_missing_network_is_said_at_once_and_a_failed_start_leaves_no_container(

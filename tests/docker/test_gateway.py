@@ -201,6 +201,6 @@ async def test_a_missing_image_fails_the_request_with_a_remedy(lab: Lab, tmp_pat
     async with running_gateway(tmp_path, settings, lab.environment) as gateway:
         status, _, reply = await gateway.chat("a")
         assert (status, reply["error"]["code"]) == (503, "model_start_failed")
-        assert "its engine could not be launched" in reply["error"]["message"]
+        assert "its image could not be fetched" in reply["error"]["message"]
         assert "no-such/image:1" in (await gateway.status())["models"]["a"]["last_error"]
         assert await containers(lab) == []

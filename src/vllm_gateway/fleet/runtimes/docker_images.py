@@ -2,11 +2,14 @@
 """An image is there, or is pulled: for as long as something moves, and no longer than it may take."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import aiodocker
+import aiohttp
 
 from vllm_gateway.configuration.settings import Docker
 from vllm_gateway.fleet.runtimes import Progress, RuntimeDown, StartError
@@ -14,6 +17,8 @@ from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger
 
 _LOGGED_EVERY_S = 5.0
+_UNLIMITED = aiohttp.ClientTimeout(sock_connect=5)  # the pull's own limits hold
+_OF_THE_STREAM = 0  # in place of a status
 
 
 async def provide(
@@ -61,8 +66,8 @@ async def _pull(
     stall_s, end = settings.pull_stall_s, clock() + settings.pull_timeout_s
     limit = asyncio.timeout_at(min(clock() + stall_s, end))
     try:
-        async with limit:
-            async for step in client.images.pull(image, stream=True):
+        async with limit, aclosing(_steps(client, image)) as steps:
+            async for step in steps:
                 if not layers.take(step):
                     continue
                 limit.reschedule(min(clock() + stall_s, end))
@@ -94,6 +99,21 @@ async def _pull(
             f"`docker pull {image}`."
         ) from error
     log.emit(events.IMAGE_PULLED, image=image, seconds=round(time.monotonic() - began, 1))
+
+
+async def _steps(client: aiodocker.Docker, image: str) -> AsyncGenerator[dict[str, Any]]:
+    """What Docker tells of a pull, which ends with the connection: the client's own leaves that to chance."""
+    tagged = "@" in image or ":" in image.rpartition("/")[2]
+    params = {"fromImage": image if tagged else f"{image}:latest"}
+    async with client._query("images/create", "POST", params=params, timeout=_UNLIMITED) as reply:
+        try:
+            async for line in reply.content:
+                step = json.loads(line)
+                if "error" in step:
+                    raise aiodocker.DockerError(_OF_THE_STREAM, str(step["error"]))
+                yield step
+        finally:
+            reply.close()
 
 
 class _Layers:
