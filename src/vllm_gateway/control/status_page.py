@@ -84,17 +84,8 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
     starting = sum(one.state in (State.STARTING, State.WAKING) for one in of_model)
     sleeping = sum(one.resting for one in of_model)
     pull = _image_pull(name, fleet, now)
-    word = (
-        "ready"
-        if ready
-        else "starting"
-        if starting or pull
-        else "sleeping"
-        if sleeping
-        else "sick"
-        if sick
-        else "stopped"
-    )
+    counts = {"ready": ready, "starting": starting or pull, "sleeping": sleeping, "sick": sick}
+    word = next((word for word, those in counts.items() if those), "stopped")
     queue = queues.of(name)
     model = settings.models[name]
     return ModelStatus(
