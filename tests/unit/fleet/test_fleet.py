@@ -148,15 +148,15 @@ async def test_a_driver_that_fails_or_hangs_holds_up_nothing_else(house: House) 
 
 async def test_an_endpoint_is_followed_on_after_an_error(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     await until(lambda: house.requests.table.of("m"))
-    answers = health.passes
+    answers = health.ailment
 
-    async def fails(address: Address) -> bool:
+    async def fails(address: Address) -> health.Ailment:
         raise ValueError("not an address")
 
-    monkeypatch.setattr(health, "passes", fails)
+    monkeypatch.setattr(health, "ailment", fails)
     await until(house.errors)
     assert house.requests.table.of("m")
-    monkeypatch.setattr(health, "passes", answers)
+    monkeypatch.setattr(health, "ailment", answers)
     (route,) = house.requests.table.of("m")
     house.fleet._hear(e.Died(route.instance_id, "its health check fails"))
     await until(lambda: house.requests.table.of("m"))

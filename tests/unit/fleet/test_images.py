@@ -60,9 +60,9 @@ def test_it_is_fetched_while_its_model_waits_for_room() -> None:
     assert fetches(fleet.want("b")) == [("b", "new")]
     fleet.hear(e.ImageFetched("b", "new"))
     assert not fetches(fleet.tick(599)), "it was fetched for those who wait"
-    assert a.state is State.READY
+    assert fleet.of("a", State.READY) == [a]
     fleet.tick(1)
-    assert a.state is State.DRAINING
+    assert fleet.of("a", State.DRAINING) == [a]
 
 
 def test_what_can_never_fit_is_not_fetched() -> None:
@@ -150,9 +150,9 @@ def test_a_changed_image_is_fetched_before_the_first_instance_is_replaced(room: 
     assert fetches(fleet.tick(1)) == [("a", "new")]
     fleet.hear(e.ImageFetched("a", "new"))
     if room:
-        assert old.state is State.READY
+        assert fleet.of("a", State.READY) == [old]
         fleet.ready(fleet.of("a", State.STARTING)[0])
-    assert old.state is State.STOPPING
+    assert fleet.of("a", State.STOPPING) == [old]
 
 
 def test_an_image_of_settings_that_have_changed_is_not_waited_for() -> None:
