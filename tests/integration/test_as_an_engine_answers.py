@@ -74,6 +74,19 @@ async def test_what_is_not_known_is_not_said(gateway: GatewayProcess) -> None:
     assert (await listed(gateway))["cold"]["max_model_len"] == 8192
 
 
+async def test_who_asks_by_an_alias_is_answered_by_it(gateway: GatewayProcess) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        messages: list[Any] = [{"role": "user", "content": 'Say "model":"known"'}]
+        for name in ("other/name", "known"):
+            answer = await client.chat.completions.create(model=name, messages=messages, max_tokens=8, temperature=0)
+            stream = await client.chat.completions.create(
+                model=name, messages=messages, max_tokens=8, temperature=0, stream=True
+            )
+            parts = [part async for part in stream]
+            assert {answer.model, *(part.model for part in parts)} == {name}
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == answer.choices[0].message.content
+
+
 async def test_engines_of_somebody_else_say_what_they_are(tmp_path: Path) -> None:
     async with engines_of_somebody_else("m", 1, {}) as urls:
         models = {"m": {"endpoints": urls, "aliases": ["n"]}}

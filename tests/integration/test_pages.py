@@ -39,7 +39,7 @@ async def test_an_adapter_is_served_by_the_instances_of_its_model(tmp_path: Path
     arguments = ["--enable-lora", "--lora-modules", "sql=/adapters/sql"]
     models = {"a": model("a", aliases=["b"], adapters=["sql"], engine_arguments=arguments)}
     async with running_gateway(tmp_path, config(models=models)) as gateway:
-        for asked, answering in (("a", "a"), ("b", "a"), ("sql", "sql")):
+        for asked, answering in (("a", "a"), ("b", "b"), ("sql", "sql")):
             status, _, answer = await gateway.chat(asked)
             assert (status, answer["model"]) == (200, answering)
         assert len(gateway.events("instance_starting")) == 1

@@ -11,7 +11,7 @@ from vllm_gateway.api.giving_up import is_clients_fault, is_dead, is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.bodies.payload import Payload
-from vllm_gateway.relay import Carried, Instructions, NoStream, UpstreamFailed, own_headers
+from vllm_gateway.relay import Carried, Instructions, NoStream, Rename, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import InstanceView, Lost, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
 
@@ -55,6 +55,7 @@ class Attempts:
         "progress",
         "queue",
         "reason",
+        "rename",
         "terms",
         "watches",
     )
@@ -91,6 +92,7 @@ class Attempts:
         )
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
         self.watches: list[Callable[[bytes], None]] = []  # are shown the reply
+        self.rename: Rename | None = None
         self.instance: InstanceView
 
     def instructions(self) -> Instructions:
@@ -101,6 +103,7 @@ class Attempts:
             self.deadline,
             began=self.queue.began(self.instance, self.info),
             watch=_each(self.watches),
+            rename=self.rename,
             has_given_up=self._has_given_up,
         )
 

@@ -20,7 +20,7 @@ from vllm_gateway.bodies.forms import is_form
 from vllm_gateway.bodies.limits import BodyLimits, is_large
 from vllm_gateway.bodies.payload import Body, Payload
 from vllm_gateway.bodies.turns import Turns
-from vllm_gateway.relay import Carried, Client, Relay, UpstreamFailed
+from vllm_gateway.relay import Carried, Client, Relay, Rename, UpstreamFailed
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import Outcome, Queues, RequestInfo
 from vllm_gateway.streams import TYPED, Asked, Known, Told, Tracker, Typed, asked
@@ -77,7 +77,7 @@ class Inference:
     async def serve(self, client: Client, body: Body, caller: str, progress: Progress) -> Carried:
         """Returns when the reply is with the client. Raises ApiError or ClientGone if none has begun."""
         content_type = client.content_type
-        if body[:1] != b"{" and not is_form(content_type):
+        if body[:2] != b'{"' and not is_form(content_type):
             body = in_utf8(body)
         info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
         large = None
@@ -104,6 +104,8 @@ class Inference:
         info.stream = progress.stream = bool(found.stream)
         queue = self._queues.of(info.model)
         attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
+        if found.model != served_as and terms.echo_aliases:
+            attempts.rename = Rename(served_as, found.model)
         if info.path == kept.PATH:
             return await self._kept_perhaps(client, attempts, large)
         return await self._recorded(client, attempts, large)

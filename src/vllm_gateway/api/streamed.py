@@ -40,7 +40,7 @@ class StreamedRequest:
         self._starting = starting
         self._emit: Callable[..., None] = emit
         self._told = told
-        self._stream = ClientStream(client, told, attempts.own)
+        self._stream = ClientStream(client, told, attempts.own, attempts.rename)
         self._next = Ask(client.target, told.body, told)
         self._timer: asyncio.TimerHandle  # of the next sign of life
         self._cut_by: dict[str, object] | None = None  # what is known of the failure after which another one goes on

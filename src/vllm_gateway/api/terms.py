@@ -19,6 +19,8 @@ class Terms:
     """A stream that waits for an instance is kept alive by comments."""
     max_event_bytes: int = MAX_EVENT_BYTES
     """Of a stream; a longer one ends it."""
+    echo_aliases: bool = True
+    """Replies to a request by an alias name the alias."""
     media_types: Mapping[str, str] = field(default_factory=dict)
     """By path, where its engines are known to take one type of body alone."""
 
@@ -43,6 +45,7 @@ def _terms_of(settings: Settings, model: str, media_types: Mapping[str, str]) ->
         resume=Resume(of_model.resume or settings.resume),
         keepalive=(of_model.cold_start or settings.cold_start) == "keepalive",
         max_event_bytes=settings.server.max_event_mib << 20,
+        echo_aliases=settings.server.echo_aliases,
         media_types={} if of_model.endpoints else media_types,
     )
 

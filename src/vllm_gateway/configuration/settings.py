@@ -173,6 +173,9 @@ class Server(_Strict):
     extra_paths: tuple[CarriedPath, ...] = Field(
         (), description="Carried to engines beside those that clients of vLLM need: /path (POST), or METHOD /path."
     )
+    echo_aliases: bool = Field(
+        True, description="Replies to a request by an alias name the alias; false: the model's own name."
+    )
     list_aliases: bool = Field(True, description="GET /v1/models lists aliases beside the models' own names.")
     max_event_mib: Mib = Field(8, description="An engine's stream with a larger event is ended with an error.")
     control_socket: str | None = Field(None, description="Where a new gateway takes over from this one; none: derived.")

@@ -29,6 +29,7 @@ from vllm_gateway.relay.aiohttp_client import AiohttpClient, CarriedResponse
 from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.heads import OwnHeaders, own_headers
 from vllm_gateway.relay.relay import Relay
+from vllm_gateway.relay.renaming import Rename
 from vllm_gateway.relay.stream import ClientStream
 from vllm_gateway.relay.types import Carried, ClientGone, HasGivenUp, Instructions, Limits, NoStream, UpstreamFailed
 
@@ -45,6 +46,7 @@ __all__ = [
     "NoStream",
     "OwnHeaders",
     "Relay",
+    "Rename",
     "UpstreamFailed",
     "own_headers",
 ]

@@ -292,10 +292,7 @@ class Exchange:
             if not self._unframe:
                 used = framing.feed(data)
             else:
-                assert isinstance(framing, Chunked)
-                payload: list[bytes] = []
-                used = framing.feed(data, payload)
-                out = b"".join(payload)
+                out, used = self._unframed(data)
         except BadFraming:
             if head:
                 self._fail("bad_reply", retryable=True, detail="malformed chunk")
@@ -326,6 +323,16 @@ class Exchange:
             self._end(None)
         elif self._client.writing_paused and not self._paused:
             self._pause()
+
+    def _unframed(self, data: bytes) -> tuple[bytes, int]:
+        """What has been read, free of framing, and how much of the read that was. Raises BadFraming."""
+        framing = self._framing
+        if isinstance(framing, Chunked):
+            parts: list[bytes] = []
+            used = framing.feed(data, parts)
+            return parts[0] if len(parts) == 1 else b"".join(parts), used
+        used = framing.feed(data)
+        return data[:used], used
 
     def _tell_began(self) -> None:
         began, self._began = self._began, None

@@ -91,14 +91,7 @@ class FollowedExchange(Exchange):
 
     def _payload(self, data: bytes) -> bytes:
         """What has been read, free of framing. Raises BadFraming."""
-        framing = self._framing
-        if isinstance(framing, Chunked):
-            parts: list[bytes] = []
-            used = framing.feed(data, parts)
-            payload = parts[0] if len(parts) == 1 else b"".join(parts)
-        else:
-            used = framing.feed(data)
-            payload = data[:used]
+        payload, used = self._unframed(data)
         self._reusable = self._reusable and used == len(data)
         return payload
 

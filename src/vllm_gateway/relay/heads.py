@@ -26,6 +26,7 @@ _MAX_KNOWN_HEAD = 2048
 _MAX_KNOWN_LINE = 256
 _MAX_LINES = 256
 _EVENTS = re.compile(rb"\ncontent-type:[ \t]*+text/event-stream[;\s]")
+_JSON = re.compile(rb"\ncontent-type:[ \t]*+(?:application/(?:[^\r\n;]*\+)?json|text/event-stream)[;\s]")
 UNBUFFERED = b"X-Accel-Buffering: no\r\n"
 UNCACHED = b"Cache-Control: no-cache\r\n"
 """With an event stream: a proxy on its way keeps nothing of it, neither for a moment nor for others."""
@@ -215,6 +216,11 @@ class ReplyHead:
     @property
     def is_compressed(self) -> bool:
         return b"\ncontent-encoding:" in self._form.lines.lower()
+
+    @property
+    def may_name_model(self) -> bool:
+        """Whether the body is JSON, or events with JSON in them, as it is."""
+        return _JSON.search(self._form.lines.lower()) is not None and not self.is_compressed
 
     @property
     def length(self) -> int | None:

@@ -13,6 +13,7 @@ from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, res
 from vllm_gateway.relay.exchange import Exchange
 from vllm_gateway.relay.followed import FollowedExchange
 from vllm_gateway.relay.heads import NO_HEADERS, REQUEST_ONLY_HERE, OwnHeaders, own_headers, request_head
+from vllm_gateway.relay.renamed import RenamedExchange
 from vllm_gateway.relay.stream import ClientStream
 from vllm_gateway.relay.types import Carried, ClientGone, Instructions, Limits, UpstreamFailed
 from vllm_gateway.relay.upstream import Connection, Pool
@@ -72,7 +73,8 @@ class Relay:
         if transport is None or transport.is_closing():
             raise ClientGone
         head = self._head(client, client.target, address, instructions.own, length_of(body))
-        make = partial(Exchange, client, transport, instructions, self._loop)
+        kind = Exchange if instructions.rename is None else RenamedExchange
+        make = partial(kind, client, transport, instructions, self._loop)
         return await self._carry(client, transport, address, head, body=body, make=make)
 
     async def carry_on(

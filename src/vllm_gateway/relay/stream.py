@@ -7,6 +7,7 @@ from typing import Protocol
 from vllm_gateway.relay.client import Client
 from vllm_gateway.relay.framing import LAST_CHUNK, chunk
 from vllm_gateway.relay.heads import NO_HEADERS, UNBUFFERED, UNCACHED, OwnHeaders
+from vllm_gateway.relay.renaming import Rename, Renaming
 from vllm_gateway.relay.types import Carried, ClientGone
 
 _OUR_OWN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n" + UNBUFFERED + UNCACHED
@@ -41,6 +42,7 @@ class ClientStream:
         "_chunked",
         "_head",
         "_keep_alive",
+        "_renaming",
         "begun",
         "bytes_sent",
         "client",
@@ -50,7 +52,9 @@ class ClientStream:
         "transport",
     )
 
-    def __init__(self, client: Client, follower: Follower, own: OwnHeaders = NO_HEADERS) -> None:
+    def __init__(
+        self, client: Client, follower: Follower, own: OwnHeaders = NO_HEADERS, rename: Rename | None = None
+    ) -> None:
         """Raises ClientGone. `follower` may be replaced between two instances."""
         transport = client.transport
         if transport is None or transport.is_closing():
@@ -59,6 +63,7 @@ class ClientStream:
         self._chunked = client.http_1_1
         self._head = b""  # goes out with the first events
         self._keep_alive = client.keep_alive and client.http_1_1
+        self._renaming = None if rename is None else Renaming.of(rename)
         self.own = own
         self.transport: asyncio.Transport = transport
         self.follower = follower
@@ -68,8 +73,8 @@ class ClientStream:
 
     @property
     def takes_chunks(self) -> bool:
-        """Whether a chunk can be written as it is: the head is out, and the client knows chunks."""
-        return self._chunked and self.begun and not self._head
+        """Whether a chunk can be written as it is: the head is out, the client knows chunks, nothing is renamed."""
+        return self._chunked and self.begun and not self._head and self._renaming is None
 
     @property
     def is_slow(self) -> bool:
@@ -86,6 +91,8 @@ class ClientStream:
     def write(self, events: bytes) -> None:
         assert self.begun and not self.ended
         out, self._head = self._head, b""
+        if events and self._renaming is not None:
+            events = self._renaming.feed(events)
         if events:
             out += chunk(events) if self._chunked else events
         self._send(out)
@@ -93,6 +100,8 @@ class ClientStream:
     def end(self) -> None:
         """After the last event."""
         assert self.begun and not self.ended
+        if self._renaming is not None and (rest := self._renaming.rest()):
+            self._send(chunk(rest) if self._chunked else rest)
         self.ended = True
         self._send(LAST_CHUNK if self._chunked else b"")
 

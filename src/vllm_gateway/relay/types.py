@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from vllm_gateway.relay.heads import NO_HEADERS, OwnHeaders
+from vllm_gateway.relay.renaming import Rename
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Instructions:
     read the prompt."""
     watch: Callable[[bytes], None] | None = None
     """Is shown the body as it comes, framing included."""
+    rename: Rename | None = None
+    """How the client calls the model, if the engine calls it something else."""
     has_given_up: HasGivenUp | None = None
     """Who judges whether a reply is the instance's failure."""
 
