@@ -18,6 +18,14 @@ EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encodi
 EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n'
 END = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+STREAMS = {
+    "/v1/chat/completions": [EVENT % b"a", EVENT % b"b", END, DONE],
+    "/v1/messages": [
+        b'event: message_start\ndata: {"type":"message_start","message":{"model":"m","content":[]}}\n\n',
+        b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    ],
+    "/v1/embeddings": [b'data: {"model":"m"}\n\n'],
+}
 REPLIES = {
     "length": JSON + b"Content-Length: %d\r\n\r\n" % len(TEXT) + TEXT,
     "chunks": JSON
@@ -57,9 +65,9 @@ async def test_a_reply(lane: str, form: str) -> None:
 
 
 @EXACT
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("path", STREAMS)
 async def test_a_stream(lane: str, path: str) -> None:
-    events = [EVENT % b"a", EVENT % b"b", END, DONE]
+    events = STREAMS[path]
     async with (
         instance(answering(EVENTS + b"".join(map(chunk, events)) + LAST_CHUNK)) as engine,
         house(engine.port) as gateway,
