@@ -232,6 +232,10 @@ class Gateway:
         self.fleet.take_back()
         self._handed_over = False
 
+    def give_back(self) -> None:
+        """What was taken over from another gateway is its own again."""
+        self._handed_over = True
+
     def work(self) -> Work:
         busy = {
             known_as(one): count for one in self.fleet.registry if (count := self.queues.in_flight(one.instance_id))

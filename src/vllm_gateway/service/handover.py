@@ -33,12 +33,17 @@ from vllm_gateway.telemetry import events
 
 REPORT_S = 0.1
 LIMIT_S = 120.0  # for the old one to come to rest, and for the new one to become ready
+ALIVE_S = 1.0
+SILENT_S = 20.0  # without a word, of one that has said that it is alive, or what it still has to do
+FIRST_WORD_S = 40.0  # from one that says only that it is ready, as the release before
+ACCEPTED_S = 5.0
 OPEN_AGAIN_S = 5.0  # where the socket could not be made: until that is tried again
 PEER_S = 5.0  # for whoever connects to say what it wants
 _MOST_PEERS = 8
 _ACCEPT_AGAIN_S = 1.0
 _SOMEBODY_ELSES = "it belongs to another user"
 _TAKE_OVER = "take over"
+_ALIVE = "alive"
 _READY = "ready"
 _MOST_SOCKETS = 16
 _LONGEST_LINE = 1 << 20
@@ -142,7 +147,7 @@ class Successor:
         """To the one that has come, and hears of it, as long as this process lives."""
         assert self._successor is not None
         connection, lines = self._successor
-        await asyncio.gather(self._report(connection), self._hear(lines))
+        await asyncio.gather(self._report(connection, accepted=True), self._hear(lines))
 
     async def _hear(self, lines: "_Lines") -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone, or speaks another language
@@ -157,9 +162,11 @@ class Successor:
             async with asyncio.timeout(LIMIT_S):
                 if await self._offer(connection, lines):
                     return True
-        except CannotTakeOver as refused:
+        except (CannotTakeOver, TimeoutError) as error:
             self._take_back()
-            await _send(connection, {"refused": str(refused)})
+            why = str(error) or "it was not told in time that the new one is alive and becomes ready"
+            async with asyncio.timeout(ACCEPTED_S):
+                await _send(connection, {"refused": why})
         except Exception:
             self._take_back()
             raise
@@ -171,34 +178,51 @@ class Successor:
 
     async def _offer(self, connection: socket.socket, lines: "_Lines") -> bool:
         sockets = await self._give()
-        socket.send_fds(connection, [_line({"refused": None})], [one.fileno() for one in sockets])
-        reporting = asyncio.create_task(self._report(connection))
+        socket.send_fds(connection, [_line({"refused": None, "hears": True})], [one.fileno() for one in sockets])
+        reporting = asyncio.create_task(self._report(connection, accepted=False))
         try:
-            return bool(await lines.next() == _READY)
+            return await self._is_ready(lines)
         finally:
             reporting.cancel()
             await asyncio.wait({reporting})
 
-    async def _report(self, connection: socket.socket) -> None:
+    @staticmethod
+    async def _is_ready(lines: "_Lines") -> bool:
+        """False: it is gone. Raises TimeoutError."""
+        said, limit_s = _ALIVE, FIRST_WORD_S
+        while said == _ALIVE:
+            async with asyncio.timeout(limit_s):
+                said = await lines.next()
+            limit_s = SILENT_S
+        return bool(said == _READY)
+
+    async def _report(self, connection: socket.socket, *, accepted: bool) -> None:
         """Until it is cancelled, or the other side is gone. The connection ends with the process."""
         with contextlib.suppress(OSError):
             while True:
                 work = self._work()
-                await _send(connection, {"in_flight": work.in_flight, "waiting": work.waiting})
+                said = {"in_flight": work.in_flight, "waiting": work.waiting, "accepted": accepted}
+                await _send(connection, said)
                 await asyncio.sleep(REPORT_S)
 
 
 class Predecessor:
-    """The new one's side. `work` is what the old one still has to do; nothing once it is gone."""
+    """The new one's side. `work` is what the old one still has to do; nothing once it is gone, or has fallen silent."""
 
-    def __init__(self, connection: socket.socket, lines: "_Lines", sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, connection: socket.socket, lines: "_Lines", sockets: list[socket.socket], *, hears: bool
+    ) -> None:
+        """`hears`: that this one is alive, and says whether it has accepted it."""
         self._connection = connection
         self._lines = lines
+        self._hears = hears
         self.sockets = sockets
         self.work = Work()
         self.heard: Callable[[], None] = lambda: None
         self.gone = False
         self._is_told = False  # that this one is ready
+        self._refused: str | None = None  # after all
+        self._settled = asyncio.Event()  # this one is accepted, or refused, or nobody is there to say so
 
     @classmethod
     async def find(cls, control: ControlSocket) -> "Predecessor | None":
@@ -235,7 +259,7 @@ class Predecessor:
                 if answer["refused"] is not None:
                     connection.close()
                     raise CannotTakeOver(answer["refused"])
-                found = cls(connection, lines, sockets)
+                found = cls(connection, lines, sockets, hears=bool(answer.get("hears")))
                 await found._hear()
         except PermissionError:
             connection.close()
@@ -245,10 +269,23 @@ class Predecessor:
             raise CannotTakeOver(f"the gateway at {path} does not answer: {error!r}") from error
         return found
 
-    async def say_ready(self) -> None:
+    async def say_alive(self) -> None:
+        """Until it is told that this one is ready."""
         with contextlib.suppress(OSError):
-            await _send(self._connection, _READY)
+            while self._hears and not (self._is_told or self._settled.is_set()):
+                await _send(self._connection, _ALIVE)
+                await asyncio.sleep(ALIVE_S)
+
+    async def say_ready(self) -> None:
+        """Raises CannotTakeOver: it has given up on this one, and goes on."""
         self._is_told = True
+        with contextlib.suppress(OSError, TimeoutError):
+            await _send(self._connection, _READY)
+            if self._hears:
+                async with asyncio.timeout(ACCEPTED_S):
+                    await self._settled.wait()
+        if self._refused is not None:
+            raise CannotTakeOver(f"the gateway that runs goes on: {self._refused}")
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         """Ends the old one's requests that wait for `model`, if there are any, and it hears of that yet."""
@@ -258,26 +295,42 @@ class Predecessor:
                 self._connection.send(_line({"model": model, **said}))
 
     async def _hear(self) -> bool:
-        """Takes the next report; False: there is none any more."""
-        report = await self._lines.next()
-        if report is not None:
-            self.work = Work(report["in_flight"], report["waiting"])
-            self.heard()
-        return report is not None
+        """Takes the next report; False: there is none any more. Raises TimeoutError."""
+        async with asyncio.timeout(SILENT_S):
+            report = await self._lines.next()
+        if report is None:
+            return False
+        if (refused := report.get("refused")) is not None:
+            self._refused = refused
+            return False
+        self.work, self.gone = Work(report["in_flight"], report["waiting"]), False
+        self.heard()
+        if report.get("accepted"):
+            self._settled.set()
+        return True
 
     async def follow(self, served: Collection[str]) -> None:
         """Until the old one is gone. Who waits there for a model that is not `served` any more is told so."""
         try:
-            while await self._hear():
+            while True:
+                try:
+                    if not await self._hear():
+                        break
+                except TimeoutError:
+                    self._is_gone()  # or stands still: what it had to do is kept up no longer
                 for model in self.work.waiting.keys() - served:
                     self.refuse(model, not_served(model))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, AttributeError):
             pass  # whatever it was, there is nothing more to be heard
         finally:
-            self.work = Work()
-            self.gone = True
+            self._is_gone()
+            self._settled.set()
             self._connection.close()
-            self.heard()
+
+    def _is_gone(self) -> None:
+        self.work = Work()
+        self.gone = True
+        self.heard()
 
 
 class _Lines:

@@ -62,10 +62,11 @@ async def serve(
         predecessor = await Predecessor.find(control) if take_over else None
         if predecessor is not None:
             tasks.spawn(predecessor.follow(names_of(settings)))
+            tasks.spawn(predecessor.say_alive())
         async with serving(settings, emit, ending, handed_in, predecessor) as server:
             ending.started()
             if predecessor is not None:
-                await predecessor.say_ready()
+                await _take_its_place(server, predecessor)
             reloader = Reloader(settings, load, server.reconfigure, emit, hung_up)
             reloading = [tasks.repeat(reloader.follow, 0.0), tasks.repeat(server.tls.watch, TLS_WATCH_S)]
             if watch is not None:
@@ -90,6 +91,15 @@ async def serve(
         await tasks.end()
         log.shutdown()
     return 0
+
+
+async def _take_its_place(server: Serving, predecessor: Predecessor) -> None:
+    """Raises CannotTakeOver."""
+    try:
+        await predecessor.say_ready()
+    except CannotTakeOver:
+        server.give_back()
+        raise
 
 
 def _successor_of(server: Serving, settings: Settings, emit: Callable[..., None]) -> Successor:

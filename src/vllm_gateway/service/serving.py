@@ -97,6 +97,11 @@ class Serving:
         await self.gateway.hand_over()
         return self._sockets
 
+    def give_back(self) -> None:
+        """To the gateway that was to be taken over, which goes on: its instances and its sockets' paths stay."""
+        self._has_successor = True
+        self.gateway.give_back()
+
     async def leave(self, limit_s: float) -> None:
         """After a hand-over; cut short when the end is asked for."""
         self._has_successor = True
