@@ -22,6 +22,7 @@ STREAMS = {
     "/v1/chat/completions": [EVENT % b"a", EVENT % b"b", END, DONE],
     "/v1/messages": [
         b'event: message_start\ndata: {"type":"message_start","message":{"model":"m","content":[]}}\n\n',
+        b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n',
         b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     ],
     "/v1/embeddings": [b'data: {"model":"m"}\n\n'],
