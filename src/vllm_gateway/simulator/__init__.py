@@ -29,7 +29,8 @@ Python. What a real engine gets from its hardware and its model files comes from
 
 A model with `embed` in its name (or `--runner pooling`) serves /v1/embeddings alone, one with `whisper` in its name
 /v1/audio/transcriptions; all others generate text. A request that sets `max_tokens` gets exactly that many tokens, one
-that sets none 16 to 64. With VLLM_SERVER_DEV_MODE=1 there are /sleep, /wake_up, /pause and their like, as in vLLM.
+that sets none 16 to 64. With VLLM_SERVER_DEV_MODE=1 there are /sleep, /wake_up, /pause and their like, as in vLLM, and
+with VLLM_ENABLE_RESPONSES_API_STORE=1 responses are kept.
 
 The answer to a prompt is a function of its token ids alone, the same on every instance (see `tokenizer.py`).
 """

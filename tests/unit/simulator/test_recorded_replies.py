@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,28 @@ async def test_a_speech_model_transcribes() -> None:
             answer = await reply.json()
     assert answer["usage"] == {"type": "duration", "seconds": 3}
     assert answer["text"]
+
+
+async def test_errors_of_messages_are_anthropics_but_for_bodies_that_are_none(engine: InProcessEngine) -> None:
+    asked = {"model": "nope", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    for path in "/v1/messages", "/v1/messages/count_tokens":
+        async with engine.client.post(path, json=asked) as reply:
+            answer = await reply.json()
+        assert (reply.status, answer["type"], answer["error"]["type"]) == (404, "error", "NotFoundError")
+        async with engine.client.post(path, json={"model": "nope"}) as reply:
+            assert set(await reply.json()) == {"error"}
+
+
+async def test_responses_are_kept_if_the_engine_is_told_to(engine: InProcessEngine) -> None:
+    asked = {"model": "tiny-gemma3", "input": "x", "max_output_tokens": 2, "request_id": "resp_mine"}
+    kept = {"resp_mine": 200, "resp_other": 404}
+    engine.context.settings = replace(engine.context.settings, keeps_responses=True)
+    async with engine.client.post("/v1/responses", json=asked) as reply:
+        made = await reply.json()
+    assert made["id"] == "resp_mine"
+    for one, status in kept.items():
+        async with engine.client.get(f"/v1/responses/{one}") as reply:
+            assert reply.status == status
+            assert status != 200 or await reply.json() == made
+        async with engine.client.post("/v1/responses", json={**asked, "previous_response_id": one}) as reply:
+            assert reply.status == status

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.streams.engine import sent
 from vllm_gateway.simulator.engine import Generation
@@ -227,3 +229,25 @@ def test_what_is_held_back_is_bounded(path: str) -> None:
     fed = list(itertools.repeat(opening, 100))
     assert b"".join(stream.feed(one) for one in fed) == b"".join(fed)
     assert stream.tokens > 0
+
+
+_PIECES = st.one_of(
+    st.sampled_from([piece for path in TYPED for piece in answer(path)]),
+    st.sampled_from(
+        [b"event: error\n", b"data: ", b"\n\n", b'{"error":', b'{"type":[]}', b"[DONE]", b'"sequence_number":']
+    ),
+    st.binary(max_size=20),
+)
+
+
+@given(st.sampled_from(list(TYPED)), st.lists(_PIECES, max_size=12), st.lists(_PIECES, max_size=12))
+def test_whatever_engines_send_nothing_is_made_up_and_nothing_raises(
+    path: str, first: list[bytes], second: list[bytes]
+) -> None:
+    stream = told(path)
+    seen = b"".join(map(stream.feed, first))
+    assert len(seen) <= len(b"".join(first))
+    if not stream.done and isinstance(next_step(stream), Ask):
+        seen = b"".join(map(stream.feed, second))
+        renumbered = b"".join(second).count(b"sequence_number") * 5
+        assert len(seen) <= len(b"".join(second)) + renumbered
