@@ -57,7 +57,7 @@ class Attempts:
         "reason",
         "rename",
         "terms",
-        "watches",
+        "watch",
     )
 
     def __init__(
@@ -91,7 +91,7 @@ class Attempts:
             id_headers(progress.path, info.request_id), for_client=progress.cors.lines, withheld=OF_ENGINES
         )
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
-        self.watches: list[Callable[[bytes], None]] = []  # are shown the reply
+        self.watch: Callable[[bytes], None] | None = None  # is shown the reply
         self.rename: Rename | None = None
         self.instance: InstanceView
 
@@ -102,7 +102,7 @@ class Attempts:
             self.own,
             self.deadline,
             began=self.queue.began(self.instance, self.info),
-            watch=_each(self.watches),
+            watch=self.watch,
             rename=self.rename,
             has_given_up=self._has_given_up,
         )
@@ -217,14 +217,3 @@ class Attempts:
         failed = f"The instance that had the request failed before it answered ({reason}). Try again."
         code = reason if reason in texts else "instance_failed"
         return LastTryFailed(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())
-
-
-def _each(watches: list[Callable[[bytes], None]]) -> Callable[[bytes], None] | None:
-    if len(watches) < 2:
-        return watches[0] if watches else None
-
-    def watch(data: bytes) -> None:
-        for one in watches:
-            one(data)
-
-    return watch

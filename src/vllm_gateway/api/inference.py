@@ -106,30 +106,26 @@ class Inference:
         attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
         if found.model != served_as and terms.echo_aliases:
             attempts.rename = Rename(served_as, found.model)
-        if info.path == kept.PATH:
-            return await self._kept_perhaps(client, attempts, large)
-        return await self._recorded(client, attempts, large)
+        if self._recorder is not None or info.path == kept.PATH:
+            return await self._watched(client, attempts, large)
+        return await self._answer(client, attempts, large)
 
     async def ask(self, client: Client, body: Body, caller: str, progress: Progress) -> Carried:
         """As `serve`, for a request about a response that an instance keeps."""
         return await self.kept.ask(client, body, caller, progress, self._terms)
 
-    async def _kept_perhaps(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
-        """A response that can be asked for later, by its id."""
-        learner = self.kept.learner(attempts)
-        attempts.watches.append(learner.watch)
+    async def _watched(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
+        """A reply of which something is to be known afterwards: its length, or the name under which it is kept."""
+        length = None if self._recorder is None else ReplyLength()
+        learner = self.kept.learner(attempts) if attempts.info.path == kept.PATH else None
+        watches: list[Callable[[bytes], None]] = [one.watch for one in (length, learner) if one is not None]
+        attempts.watch = partial(_show_all, watches)
         try:
-            return await self._recorded(client, attempts, large)
+            carried = await self._answer(client, attempts, large)
         finally:
-            learner.settle()
-
-    async def _recorded(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
-        if self._recorder is None:
-            return await self._answer(client, attempts, large)
-        length = ReplyLength()
-        attempts.watches.append(length.watch)
-        carried = await self._answer(client, attempts, large)
-        if carried.status == 200:
+            if learner is not None:
+                learner.settle()
+        if self._recorder is not None and length is not None and carried.status == 200:
             self._record(self._recorder, attempts, length)
         return carried
 
@@ -144,10 +140,10 @@ class Inference:
     def _told(client: Client, attempts: Attempts, large: Large | None) -> Told | None:
         """Who follows the stream that is asked for; nobody, if it is of another kind."""
         info, terms = attempts.info, attempts.terms
-        if is_form(client.content_type):
-            return None
         types = TYPED.get(info.path)
         if types is not None:
+            if is_form(client.content_type):
+                return None
             return Typed(types, attempts.body, target=client.target, max_event_bytes=terms.max_event_bytes)
         wish = asked(info.path, info.body) if large is None else Inference._in_large(attempts, large)
         return None if wish is None else Tracker(wish, terms.resume, terms.max_event_bytes)
@@ -207,3 +203,8 @@ class Inference:
             block_tokens=prompt.block_tokens,
             reply_tokens=length.tokens,
         )
+
+
+def _show_all(watches: list[Callable[[bytes], None]], data: bytes) -> None:
+    for watch in watches:
+        watch(data)
