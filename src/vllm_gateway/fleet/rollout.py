@@ -49,8 +49,13 @@ def may_replace_next(board: Board, state: ModelState, now: float) -> bool:
     return state.retry_at <= now and not any(one.leaving or one.state in coming for one in those)
 
 
-def _least_missed(board: Board, one: Instance) -> tuple[bool, bool, float]:
-    return one.state is not State.STARTING, board.activity.in_flight(one.instance_id) > 0, board.last_used(one)
+def _least_missed(board: Board, one: Instance) -> tuple[bool, bool, bool, float]:
+    return (
+        one.sick is None,
+        one.state is not State.STARTING,
+        board.activity.in_flight(one.instance_id) > 0,
+        board.last_used(one),
+    )
 
 
 def _only_starts(board: Board, one: Instance) -> bool:

@@ -20,6 +20,8 @@ from vllm_gateway.relay.upstream import Connection, Pool
 from vllm_gateway.routing import Address
 from vllm_gateway.telemetry.shortage import is_shortage
 
+_MOST_HEARD = 1000
+_HEARD_KEPT_S = 600.0
 _SHORTAGE_S = 0.05
 """Between two attempts to connect, while this process may open no more files: others are about to be closed."""
 
@@ -244,6 +246,8 @@ class Relay:
         for exchange in list(self._active):
             if exchange.check_time(now):
                 self._heard[exchange.address] = now
+        if len(self._heard) > _MOST_HEARD:  # more than a fleet has: some went on after they had been forgotten
+            self._heard = {address: at for address, at in self._heard.items() if now - at < _HEARD_KEPT_S}
         self._pool.sweep()
         busy = bool(self._active) or len(self._pool) > 0
         self._sweeper = self._loop.call_later(self._sweep_s, self._sweep) if busy else None

@@ -94,6 +94,30 @@ async def test_no_head_in_time(sent: bytes) -> None:
         await until(lambda: engine.open == 0)
 
 
+async def test_who_has_nothing_from_a_silent_instance_is_sent_away_and_who_has_something_is_not() -> None:
+    goes_on = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        if (await peer.message()).body == b"begun":
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+            await goes_on.wait()
+            await peer.send(b"ay")
+        await peer.ended()
+
+    async with instance(script) as engine, gateway(engine.port) as between:
+        asked = [asyncio.create_task((await between.connect()).ask(a_request(body))) for body in (b"begun", b"waits")]
+        there = Address("127.0.0.1", engine.port)
+        await until(lambda: between.relay.heard_at(there) is not None)
+        await until(lambda: engine.open == 2)
+        between.relay.abandon(Address("127.0.0.1", 1))
+        between.relay.abandon(there)
+        assert (await asked[1]).body == b"instance_silent True"
+        goes_on.set()
+        assert (await asked[0]).body == b"okay"
+        between.relay.forget(there)
+        assert between.relay.heard_at(there) is None
+
+
 async def test_a_request_that_cannot_be_written_is_not_sent() -> None:
     async with (
         instance(answering(OK)) as engine,

@@ -267,3 +267,20 @@ async def test_the_wait_for_the_first_event_has_the_limit_of_the_first_byte() ->
             assert events(await (await between.connect()).ask()) == b"DATA: END\n\n"
         async with following(engine.port, Limits(first_byte_s=0.05, idle_s=5)) as between:
             assert events(await (await between.connect()).ask()) == b"data: cut\n\n"
+
+
+async def test_a_stream_without_its_first_event_is_sent_away_from_a_silent_instance() -> None:
+    async def script(peer: Peer) -> None:
+        first = b"/part/0" in (await peer.message()).head
+        await peer.send(HEAD)
+        if not first:
+            await peer.send(chunk(b"data: end\n\n") + END)
+        await peer.ended()
+
+    async with instance(script) as engine, following(engine.port) as between:
+        client = await between.connect()
+        asked = asyncio.create_task(client.ask())
+        await until(lambda: any(one.status for one in between.relay._active))
+        between.relay.abandon(Address("127.0.0.1", engine.port))
+        assert events(await asked) == b"DATA: END\n\n"
+        assert engine.accepted == 2

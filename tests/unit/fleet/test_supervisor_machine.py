@@ -15,6 +15,7 @@ from vllm_gateway.fleet.adoption import gone
 from vllm_gateway.fleet.instance import Instance, State
 from vllm_gateway.fleet.models import ModelSpec
 from vllm_gateway.fleet.runtimes import Running
+from vllm_gateway.fleet.sick import LOOKED_AT
 from vllm_gateway.routing import Address
 
 MODELS = ("small", "pair", "wide", "pinned", "new")
@@ -252,10 +253,30 @@ class AnyFleet(RuleBasedStateMachine):
             self.hear(e.Suspected(one.instance_id, "connection reset"))
             self.hear(e.Cleared(one.instance_id) if cleared else e.Died(one.instance_id, "no answer"))
 
+    @rule(which=PICK, how=st.sampled_from(["misses", "hangs", "answers", "works"]))
+    def is_looked_at(self, which: int, how: str) -> None:
+        if one := self.pick(which, *LOOKED_AT):
+            for _ in range(2 if how == "misses" else 0):
+                self.hear(e.Missed(one.instance_id, "no answer"))
+            if how == "hangs":
+                self.hear(e.Hung(one.instance_id, "nothing moves"))
+            elif how == "answers":
+                self.hear(e.Cleared(one.instance_id))
+            elif how == "works":
+                self.hear(e.Works(one.instance_id))
+
     @rule(seconds=st.sampled_from([0.5, 5.0, 50.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
+        serving = {one.instance_id: one for one in self.fleet.registry if one.state is State.READY}
+        sick = {one.instance_id for one in serving.values() if one.sick is not None}
         self.fleet.now += seconds
         self.hear(e.Tick())
+        ended = [one for one in serving.values() if one.state is State.FAILED]
+        assert all(one.instance_id in sick for one in ended), "one that answers is not ended"
+        assert len({one.model for one in ended}) == len(ended), "one replacement a model at a time"
+        for one in ended:
+            those = [other.instance_id for other in serving.values() if other.model == one.model]
+            assert len(those) == 1 or 2 * len(sick.intersection(those)) <= len(those)
         if not self.fleet.runtime_away:
             self.clients_wait_for_no_start_that_nobody_wants()
 
@@ -305,7 +326,8 @@ class AnyFleet(RuleBasedStateMachine):
         for routes in self.fleet.registry.table().routes.values():
             for route in routes:
                 one = self.fleet.registry.get(route.instance_id)
-                assert one is not None and one.state is State.READY and one.suspect is route.suspect
+                assert one is not None and one.state is State.READY
+                assert route.suspect is (one.suspect or one.sick is not None)
 
     def teardown(self) -> None:
         """Whatever has happened: when everybody behaves again, everything that fits is served in the end."""
@@ -313,6 +335,9 @@ class AnyFleet(RuleBasedStateMachine):
             return
         self.the_other_gateway_ends()
         self.fleet.runtime_away = False
+        for one in list(self.fleet.registry):
+            self.hear(e.Cleared(one.instance_id))
+            self.hear(e.Works(one.instance_id))
         self.the_first_gpu_is_read(0, None)
         self.reconfigure(*self.specs)
         for model in ("small", "pinned"):
