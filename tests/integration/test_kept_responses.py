@@ -13,7 +13,7 @@ import pytest
 
 from tests.gateway import GatewayProcess, running_gateway
 from tests.integration.test_gateway import config, model
-from tests.integration.test_streams import SLOW, process_of, ready
+from tests.integration.test_streams import SLOW, process_of, ready, set_faults
 
 KEEPING = {**SLOW, "SIM_TOKENS_PER_S": "500", "VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 
@@ -53,6 +53,7 @@ async def test_each_is_found_where_it_is(tmp_path: Path) -> None:
             assert (await client.responses.retrieve(one)).id == one
             with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
                 await client.responses.cancel(one)
+        await gateway.event("request_finished", method="GET", model="m", count=6)
         asked = [line["instance"] for line in gateway.events("request_finished", method="GET", model="m")]
         assert sorted(set(asked)) == await instances(gateway), "they are spread"
         page = await gateway.status()
@@ -90,3 +91,33 @@ async def test_each_key_finds_its_own(tmp_path: Path) -> None:
         assert (await client.responses.retrieve(one)).id == one
         with pytest.raises(openai.NotFoundError, match="No response"):
             await other.responses.retrieve(one)
+
+
+async def test_what_goes_on_from_one_goes_where_it_is(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as gateway, client_of(gateway) as client:
+        last = await made(client)
+        for count in range(6):
+            last = await made(client, previous_response_id=last, stream=count % 2 == 0)
+        await gateway.event("request_finished", path="/v1/responses", status=200, count=7)
+        (alone,) = {line["instance"] for line in gateway.events("request_finished", path="/v1/responses", status=200)}
+        with pytest.raises(openai.NotFoundError, match="Response with id 'resp_unknown' not found"):
+            await made(client, previous_response_id="resp_unknown")
+        long = "x" * (1 << 20)
+        assert await made(client, previous_response_id=last, metadata={"long": long})
+        os.kill(await process_of(gateway, alone), signal.SIGKILL)
+        await gateway.event("instance_ready", count=3)
+        for stream in True, False:
+            with pytest.raises(openai.NotFoundError, match="the instance that kept it has ended") as gone:
+                await made(client, previous_response_id=last, stream=stream)
+            assert gone.value.code == "response_not_found"
+
+
+async def test_what_goes_on_from_one_goes_nowhere_else_if_that_fails(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as gateway, client_of(gateway) as client:
+        last = await made(client)
+        await set_faults(gateway, "close_after_tokens=0")
+        with pytest.raises(openai.APIError, match="no other instance has what it goes on from"):
+            await made(client, previous_response_id=last, stream=True)
+        with pytest.raises(openai.InternalServerError, match="failed before it answered"):
+            await made(client, previous_response_id=last)
+        await gateway.event("request_finished", path="/v1/responses", attempts=1, count=3)

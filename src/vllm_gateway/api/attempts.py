@@ -49,6 +49,7 @@ class Attempts:
         "_tries",
         "body",
         "deadline",
+        "home",
         "info",
         "instance",
         "own",
@@ -93,6 +94,7 @@ class Attempts:
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply
         self.rename: Rename | None = None
+        self.home: str | None = None  # the only instance that can serve it
         self.instance: InstanceView
 
     def instructions(self) -> Instructions:
@@ -115,7 +117,7 @@ class Attempts:
 
     @property
     def has_tries_left(self) -> bool:
-        return self.queue.has_tries_left(self._tries)
+        return self.home is None and self.queue.has_tries_left(self._tries)
 
     async def place(self) -> InstanceView:
         """Waits for a place on an instance; `release` gives it back. Raises ApiError."""
@@ -123,9 +125,12 @@ class Attempts:
         loop = asyncio.get_running_loop()
         waits_since = loop.time()
         try:
-            acquired = self.queue.acquire(
-                self.info, self._failed, never=self._never, lost=self._lost, waited_s=progress.queue_s
-            )
+            if self.home is not None:
+                acquired = self.queue.acquire_at(self.home, self.info)
+            else:
+                acquired = self.queue.acquire(
+                    self.info, self._failed, never=self._never, lost=self._lost, waited_s=progress.queue_s
+                )
             if self.deadline is None:
                 self.instance = await acquired
             else:

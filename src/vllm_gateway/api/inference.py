@@ -106,6 +106,8 @@ class Inference:
         attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
         if found.model != served_as and terms.echo_aliases:
             attempts.rename = Rename(served_as, found.model)
+        if info.path == kept.PATH:
+            attempts.home = self.kept.home_of(kept.previous_in(info.body, large), info)
         if self._recorder is not None or info.path == kept.PATH:
             return await self._watched(client, attempts, large)
         return await self._answer(client, attempts, large)

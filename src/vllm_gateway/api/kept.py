@@ -9,7 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from vllm_gateway.api.attempts import Attempts, outcome_of
+from vllm_gateway.api.body import Large
 from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import KINDS, ApiError
 from vllm_gateway.api.forms import id_headers
@@ -18,7 +21,7 @@ from vllm_gateway.api.terms import Terms
 from vllm_gateway.bodies.payload import Body
 from vllm_gateway.relay import Carried, Client, Instructions, Relay, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand
-from vllm_gateway.scheduling import InstanceView, Outcome, Queues
+from vllm_gateway.scheduling import InstanceView, Outcome, Queues, RequestInfo
 from vllm_gateway.telemetry.cut import cut
 
 PATH = "/v1/responses"
@@ -28,12 +31,29 @@ MOST = 10_000
 _KEPT = re.compile(r"/v1/responses/([A-Za-z0-9._~-]{1,128})(?:/cancel)?")
 _ID = re.compile(rb'\{\s*+"id"\s*+:\s*+"([A-Za-z0-9._~-]{1,128})"')
 _ENOUGH_BYTES = 2048  # of a reply, to find its id in
+_GONE = "the instance that kept it has ended, or sleeps, and no other one has it"
+_UNKNOWN = f"the gateway knows where the last {MOST} are that it has passed on since it began"
+_PREVIOUS = "previous_response_id"
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
 
 
 def response_in(path: str) -> str | None:
     """The id of the response that a path is about."""
     found = _KEPT.fullmatch(path)
     return None if found is None or found[1] == "render" else found[1]
+
+
+def previous_in(body: Body, large: Large | None) -> str | None:
+    """The response that a request goes on from; None if there is none, or nobody can read it."""
+    try:
+        if large is not None:
+            return _text(large.outline.raw(_PREVIOUS)) if _PREVIOUS in large.outline.spans else None
+        if _PREVIOUS.encode() not in body:
+            return None
+        return _text(_fields(body)[_PREVIOUS])
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        return None
 
 
 class _Home(NamedTuple):
@@ -74,16 +94,28 @@ class KeptResponses:
         if self._queues.lists(home.instance_id):
             text = f"The instance that keeps {cut(response_id)!r} is being checked. Try again."
             raise ApiError("instance_failed", text, retry_after_s=1.0)
-        raise _not_found(response_id, "the instance that kept it has ended, or sleeps, and no other one has it")
+        raise _not_found(response_id, _GONE)
+
+    def home_of(self, response_id: str | None, request: RequestInfo) -> str | None:
+        """The id of the instance that keeps what a request goes on from; None if it is not known. Raises ApiError."""
+        home = None if response_id is None else self._homes.get(response_id)
+        if home is None:
+            return None  # an engine says itself what it does not have
+        assert response_id is not None
+        if self.by_caller and home.caller != request.client:
+            raise _not_found(response_id, _UNKNOWN)
+        if home.model != request.model:
+            raise _not_found(response_id, f"it is {cut(home.model)}'s")
+        if not self._queues.lists(home.instance_id):
+            raise _not_found(response_id, _GONE)
+        return home.instance_id
 
     def _only_one(self, response_id: str, *, is_foreign: bool) -> InstanceView:
         """Nothing is known of it; but if only one instance runs, that must have it."""
         views = [view for model in self._models() for view in self._queues.of(model).views]
         if len(views) == 1 and not is_foreign:
             return views[0]
-        raise _not_found(
-            response_id, f"the gateway knows where the last {MOST} are that it has passed on since it began"
-        )
+        raise _not_found(response_id, _UNKNOWN)
 
     async def ask(
         self, client: Client, body: Body, caller: str, progress: Progress, terms: Mapping[str, Terms]

@@ -153,7 +153,8 @@ class StreamedRequest:
             self._next = step
             self._cut_by = self._known(reason)
             return
-        raise self._interrupted(reason, step.why if isinstance(step, GiveUp) else "it has failed too often")
+        again = "it has failed too often" if attempts.home is None else "no other instance has what it goes on from"
+        raise self._interrupted(reason, step.why if isinstance(step, GiveUp) else again)
 
     def _refused(self, failure: NoStream) -> Carried:
         """An engine does not want the request, and the client has a head that says otherwise."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from vllm_gateway.routing import Demand, Refusal, Route
+from vllm_gateway.scheduling.bound import GONE, Bound
 from vllm_gateway.scheduling.budget import RetryBudget
 from vllm_gateway.scheduling.health import Change, PassiveHealth
 from vllm_gateway.scheduling.line import FairLine
@@ -69,6 +70,7 @@ class ModelQueue:
         self._line: FairLine[Waiter] = FairLine()
         self._again: OrderedDict[Past, OrderedDict[Waiter, None]] = OrderedDict()  # by who failed them
         self._undecided: dict[Waiter, None] = {}  # may come again if those who failed them are dead
+        self._bound = Bound()
         self._placed: dict[RequestInfo, tuple[Placement, float]] = {}  # in flight: by which strategy, and when
         self._turnover = Turnover()
         self._closed: Refusal | None = None
@@ -88,7 +90,7 @@ class ModelQueue:
     @property
     def waiting(self) -> int:
         again = sum(map(len, self._again.values()))
-        return self._line.length + again + len(self._undecided) + len(self._quarantine)
+        return self._line.length + again + len(self._undecided) + len(self._quarantine) + len(self._bound)
 
     @property
     def quarantined(self) -> int:
@@ -131,6 +133,21 @@ class ModelQueue:
         if suspected:
             self.serve_waiters()
         return await self._wait(waiter, waited_s)
+
+    async def acquire_at(self, instance_id: str, request: RequestInfo) -> InstanceView:
+        """As `acquire`, for a request that only this instance can serve, and only once."""
+        if self._closed is not None:
+            raise Refused(self._closed)
+        if self._poison.known and self._poison.knows(request, asyncio.get_running_loop().time()):
+            raise Refused(refusal_of(self.model))
+        if instance_id not in self._listed:
+            raise Refused(GONE)
+        waiter = Waiter(request, Past(), None, self._priority(request))
+        if self.waiting >= self._settings.size:
+            self._make_room_for(waiter)
+        self._bound.add(waiter, instance_id)
+        self.serve_waiters()
+        return await self._wait(waiter, 0.0) if waiter in self._bound else await waiter.place
 
     def _make_room_for(self, newcomer: Waiter) -> None:
         """Raises Refused if nobody makes way."""
@@ -259,6 +276,8 @@ class ModelQueue:
             self._line.add(waiter)
 
     def _remove(self, waiter: Waiter) -> None:
+        if self._bound.remove(waiter):
+            return
         if waiter.lost is not None:
             self._quarantine.remove(waiter)
         if not waiter.past.failed:
@@ -285,6 +304,8 @@ class ModelQueue:
         """A place may be free."""
         if self._quarantine.active:
             self._serve_suspected()
+        if self._bound:
+            self._serve_bound()
         for past, waiters in list(self._again.items()) if self._again else ():
             while waiters and (open_to_it := self._open(past, may_repeat=next(iter(waiters)).may_repeat)):
                 self._give(waiters.popitem(last=False)[0], open_to_it)
@@ -292,6 +313,14 @@ class ModelQueue:
                 del self._again[past]
         while self._line.length and (open_to_it := self._open()):
             self._give(self._line.pop(), open_to_it)
+
+    def _serve_bound(self) -> None:
+        views: Sequence[InstanceView] = self._views
+        if self._quarantine.active:
+            views = self._quarantine.others(views, asyncio.get_running_loop().time())
+        while (found := self._bound.next(views)) is not None:
+            waiter, view = found
+            self._give(waiter, (view,))
 
     def _serve_suspected(self) -> None:
         loop, quarantine = asyncio.get_running_loop(), self._quarantine
@@ -336,7 +365,8 @@ class ModelQueue:
 
     def refuse(self, refusal: Refusal) -> None:
         waiters = [*self._line.clear(), *(waiter for same in self._again.values() for waiter in same), *self._undecided]
-        waiters += self._quarantine
+        waiters += [*self._quarantine, *self._bound]
+        self._bound.clear()
         self._again.clear()
         self._undecided.clear()
         self._quarantine.clear()
@@ -413,6 +443,7 @@ class ModelQueue:
         self._alive = self._listed - silent
         self._health.keep(self._listed)
         self._quarantine.listed(self._listed)
+        self._bound.listed(self._listed)
         if self._views:
             self._turnover.places = sum(view.max_in_flight for view in self._views)
         self.placement.listed(self._views)
