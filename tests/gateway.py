@@ -148,11 +148,13 @@ async def running_gateway(
     handed_in: Sequence[socket.socket] = (),
     open_files: tuple[int, int] | None = None,
     release: Path | None = None,
+    reply_limit_s: float = 2 * LIMIT_S,
 ) -> AsyncIterator[GatewayProcess]:
     """Serves `config` on a free port of 127.0.0.1 until the block ends; then it must end cleanly by SIGTERM.
 
     `arguments` are added to the command, and win. `handed_in`: sockets that it gets as from systemd.
     `open_files`: how many it may open, the soft limit and the hard one. `release`: the sources of another one.
+    `reply_limit_s`: how long the client waits for each reply to be whole.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
@@ -177,7 +179,7 @@ async def running_gateway(
         async with aiohttp.ClientSession(
             "http://localhost" if unix else gateway.url,
             connector=aiohttp.UnixConnector(unix) if unix else None,
-            timeout=aiohttp.ClientTimeout(total=2 * LIMIT_S),
+            timeout=aiohttp.ClientTimeout(total=reply_limit_s),
         ) as gateway.http:
             yield gateway
         if process.returncode is None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import openai
 import pytest
 import pytest_asyncio
 
+from tests.engines import metrics
 from tests.gateway import CHAT, GatewayProcess, running_gateway
 from tests.waiting import until
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
 COMPLETIONS = "/v1/completions"
 MANY = 120_000  # tokens: minutes of work, since on few cores a reply of /metrics may take ten seconds
-START_S = 300  # two cores, three processes that import one after another
+START_S = 600  # two busy cores, and two engines of three processes each that import one after another
 ENGINE = {
     "engine_arguments": ["--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "131072"],
     "environment": {
@@ -60,11 +62,15 @@ def config(tiny: str, **model: Any) -> dict[str, Any]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
-    async with running_gateway(tmp_path_factory.mktemp("gateway"), config(tiny, instances=2)) as running:
-        async with asyncio.timeout(START_S):
-            assert (await running.chat("tiny"))[0] == 200
+    async with serving(tmp_path_factory.mktemp("gateway"), config(tiny, instances=2)) as running:
+        assert (await running.chat("tiny"))[0] == 200
         await running.until(lambda page: page["models"]["tiny"]["running"] == 2, START_S)
         yield running
+
+
+def serving(folder: Path, settings: dict[str, Any]) -> AbstractAsyncContextManager[GatewayProcess]:
+    """Whose client waits for as long as a vLLM may take to start."""
+    return running_gateway(folder, settings, reply_limit_s=START_S)
 
 
 async def totals(gateway: GatewayProcess) -> list[int]:
@@ -103,18 +109,18 @@ async def test_a_request_id_becomes_the_replys_id(gateway: GatewayProcess) -> No
 async def test_a_client_that_disconnects_ends_the_engines_work(gateway: GatewayProcess, stream: bool) -> None:
     addresses = [one["address"] for one in (await gateway.status())["active_containers_by_name"].values()]
     body = {"model": "tiny", "prompt": "x", "max_tokens": MANY, "ignore_eos": True, "stream": stream}
-    before = await generated(gateway.http, addresses)
+    before = await generated(addresses)
     request = asyncio.create_task(ask(gateway.http, body))
 
     async def goes_on() -> bool:
-        return await generated(gateway.http, addresses) >= before + 10
+        return await generated(addresses) >= before + 10
 
     await until(goes_on, 180)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
     async with asyncio.timeout(180):
         last = -1.0
-        while last != (last := await generated(gateway.http, addresses)):
+        while last != (last := await generated(addresses)):
             await asyncio.sleep(0.5)
     assert last < before + MANY - 10_000
 
@@ -122,7 +128,7 @@ async def test_a_client_that_disconnects_ends_the_engines_work(gateway: GatewayP
 async def test_a_killed_engine_is_replaced_and_requests_go_on(gateway: GatewayProcess) -> None:
     engines = await gateway.status()
     address = next(iter(engines["active_containers_by_name"].values()))["address"]
-    os.kill(process_listening_on(int(address.rpartition(":")[2])), signal.SIGKILL)
+    os.kill(process_listening_at(address), signal.SIGKILL)
     answers = await asyncio.gather(*(gateway.chat("tiny") for _ in range(4)))
     assert [status for status, _, _ in answers] == [200] * 4
     await gateway.event("instance_failed", model="tiny")
@@ -160,16 +166,15 @@ async def said_by_two(gateway: GatewayProcess, path: str, ask: dict[str, Any], e
         if len(parts) == 20:
             page = await gateway.status()
             (busy,) = [one for one in page["active_containers_by_name"].values() if one["in_flight"]]
-            os.kill(process_listening_on(int(busy["address"].rpartition(":")[2])), signal.SIGKILL)
+            os.kill(process_listening_at(busy["address"]), signal.SIGKILL)
     return "".join(parts)
 
 
 async def test_an_idle_engine_is_stopped_with_all_its_processes(tiny: str, tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, config(tiny, idle_timeout_s=2)) as gateway:
-        async with asyncio.timeout(START_S):
-            await gateway.chat("tiny")
+    async with serving(tmp_path, config(tiny, idle_timeout_s=2)) as gateway:
+        assert (await gateway.chat("tiny"))[0] == 200
         (one,) = (await gateway.status())["active_containers_by_name"].values()
-        group = os.getpgid(process_listening_on(int(one["address"].rpartition(":")[2])))
+        group = os.getpgid(process_listening_at(one["address"]))
         await gateway.event("instance_stopped", limit_s=60, model="tiny")
         with pytest.raises(ProcessLookupError):
             os.killpg(group, 0)
@@ -194,24 +199,24 @@ async def texts(
     assert (reason, line) == (ends_with, b"\n")
 
 
-async def generated(http: aiohttp.ClientSession, addresses: list[str]) -> float:
+async def generated(addresses: list[str]) -> float:
     """Tokens that the engines have generated together, by their own count."""
     total = 0.0
     for address in addresses:
-        async with http.get(f"http://{address}/metrics") as reply:
-            counts = re.findall(r"^vllm:generation_tokens_total{[^}]*} (\S+)$", await reply.text(), re.MULTILINE)
-            total += sum(map(float, counts))
+        page = (await metrics(address)).decode()
+        total += sum(map(float, re.findall(r"^vllm:generation_tokens_total{[^}]*} (\S+)$", page, re.MULTILINE)))
     return total
 
 
-def process_listening_on(port: int) -> int:
-    """The process that was started with `--port`: the leader of an engine."""
+def process_listening_at(address: str) -> int:
+    """The process that was started with it: the leader of an engine."""
+    option, value = ("--uds", address) if address.startswith("/") else ("--port", address.rpartition(":")[2])
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                words = (entry / "cmdline").read_text(errors="replace").split("\0")
             except OSError:
                 continue
-            if b"--port" in words and words[words.index(b"--port") + 1] == str(port).encode():
+            if option in words and words[words.index(option) + 1] == value:
                 return int(entry.name)
-    raise LookupError(port)
+    raise LookupError(address)

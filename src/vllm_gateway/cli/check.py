@@ -4,18 +4,19 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from vllm_gateway.cli.columns import columns
+from vllm_gateway.cli.missing import missing
 from vllm_gateway.cli.serve import CONFIG, EXIT_BAD_CONFIG
 from vllm_gateway.telemetry.terminal import say
 
 if TYPE_CHECKING:
     from vllm_gateway.configuration.settings import Settings
 
-WHAT = "read the configuration, say what would run and every problem in it"
+WHAT = "read the configuration, say what would run and every problem with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +36,21 @@ def check(config_file: Path | None, environ: Mapping[str, str], out: TextIO) -> 
     try:
         settings = load_settings(config_file, environ)
     except ConfigError as error:
-        for problem in error.problems:
-            say(problem, out)
-        count = len(error.problems)
-        say(f"{count} problem{'' if count == 1 else 's'}", out)
-        return EXIT_BAD_CONFIG
+        return _refuse(error.problems, out)
     secrets = Secrets()
     learn_settings(secrets, settings)
     say(secrets.mask("\n".join(_describe(settings))), out)
+    if problems := missing(settings, environ):
+        say("", out)
+        return _refuse([secrets.mask(problem) for problem in problems], out)
     return 0
+
+
+def _refuse(problems: Sequence[object], out: TextIO) -> int:
+    for problem in problems:
+        say(problem, out)
+    say(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}", out)
+    return EXIT_BAD_CONFIG
 
 
 def _describe(settings: "Settings") -> list[str]:

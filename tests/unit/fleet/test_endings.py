@@ -31,6 +31,8 @@ def test_operators_are_told_what_to_look_at() -> None:
     assert "processor" in advice_on(Exit(-4))
     assert "dmesg" in advice_on(Exit(137))
     assert not advice_on(Exit(1))
+    tail = ("importlib.metadata.PackageNotFoundError: No package metadata was found for vllm",)
+    assert "process.command" in advice_on(Exit(1, log_tail=tail))
 
 
 def test_of_one_that_was_killed_an_error_among_its_last_lines_is_an_old_one() -> None:

