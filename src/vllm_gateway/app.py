@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.mask import MaskedProbe
-from vllm_gateway.allocator.probe import GpuProbe, NvmlProbe, SimulatedProbe, StaticProbe
+from vllm_gateway.allocator.nvml import NvmlProbe
+from vllm_gateway.allocator.probe import GpuProbe, SimulatedProbe, StaticProbe
 from vllm_gateway.api.buffers import buffered_bytes
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.guests import bounds_of
@@ -167,10 +168,10 @@ class Gateway:
             return None
         gpus = settings.gpus
         if self._simulated_gpu_dir is not None:
-            return MaskedProbe(SimulatedProbe(self._simulated_gpu_dir), gpus.only, gpus.without)
+            return MaskedProbe(SimulatedProbe(self._simulated_gpu_dir), gpus)
         if gpus.source == "static":
-            return MaskedProbe(StaticProbe(gpus.devices), gpus.only, gpus.without)
-        return MaskedProbe(NvmlProbe(), gpus.only, gpus.without, os.environ)
+            return MaskedProbe(StaticProbe(gpus.devices), gpus)
+        return MaskedProbe(NvmlProbe(gpus.memory_mib), gpus, os.environ)
 
     def _trace_recorder(self, file: str | None, now_s: float) -> TraceRecorder | None:
         if file is None:

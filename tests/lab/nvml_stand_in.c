@@ -6,7 +6,9 @@
  * directory $SIMULATED_GPU_DIR (default /run/simulated-gpus) describes:
  *
  *   gpus/<index>     key=value lines: uuid, name, total_mib, reserved_mib, util, mig,
- *                    error (an nvmlReturn_t that every call on this GPU then answers)
+ *                    error (an nvmlReturn_t that every call on this GPU then answers),
+ *                    memory_error (the same of calls that ask for its memory), shown_mib (a total to show instead)
+ *   gpus/<index>.<n> the same of a MIG device of GPU <index>, if that says mig=1
  *   alloc/<name>     "gpu=<uuid>" and "mib=<n>" lines: memory that a process has taken.
  *                    Counts only while some process holds flock(LOCK_EX) on the file.
  *   driver_version, cuda_version, init_error     optional, one line each
@@ -48,6 +50,7 @@ enum {
 
 #define API __attribute__((visibility("default")))
 #define MAX_GPUS 64
+#define MAX_PARTS 8
 #define MIB_SHIFT 20
 #define NO_MIG_INSTANCE 0xffffffffu
 
@@ -89,6 +92,7 @@ struct gpu {
 
 /* A device handle is the address of its slot: stable for the life of the process, as in the real library. */
 static char slots[MAX_GPUS];
+static char part_slots[MAX_GPUS * MAX_PARTS];
 
 /* NVML counts its initialisations. */
 static int initialised;
@@ -165,13 +169,10 @@ static bool is_initialised(void)
 }
 
 /* Fills in `gpu` even when the answer is the error that its file asks for. */
-static int read_gpu(unsigned index, struct gpu *gpu)
+static int read_file(const char *name, unsigned index, struct gpu *gpu)
 {
-    char name[32];
-
     if (!is_initialised())
         return NVML_ERROR_UNINITIALIZED;
-    snprintf(name, sizeof name, "gpus/%u", index);
     if (index >= MAX_GPUS || !read_text(name, gpu->text, sizeof gpu->text))
         return NVML_ERROR_INVALID_ARGUMENT;
     gpu->index = index;
@@ -179,10 +180,31 @@ static int read_gpu(unsigned index, struct gpu *gpu)
     return (int)find_number(gpu->text, "error", NVML_SUCCESS);
 }
 
+static int read_gpu(unsigned index, struct gpu *gpu)
+{
+    char name[32];
+
+    snprintf(name, sizeof name, "gpus/%u", index);
+    return read_file(name, index, gpu);
+}
+
+static int read_part(unsigned index, unsigned number, struct gpu *gpu)
+{
+    char name[32];
+
+    snprintf(name, sizeof name, "gpus/%u.%u", index, number);
+    return read_file(name, index, gpu);
+}
+
 static int read_device(void *device, struct gpu *gpu)
 {
     char *slot = device;
 
+    if (slot >= part_slots && slot < part_slots + sizeof part_slots) {
+        unsigned offset = (unsigned)(slot - part_slots);
+
+        return read_part(offset / MAX_PARTS, offset % MAX_PARTS, gpu);
+    }
     if (slot < slots || slot >= slots + MAX_GPUS)
         return NVML_ERROR_INVALID_ARGUMENT;
     return read_gpu((unsigned)(slot - slots), gpu);
@@ -311,7 +333,7 @@ static struct memory_v2 measure(const struct gpu *gpu)
     u64 taken_mib = 0;
 
     visit_allocations(gpu->uuid, add_to_sum, &taken_mib);
-    memory.total = find_number(gpu->text, "total_mib", 0) << MIB_SHIFT;
+    memory.total = find_number(gpu->text, "shown_mib", find_number(gpu->text, "total_mib", 0)) << MIB_SHIFT;
     memory.reserved = find_number(gpu->text, "reserved_mib", 0) << MIB_SHIFT;
     memory.used = taken_mib << MIB_SHIFT;
     if (memory.total > memory.reserved + memory.used)
@@ -498,12 +520,19 @@ API int nvmlDeviceGetMinorNumber(void *device, unsigned *number)
     return nvmlDeviceGetIndex(device, number);
 }
 
+static int read_memory(void *device, struct gpu *gpu)
+{
+    int result = read_device(device, gpu);
+
+    return result == NVML_SUCCESS ? (int)find_number(gpu->text, "memory_error", NVML_SUCCESS) : result;
+}
+
 /* Version 1 counts what the driver reserves as used, version 2 lists it apart: as drivers from 510 on do. */
 API int nvmlDeviceGetMemoryInfo(void *device, struct memory_v1 *memory)
 {
     struct gpu gpu;
     struct memory_v2 measured;
-    int result = read_device(device, &gpu);
+    int result = read_memory(device, &gpu);
 
     if (result != NVML_SUCCESS)
         return result;
@@ -522,7 +551,7 @@ API int nvmlDeviceGetMemoryInfo_v2(void *device, struct memory_v2 *memory)
 
     if (memory->version != version)
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    result = read_device(device, &gpu);
+    result = read_memory(device, &gpu);
     if (result != NVML_SUCCESS)
         return result;
     *memory = measure(&gpu);
@@ -585,5 +614,29 @@ API int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending)
         return NVML_ERROR_NOT_SUPPORTED;
     *current = (unsigned)mode;
     *pending = (unsigned)mode;
+    return NVML_SUCCESS;
+}
+
+API int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *count)
+{
+    struct gpu gpu;
+    int result = read_device(device, &gpu);
+
+    if (result == NVML_SUCCESS)
+        *count = MAX_PARTS;
+    return result;
+}
+
+API int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned index, void **part)
+{
+    struct gpu gpu;
+    int result = read_device(device, &gpu);
+    unsigned whole = gpu.index;
+
+    if (result != NVML_SUCCESS)
+        return result;
+    if (index >= MAX_PARTS || read_part(whole, index, &gpu) == NVML_ERROR_INVALID_ARGUMENT)
+        return NVML_ERROR_NOT_FOUND;
+    *part = &part_slots[whole * MAX_PARTS + index];
     return NVML_SUCCESS;
 }

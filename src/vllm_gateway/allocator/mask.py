@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 
 from vllm_gateway.allocator.probe import GpuProbe, GpuReading, ProbeError
+from vllm_gateway.configuration.settings import Gpus, names_gpu
 
 _ALL = ("", "all")
 _NONE = ("none", "void")
@@ -12,20 +13,15 @@ _NONE = ("none", "void")
 class MaskedProbe:
     """The GPUs of another probe that are not masked. A mask names them by index (in PCI order) or by UUID."""
 
-    def __init__(
-        self, probe: GpuProbe, only: Sequence[str], without: Sequence[str], environ: Mapping[str, str] | None = None
-    ) -> None:
-        """`only` and `without`: of the configuration; of `only`, none is all."""
+    def __init__(self, probe: GpuProbe, gpus: Gpus, environ: Mapping[str, str] | None = None) -> None:
         self._probe = probe
-        self._only = only
-        self._without = without
+        self._gpus = gpus
         self._environ = environ or {}
 
     def read(self) -> list[GpuReading]:
         found = self._probe.read()
         left = list(_visible_to_cuda(_given(found, self._environ), found, self._environ))
-        left = [gpu for gpu in left if not self._only or _names(self._only, gpu)]
-        left = [gpu for gpu in left if not _names(self._without, gpu)]
+        left = [gpu for gpu in left if self._gpus.leaves(gpu.index, gpu.gpu_id)]
         if found and not left:
             seen = ", ".join(f"{gpu.index} ({gpu.gpu_id})" for gpu in found)
             masks = "`gpus.only`, `gpus.except`, CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES"
@@ -62,8 +58,4 @@ def _entries(text: str) -> list[str]:
 
 
 def _names(entries: Sequence[str], gpu: GpuReading) -> bool:
-    """The beginning of a UUID is enough, as for CUDA."""
-    return any(
-        entry in (str(gpu.index), gpu.gpu_id) or (entry.startswith(("GPU-", "MIG-")) and gpu.gpu_id.startswith(entry))
-        for entry in entries
-    )
+    return names_gpu(entries, gpu.index, gpu.gpu_id)

@@ -34,7 +34,7 @@ def plan(
     assert need.mib > 0, need
     assert need.gpu_count > 0, need
     gpus = sorted(gpus, key=lambda gpu: gpu.index)
-    usable = [gpu for gpu in gpus if gpu.problem is None and (not need.gpu_ids or gpu.gpu_id in need.gpu_ids)]
+    usable = [gpu for gpu in gpus if _may_be_used(gpu, need)]
     books = _Books(need, usable, residents, policy, now)
     refusal = _never(books, gpus)
     if refusal is not None:
@@ -43,6 +43,11 @@ def plan(
     if chosen is not None:
         return Placement(chosen)
     return _make_room(books) or NoRoom(never=False, reason=_reason_for_now(books, bool(_candidates(books))))
+
+
+def _may_be_used(gpu: Gpu, need: Need) -> bool:
+    here = not need.gpu_ids or gpu.gpu_id in need.gpu_ids
+    return here and gpu.problem is None and not (gpu.part and need.gpu_count > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,8 @@ def _never(books: _Books, all_gpus: Sequence[Gpu]) -> NoRoom | None:
     need, problems = books.need, [gpu for gpu in all_gpus if gpu.problem is not None]
     if need.gpu_count > len(books.gpus):
         reason = f"needs {_gpus(need.gpu_count)}; {len(books.gpus)} can be used"
+        if need.gpu_count > 1 and any(gpu.part for gpu in all_gpus):
+            reason += "; MIG devices cannot be used together"
         if problems:
             reason += "; " + ", ".join(f"GPU {gpu.index}: {gpu.problem}" for gpu in problems)
         return NoRoom(never=True, reason=reason)

@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the GPUs: what there is, what is used, by whom. All calls block; callers run them in a thread."""
+"""Who knows the GPUs: what there is, what is used, by whom. All calls block; callers run them in a thread."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any, Protocol
-
-import pynvml
+from typing import Protocol
 
 from vllm_gateway.allocator.types import Gpu
 from vllm_gateway.configuration.settings import Device
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
-
-MIB = 1 << 20
 
 
 class ProbeError(Exception):
@@ -33,6 +28,8 @@ class GpuReading:
     processes: Mapping[int, int] | None = None
     problem: str | None = None
     measured: bool = True  # False: nobody can say what is used
+    shared: bool = False  # its memory is the machine's
+    part: bool = False  # a MIG device
 
 
 class GpuProbe(Protocol):
@@ -78,76 +75,6 @@ class SimulatedProbe:
         ]
 
 
-class NvmlProbe:
-    """The NVIDIA GPUs of this machine."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._started = False
-        self._known: dict[int, GpuReading] = {}  # a GPU that fell off the bus no longer tells its name
-
-    def read(self) -> list[GpuReading]:
-        with self._lock:
-            self._start()
-            try:
-                count = pynvml.nvmlDeviceGetCount()
-            except pynvml.NVMLError as error:
-                self._stop()  # the driver was reloaded or is gone: start anew at the next reading
-                raise ProbeError(f"NVML does not list the GPUs: {error}") from error
-            if not count:
-                self._stop()
-                raise ProbeError("NVML lists no GPU. Let this machine or container see one.")
-            readings = [self._read_one(index) for index in range(count)]
-            if all(reading.problem for reading in readings):
-                self._stop()  # a reloaded driver is found by a new start only
-            return readings
-
-    def _start(self) -> None:
-        if self._started:
-            return
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-                raise ProbeError(
-                    f"the NVIDIA driver was updated while the old one is still loaded ({error}). Reboot, or end all "
-                    "programs that use the GPUs and load the driver anew (`rmmod` and `modprobe` its modules)."
-                ) from error
-            raise ProbeError(
-                f"no NVIDIA driver answers here ({error}). Run the gateway where NVML is (in a container: with "
-                "`--gpus all` or the `utility` capability), or declare the GPUs with `gpus.source: static` and "
-                "`gpus.devices`."
-            ) from error
-        self._started = True
-
-    def _stop(self) -> None:
-        if self._started:
-            self._started = False
-            try:
-                pynvml.nvmlShutdown()
-            except pynvml.NVMLError:
-                return  # there is nothing left to shut down
-
-    def _read_one(self, index: int) -> GpuReading:
-        known = self._known.get(index)
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)  # `used` of this version counts the driver's share
-            reading = GpuReading(
-                _text(pynvml.nvmlDeviceGetUUID(handle)),
-                index,
-                _text(pynvml.nvmlDeviceGetName(handle)),
-                int(memory.total) // MIB,
-                -(-int(memory.used) // MIB),
-                _nvml_processes(handle),
-            )
-        except pynvml.NVMLError as error:
-            name, gpu_id, total = (known.name, known.gpu_id, known.total_mib) if known else ("unknown", str(index), 0)
-            return GpuReading(gpu_id, index, name, total, problem=f"NVML: {error}")
-        self._known[index] = reading
-        return reading
-
-
 def as_gpus(
     readings: Sequence[GpuReading],
     residents_mib_by_gpu: Mapping[str, int],
@@ -169,6 +96,8 @@ def as_gpus(
             reading.used_mib,
             _foreign(reading, residents_mib_by_gpu.get(reading.gpu_id, 0), our_processes, quiet, previous),
             reading.problem,
+            reading.shared,
+            reading.part,
         )
         for reading in readings
     ]
@@ -201,21 +130,3 @@ def _by_pid(processes: Sequence[tuple[int, int]]) -> dict[int, int] | None:
             return None
         found[pid] = found.get(pid, 0) + mib
     return found
-
-
-def _nvml_processes(handle: Any) -> dict[int, int] | None:
-    """MiB by pid; None where the driver does not tell (WSL, MIG, some virtual GPUs)."""
-    try:
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:
-        return None
-    found: dict[int, int] = {}
-    for process in processes:
-        if process.usedGpuMemory is None:
-            return None
-        found[process.pid] = found.get(process.pid, 0) + process.usedGpuMemory // MIB
-    return found
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

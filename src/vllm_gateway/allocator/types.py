@@ -15,6 +15,8 @@ class Gpu:
     used_mib: int = 0
     foreign_mib: int = 0
     problem: str | None = None  # why nothing may be placed here
+    shared: bool = False  # its memory is the machine's: what sleeps there gives nothing back
+    part: bool = False  # a MIG device: CUDA can use it together with no other
 
 
 @dataclass(frozen=True, slots=True)

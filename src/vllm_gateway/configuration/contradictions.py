@@ -110,15 +110,16 @@ def find_bad_tls(draft: Draft, settings: Settings) -> None:
 
 def find_missing_gpus(draft: Draft, settings: Settings) -> None:
     """Where the configuration names the GPUs; what NVML lists shows at the start."""
-    there = len(settings.gpus.devices)
+    there, left = len(settings.gpus.devices), settings.gpus.left
     for name, model in settings.models.items():
         try:
             needed = 0 if model.endpoints else model.gpu_count
         except BadSize as error:
             draft.complain(("models", name, "engine_arguments", error.index), str(error))
             continue
-        if there and needed > there:
-            message = f"an instance needs {needed} GPUs, and `gpus.devices` has {there}"
+        if there and needed > left:
+            masks = "" if left == there else f", of which `gpus.only` and `gpus.except` leave {left}"
+            message = f"an instance needs {needed} GPUs, and `gpus.devices` has {there}{masks}"
             draft.complain(("models", name, "tensor_parallel_size"), message)
 
 

@@ -2,6 +2,7 @@
 """The shape of the configuration: every setting and every default stands here."""
 
 import re
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -232,6 +233,10 @@ class Gpus(_Strict):
     devices: tuple[Device, ...] = ()
     only: tuple[TextOrNumber, ...] = Field((), description="Use these, by index or UUID; none: all of them.")
     without: tuple[TextOrNumber, ...] = Field((), alias="except", description="Do not use these, by index or UUID.")
+    memory_mib: dict[TextOrNumber, Mib] = Field(
+        default_factory=dict,
+        description="What GPUs have, by index or UUID, where NVML cannot tell; else it is the machine's memory.",
+    )
     margin_mib: int = Field(512, ge=0, description="Left free on every GPU.")
     min_resident_s: Seconds = Field(60, description="How long a model in use keeps its place; 0: no quantum.")
     max_swap_wait_s: Seconds = Field(
@@ -243,7 +248,29 @@ class Gpus(_Strict):
     def _devices_fit_the_source(self) -> "Gpus":
         if (self.source == "nvml") == bool(self.devices):
             raise ValueError("`devices` belongs to `source: static` and `source: simulated`, which need at least one")
+        if self.memory_mib and self.source != "nvml":
+            raise ValueError("`memory_mib` belongs to `source: nvml`; the others have `devices`")
         return self
+
+    @property
+    def left(self) -> int:
+        """How many `devices` there are that are not masked."""
+        prefix = "GPU-sim-" if self.source == "simulated" else ""
+        ids = enumerate(device.id or f"{prefix}{index}" for index, device in enumerate(self.devices))
+        return sum(self.leaves(index, gpu_id) for index, gpu_id in ids)
+
+    def leaves(self, index: int, gpu_id: str) -> bool:
+        """Whether `only` and `except` let it be used."""
+        is_named = not self.only or names_gpu(self.only, index, gpu_id)
+        return is_named and not names_gpu(self.without, index, gpu_id)
+
+
+def names_gpu(entries: Sequence[str], index: int, gpu_id: str) -> bool:
+    """The beginning of a UUID is enough, as for CUDA."""
+    return any(
+        entry in (str(index), gpu_id) or (entry.startswith(("GPU-", "MIG-")) and gpu_id.startswith(entry))
+        for entry in entries
+    )
 
 
 class Log(_Strict):

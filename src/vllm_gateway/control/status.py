@@ -11,7 +11,10 @@ Health = Literal["healthy", "suspect", "sick", "ejected"]
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
-    """Memory in MiB. `used`: by everyone, as NVML shows it; `reserved`: promised to our instances."""
+    """Memory in MiB. `used`: by everyone, as NVML shows it; `reserved`: promised to our instances.
+
+    `shared_memory`: it is the machine's, and what its programs use counts as used.
+    """
 
     id: str
     index: int
@@ -20,6 +23,7 @@ class GpuStatus:
     reserved_mib: int
     used_mib: int
     foreign_mib: int
+    shared_memory: bool
     problem: str | None
 
 

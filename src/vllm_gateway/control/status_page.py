@@ -71,6 +71,7 @@ def _gpu(gpu: Gpu, fleet: Fleet) -> GpuStatus:
         sum(one.booked_mib for one in fleet.registry if gpu.gpu_id in one.gpu_ids),
         gpu.used_mib,
         gpu.foreign_mib,
+        gpu.shared,
         gpu.problem,
     )
 

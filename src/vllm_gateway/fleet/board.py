@@ -71,8 +71,12 @@ class Board:
         )
 
     def _may_sleep(self, one: Instance, state: ModelState) -> bool:
-        """Not while another gateway may send requests to it: they would hang."""
-        return self.activity.alone and sleep.may_sleep(one, state, self.policy)
+        """Not while another gateway may send requests to it: they would hang. Nor where that gives nothing back."""
+        return self.activity.alone and not self.is_shared(one) and sleep.may_sleep(one, state, self.policy)
+
+    def is_shared(self, one: Instance) -> bool:
+        """Whether its GPUs have no memory but the machine's."""
+        return any(gpu.shared and gpu.gpu_id in one.gpu_ids for gpu in self.gpus)
 
     def residents(self, now: float) -> list[Resident]:
         return [self.resident(one, now) for one in self.registry if one.gpu_ids]

@@ -132,6 +132,7 @@ class GpuMemory:
             here = {reading.gpu_id for reading in readings}
             readings += [replace(one, problem="it is gone") for one in self._readings if one.gpu_id not in here]
         self._tell_problems(readings)
+        self._tell_shared(readings)
         self._readings = readings
         return readings
 
@@ -150,6 +151,12 @@ class GpuMemory:
         for one in readings:
             if one.problem and one.problem != known.get(one.gpu_id):
                 self._emit(events.GPU_PROBLEM, gpu=one.gpu_id, problem=one.problem)
+
+    def _tell_shared(self, readings: Sequence[GpuReading]) -> None:
+        known = {one.gpu_id for one in self._readings}
+        for one in readings:
+            if one.shared and one.gpu_id not in known:
+                self._emit(events.GPU_MEMORY_SHARED, gpu=one.gpu_id, name=one.name, total_mib=one.total_mib)
 
 
 def _restless(instances: Iterable[Instance]) -> set[str]:

@@ -240,6 +240,8 @@ class Reconciler:
     def _why_not_asleep(self, one: Instance) -> str:
         """Where the operator may want to know."""
         state = self.board.models[one.model]
+        if state.spec.sleeps and self.board.is_shared(one):
+            return "; asleep it would give nothing back: its GPU has the machine's memory"
         if not state.spec.sleeps or has_a_place(one, state, self.board.policy):
             return ""
         return f"; asleep it would take {host_mib(one, state)} MiB of the machine's memory (host_memory_mib)"

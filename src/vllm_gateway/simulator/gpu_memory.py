@@ -2,6 +2,7 @@
 """Simulated GPUs: whose memory is taken by whom, kept in a directory that processes and containers share.
 
     gpus/<index>    "key=value" lines: uuid, name, total_mib, reserved_mib, util, error, mig
+    gpus/<index>.<n>   the same of a MIG device of a GPU with mig=1, in whose place they stand
     alloc/<name>    "gpu=<uuid>", "mib=<n>" and "pid=<n>" lines
     lock            held while somebody checks what is free and takes it, so that the two are one step
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+_NAME = re.compile(r"\d+(\.\d+)?")
 DEFAULT_DIRECTORY = "/run/simulated-gpus"
 
 
@@ -105,18 +108,31 @@ class SimulatedGpus:
         path = self._gpus / str(index)
         _write_fields(path, _read_fields(path) | values)
 
+    def split(self, index: int, *sizes_mib: int) -> None:
+        """Puts a GPU into MIG mode, with a device of each size: MIG-sim-<index>-0, ..."""
+        whole = _read_fields(self._gpus / str(index))
+        for number, mib in enumerate(sizes_mib):
+            values: dict[str, int | str] = {
+                "uuid": f"MIG-sim-{index}-{number}",
+                "name": f"{whole['name']} MIG {mib} MiB",
+                "total_mib": mib,
+            }
+            _write_fields(self._gpus / f"{index}.{number}", values)
+        self.update(index, mig=1)
+
     def gpus(self) -> list[SimulatedGpu]:
         """All GPUs in the order of their indices, with the memory that live processes hold."""
         held = self._held()
         found = []
-        for path in sorted(self._gpus.iterdir(), key=lambda entry: int(entry.name) if entry.name.isdigit() else -1):
-            if not path.name.isdigit():
-                continue
+        files = [path for path in self._gpus.iterdir() if _NAME.fullmatch(path.name)]
+        for path in sorted(files, key=lambda entry: [int(part) for part in entry.name.split(".")]):
             values = _read_fields(path)
+            if values.get("mig") == "1":
+                continue
             processes = [(pid, mib) for gpu, pid, mib in held if gpu == values["uuid"]]
             found.append(
                 SimulatedGpu(
-                    index=int(path.name),
+                    index=int(path.stem),
                     uuid=values["uuid"],
                     name=values["name"],
                     total_mib=int(values["total_mib"]),

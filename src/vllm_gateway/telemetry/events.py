@@ -280,6 +280,12 @@ MEMORY_NOT_RETURNED = Event(
     ("instance", "gpus", "seconds"),
 )
 GPU_PROBLEM = Event("gpu_problem", "error", "A GPU cannot be used as configured.", ("gpu", "problem"))
+GPU_MEMORY_SHARED = Event(
+    "gpu_memory_shared",
+    "info",
+    "NVML does not tell the memory of this GPU: it is taken to have the machine's, or what `gpus.memory_mib` says.",
+    ("gpu", "name", "total_mib"),
+)
 
 RUNTIME_DOWN = Event("runtime_down", "error", "The runtime does not answer.", ("runtime",), ("problem",))
 RUNTIME_BACK = Event("runtime_back", "info", "The runtime answers again.", ("runtime",), ("seconds",))

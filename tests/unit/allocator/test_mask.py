@@ -5,6 +5,7 @@ import pytest
 
 from vllm_gateway.allocator.mask import MaskedProbe
 from vllm_gateway.allocator.probe import GpuReading, ProbeError
+from vllm_gateway.configuration.settings import Gpus
 
 MACHINE = [GpuReading(f"GPU-{letter}{letter}", index, "card", 24576) for index, letter in enumerate("abcd")]
 
@@ -18,7 +19,9 @@ class Machine:
 
 
 def left(only: str = "", without: str = "", there: int = 4, **environ: str) -> list[int]:
-    probe = MaskedProbe(Machine(MACHINE[:there]), only.split(), without.split(), environ)
+    probe = MaskedProbe(
+        Machine(MACHINE[:there]), Gpus.model_validate({"only": only.split(), "except": without.split()}), environ
+    )
     return [gpu.index for gpu in probe.read()]
 
 

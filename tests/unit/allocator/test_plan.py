@@ -351,3 +351,12 @@ def test_a_resident_on_two_gpus_makes_room_on_both() -> None:
     wide = [resident("wide", 20000, "g0 g1"), resident("left", 15000, "g2", last_used=1)]
     answer = plan(Need("m", 20000, 2), [gpu(0), gpu(1), gpu(2)], wide, POLICY, NOW)
     assert answer == Placement(("g0", "g1"), ("wide",))
+
+
+def test_an_engine_is_not_spread_over_mig_devices() -> None:
+    parts = [Gpu(f"MIG-{index}", 0, "MIG 1g", 24576, part=True) for index in range(2)]
+    assert isinstance(plan(Need("a", 1000), parts, [], Policy(), NOW), Placement)
+    refused = plan(Need("a", 1000, gpu_count=2), parts, [], Policy(), NOW)
+    assert isinstance(refused, NoRoom)
+    assert refused.never
+    assert "MIG devices cannot be used together" in refused.reason

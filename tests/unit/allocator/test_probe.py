@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from vllm_gateway.allocator.probe import GpuReading, NvmlProbe, ProbeError, SimulatedProbe, StaticProbe, as_gpus
+from vllm_gateway.allocator.nvml import NvmlProbe
+from vllm_gateway.allocator.probe import GpuReading, ProbeError, SimulatedProbe, StaticProbe, as_gpus
 from vllm_gateway.configuration.settings import Device
 from vllm_gateway.simulator.gpu_memory import SimulatedGpus
 

@@ -235,6 +235,15 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "models: {a: {repository: x, tensor_parallel_size: 2}}\n",
             "g.yaml:2: models.a.tensor_parallel_size: an instance needs 2 GPUs, and `gpus.devices` has 1",
         ),
+        (
+            "gpus: {source: static, except: [1], devices: [{name: g, memory_mib: 1}, {name: g, memory_mib: 1}]}\n"
+            "models: {a: {repository: x, tensor_parallel_size: 2}}\n",
+            "g.yaml:2: models.a.tensor_parallel_size: an instance needs 2 GPUs, and `gpus.devices` has 2, of which",
+        ),
+        (
+            "gpus: {memory_mib: {0: 1}, source: simulated, devices: [{name: g, memory_mib: 1}]}\n",
+            "g.yaml:1: gpus: `memo",
+        ),
         ("docker: {ipc: host, shm_mib: 64}\n", "g.yaml:1: docker: `shm_mib` needs `ipc: private`"),
         (
             "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",

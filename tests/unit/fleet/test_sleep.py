@@ -292,3 +292,12 @@ def test_a_start_that_others_make_way_for_waits_as_long_as_it_would_take_for_a_w
     fleet.tick(1)
     assert fleet.of("c", State.FALLING_ASLEEP) == [c]
     assert fleet.of("a", State.STARTING)
+
+
+def test_what_shares_the_machines_memory_is_stopped_as_its_sleep_would_make_no_room() -> None:
+    fleet = FleetInTheHead(sleeper("a"), sleeper("b"))
+    fleet.hear(e.GpusRead([Gpu("gpu0", 0, "GB10", 100, shared=True)]))
+    a = fleet.run("a")
+    effects = fleet.want("b")
+    assert (stopped(effects), told_to_sleep(effects)) == ([a.instance_id], [])
+    assert "nothing back" in a.why
