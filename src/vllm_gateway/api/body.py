@@ -20,6 +20,9 @@ _LONGEST_VALUE = 4096
 """Of a field that is a name or a flag, in a large body."""
 
 
+_SPACES = b" " * len(codecs.BOM_UTF8)
+
+
 class Wanted(msgspec.Struct):
     """Everything else in the body is skipped, not built."""
 
@@ -45,11 +48,14 @@ _NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Malfor
 
 
 def in_utf8(body: Body) -> Body:
-    """JSON as the gateway reads it, from any encoding in which engines take it: they ask its first bytes."""
+    """JSON as the gateway reads it, from any encoding in which engines take it: they ask its first bytes.
+
+    Spaces take the place of a byte order mark: a large body is not copied, and stays as long as it was counted.
+    """
     if body.startswith(codecs.BOM_UTF8):
         if isinstance(body, bytes):
-            return body[len(codecs.BOM_UTF8) :]
-        del body[: len(codecs.BOM_UTF8)]  # a large one is not copied
+            return _SPACES + body[len(_SPACES) :]
+        body[: len(_SPACES)] = _SPACES
     elif not is_large(body) and (encoding := json.detect_encoding(body)) != "utf-8":
         try:
             return body.decode(encoding).encode()
