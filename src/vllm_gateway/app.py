@@ -106,7 +106,7 @@ class Gateway:
             health_changed=self._health_changed,
             guilty=self._guilty,
             elsewhere=partial(in_flight_of, predecessor, self.fleet.registry) if predecessor else lambda instance_id: 0,
-            silent=lambda view: self.relay.abandon(view.address),
+            abandoned=lambda view, hung, ended: self.relay.abandon(view.address, hung=hung, ended=ended),
             heard_at=self.relay.heard_at,
         )
         self._predecessor = predecessor

@@ -76,11 +76,14 @@ class ModelCard:
 class RoutingTable:
     """An immutable snapshot: model -> its ready instances, in a stable order, suspects among them.
 
-    `silent`: instances, listed or not, that do not answer; who waits there had better wait elsewhere.
+    `silent`: instances, listed or not, that do not answer, or hang; who waits there had better wait elsewhere. Of
+    these, `hung`: those that do not work; `ended`: those that are being ended, where nobody may wait any longer.
     """
 
     routes: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
+    hung: frozenset[str] = frozenset()
+    ended: frozenset[str] = frozenset()
 
     def of(self, model: str) -> tuple[Route, ...]:
         return self.routes.get(model, ())

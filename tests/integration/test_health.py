@@ -224,3 +224,14 @@ async def test_an_engine_of_somebody_else_that_hangs_is_spared_and_comes_back(tm
             await set_faults(address)
             await gateway.event("instance_well", instance=name)
             assert not gateway.events("instance_failed")
+
+
+async def test_a_request_that_was_on_two_engines_when_they_hung_is_not_given_a_third(tmp_path: Path) -> None:
+    hangs = {**FAST, "SIM_FAULTS": "core_hangs"}
+    models = {"a": {**model("a"), "environment": hangs}}
+    async with running_gateway(tmp_path, config(models=models, health={**QUICK, "stall_s": 0.5})) as gateway:
+        status, _, answer = await gateway.chat("a")
+        assert (status, answer["error"]["code"]) == (502, "instance_failed")
+        assert "2 engines hung" in answer["error"]["message"]
+        assert (await gateway.event("request_finished", status=502))["attempts"] == 2
+        assert len(gateway.events("instance_sick", hung=True)) == 2

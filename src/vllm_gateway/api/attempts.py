@@ -17,8 +17,11 @@ from vllm_gateway.scheduling import InstanceView, Lost, ModelQueue, NotAgain, Ou
 
 _NOBODY_GOT_IT = frozenset({"connect_refused", "connect_failed"})
 """With these an instance has failed, but no try was used up."""
-_LIVES_ON = _NOBODY_GOT_IT | {"connect_timeout", "first_byte_timeout", "idle_timeout", "instance_silent"}
+_GIVEN_UP_BY_US = frozenset({"instance_silent", "instance_hung"})
+_LIVES_ON = _NOBODY_GOT_IT | _GIVEN_UP_BY_US | {"connect_timeout", "first_byte_timeout", "idle_timeout"}
 """With these it has not died while it had the request."""
+_MOST_HUNG = 2
+"""A request that has been on so many engines when they hung is not given a further one: it may be its doing."""
 _NOT_ITS_FAULT = frozenset({"request_timeout", "shortage", "relay_closed", "event_too_long", "refused"})
 """These say nothing about an instance: another one would have done the same."""
 
@@ -42,6 +45,7 @@ class Attempts:
         "_demand",
         "_failed",
         "_goodbye",
+        "_hung",
         "_lives",
         "_lost",
         "_never",
@@ -77,6 +81,7 @@ class Attempts:
         self._goodbye = goodbye
         self._failed: frozenset[str] = frozenset()
         self._never: frozenset[str] = frozenset()
+        self._hung = 0  # engines that hung while they had it
         self._lost: Lost | None = None
         self._placed_at = 0.0
         self._lives = False  # the instance says that it cannot go on, and not that it has died
@@ -117,7 +122,7 @@ class Attempts:
 
     @property
     def has_tries_left(self) -> bool:
-        return self.home is None and self.queue.has_tries_left(self._tries)
+        return self.home is None and self._hung < _MOST_HUNG and self.queue.has_tries_left(self._tries)
 
     async def place(self) -> InstanceView:
         """Waits for a place on an instance; `release` gives it back. Raises ApiError."""
@@ -199,6 +204,7 @@ class Attempts:
         self._tries -= reason in _NOBODY_GOT_IT
         here = self.instance.instance_id
         self._failed |= {here}
+        self._hung += reason == "instance_hung"
         if reason == "first_byte_timeout":  # it has had its time there
             self._never |= {here}
         if self._lives or reason in _LIVES_ON:
@@ -220,5 +226,7 @@ class Attempts:
             "first_byte_timeout": f"An instance said nothing for {limits.first_byte_s} s (timeouts.first_byte_s).",
         }
         failed = f"The instance that had the request failed before it answered ({reason}). Try again."
+        if self._hung >= _MOST_HUNG:
+            failed = f"{self._hung} engines hung while they had this request; no other one is given it."
         code = reason if reason in texts else "instance_failed"
         return LastTryFailed(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())

@@ -113,11 +113,10 @@ class ContainerRegistry:
                     suspect=one.suspect or one.sick is not None,
                 )
                 routes[one.model] = (*routes.get(one.model, ()), route)
-        return RoutingTable(routes, frozenset(one.instance_id for one in self if _is_silent(one)))
-
-
-def _is_silent(one: Instance) -> bool:
-    return one.sick is not None or (one.external and one.state is State.FAILED)
+        silent = [one for one in self if one.sick is not None or (one.external and one.state is State.FAILED)]
+        hung = frozenset(one.instance_id for one in silent if one.sick is not None and one.sick.hung)
+        ended = frozenset(one.instance_id for one in silent if one.state is State.FAILED and not one.external)
+        return RoutingTable(routes, frozenset(one.instance_id for one in silent), hung, ended)
 
 
 def _place(one: Instance) -> tuple[int, str]:

@@ -386,14 +386,15 @@ class Exchange:
     def cut(self, reason: str) -> None:
         """Ends it from our side, wherever it is: the instance's connection is closed at once."""
         if self.phase is _HEAD:
-            self._fail(reason, retryable=reason in ("first_byte_timeout", "instance_silent"))
+            self._fail(reason, retryable=reason in ("first_byte_timeout", "instance_silent", "instance_hung"))
         elif self.phase is _BODY:
             self._end(reason)
 
-    def abandon(self) -> None:
-        """Ends it if another instance can begin the reply anew."""
-        if self._waits_for_body and not self._heard and (self.phase is _HEAD or not self.owns_client):
-            self.cut("instance_silent")
+    def abandon(self, reason: str, *, begun: bool) -> None:
+        """Ends it if another instance can begin the reply anew, or, if it has `begun`, can go on with it."""
+        waits = self._waits_for_body and not self._heard
+        if (begun or waits) and (self.phase is _HEAD or not self.owns_client):
+            self.cut(reason)
 
     def check_time(self, now: float) -> bool:
         """Called by the sweep. Whether more of the reply's body has come since."""

@@ -134,10 +134,14 @@ class Relay:
         """When a reply from there was last seen to go on, within a sweep; None if that is unknown."""
         return self._heard.get(address)
 
-    def abandon(self, address: Address) -> None:
-        """The instance is silent: requests of whose reply nothing has come fail with `instance_silent`."""
+    def abandon(self, address: Address, *, hung: bool = False, ended: bool = False) -> None:
+        """The instance is silent, or hangs: those for whom another can begin anew fail with that.
+
+        If it is `ended`, all those do with whom another can go on.
+        """
+        reason = "instance_hung" if hung else "instance_silent"
         for exchange in [one for one in self._active if one.address == address]:
-            exchange.abandon()
+            exchange.abandon(reason, begun=ended)
 
     def forget(self, address: Address) -> None:
         """The instance is gone: closes the idle connections to it."""

@@ -64,7 +64,8 @@ class UpstreamFailed(Exception):
     """The instance gave no reply, and not a byte has reached the client: the request may go to another instance.
 
     `reason` is one of: connect_refused, connect_timeout, connect_failed, reset, closed, first_byte_timeout,
-    instance_silent, request_timeout, bad_reply, given_up, relay_closed; shortage, which is the gateway's own.
+    instance_silent, instance_hung, request_timeout, bad_reply, given_up, relay_closed; shortage, which is the
+    gateway's own.
     `retryable` says whether another instance may do better without the risk of doing the work twice over.
     """
 
@@ -101,7 +102,7 @@ class Carried:
     broken: str | None
     """Why the reply was cut: upstream_closed, upstream_reset, idle_timeout, first_byte_timeout, request_timeout,
     bad_reply, client_gone, client_stalled, cancelled, relay_closed; of a followed stream also instance_silent,
-    stream_incomplete and what its follower says. None while it is complete."""
+    instance_hung, stream_incomplete and what its follower says. None while it is complete."""
     keeps_client: bool
     """The client's connection can take another request."""
     self_delimiting: bool

@@ -24,21 +24,22 @@ class Queues:
         health_changed: Callable[[InstanceView, Change], None],
         guilty: Callable[[RequestInfo, InstanceView], None] = lambda request, view: None,
         elsewhere: Callable[[str], int] = lambda instance_id: 0,
-        silent: Callable[[InstanceView], None] = lambda view: None,
+        abandoned: Callable[[InstanceView, bool, bool], None] = lambda view, hung, ended: None,
         heard_at: Callable[[Address], float | None] = lambda address: None,
     ) -> None:
         """`guilty` hears of requests that end instances.
 
         `elsewhere`: how many requests another gateway has on an instance; `recount` tells that it has changed.
 
-        `silent` hears of those that do not answer while another one does. `heard_at`: when a reply last went on there.
+        `abandoned` hears of those that do not answer while another one does, and of those that are ended for it.
+        `heard_at`: when a reply last went on there.
         """
         self._demand = demand
         self._elsewhere = elsewhere
         self._departed = departed
         self._health_changed = health_changed
         self._guilty = guilty
-        self._silent = silent
+        self._abandoned = abandoned
         self._heard_at = heard_at
         self._views: dict[str, InstanceView] = {}
         self._listed: frozenset[str] = frozenset()
@@ -87,8 +88,9 @@ class Queues:
                 self._forget(view)
         for view in filter(None, map(self._views.get, table.silent)):
             others = self._queues[view.model].views if view.model in self._queues else ()
-            if view.own and others:
-                self._silent(view)
+            ended = view.instance_id in table.ended
+            if view.own and (others or ended):
+                self._abandoned(view, view.instance_id in table.hung, ended)
 
     def refuse(self, model: str, refusal: Refusal) -> None:
         if queue := self._queues.get(model):

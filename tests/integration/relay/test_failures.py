@@ -118,6 +118,18 @@ async def test_who_has_nothing_from_a_silent_instance_is_sent_away_and_who_has_s
         assert between.relay.heard_at(there) is None
 
 
+async def test_who_waits_for_one_that_hangs_is_told_apart() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.ended()
+
+    async with instance(script) as engine, gateway(engine.port) as between:
+        asked = asyncio.create_task((await between.connect()).ask())
+        await until(lambda: engine.open == 1)
+        await until(lambda: between.relay._active)
+        between.relay.abandon(Address("127.0.0.1", engine.port), hung=True)
+        assert (await asked).body == b"instance_hung True"
+
+
 async def test_a_request_that_cannot_be_written_is_not_sent() -> None:
     async with (
         instance(answering(OK)) as engine,

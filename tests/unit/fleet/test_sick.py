@@ -88,6 +88,20 @@ def test_one_that_hangs_is_replaced_at_once(count: int) -> None:
     assert len(routed(fleet)) == count
 
 
+@pytest.mark.parametrize("is_hung", [True, False])
+def test_the_table_tells_who_is_silent_who_hangs_and_who_is_ended_for_it(is_hung: bool) -> None:
+    fleet, (a, _) = fleet_of(2)
+    (hang if is_hung else miss)(fleet, a)
+    nobody: frozenset[str] = frozenset()
+    ids = frozenset({a.instance_id})
+    table = fleet.registry.table()
+    assert (table.silent, table.hung, table.ended) == (ids, ids if is_hung else nobody, nobody)
+    fleet.tick(LIMIT_S)
+    assert a.state is State.FAILED
+    table = fleet.registry.table()
+    assert (table.silent, table.hung, table.ended) == (ids, ids if is_hung else nobody, ids)
+
+
 def test_a_health_check_that_passes_says_nothing_of_the_work() -> None:
     fleet, (a, b) = fleet_of(2)
     fleet.runtime_away = True

@@ -93,7 +93,7 @@ class Bench:
             ),
             departed=lambda view: self.departed.append(view.instance_id),
             health_changed=lambda view, change: self.changes.append((view.name, change.ejected)),
-            silent=lambda view: self.silent.append(view.instance_id),
+            abandoned=lambda view, hung, ended: self.silent.append(view.instance_id),
             guilty=lambda request, view: self.condemned.append(request.request_id),
             elsewhere=lambda instance_id: self.elsewhere.get(instance_id, 0),
         )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.scheduling.bench import Bench, First, refusal_of, request
 from tests.waiting import until
-from vllm_gateway.routing import Address, Refusal
+from vllm_gateway.routing import Address, Refusal, RoutingTable
 from vllm_gateway.scheduling import (
     InstanceView,
     NotAgain,
@@ -132,6 +132,14 @@ async def test_nobody_is_sent_away_from_a_silent_one_while_there_is_no_other() -
     bench.publish("i1", silent=["i1"])
     assert not bench.silent
     bench.publish("i1", "i2", silent=["i1"])
+    assert bench.silent == ["i1"]
+
+
+async def test_nobody_waits_on_where_the_instance_is_ended_for_its_silence() -> None:
+    bench = Bench()
+    bench.publish("i1")
+    await bench.queue.acquire(request())
+    bench.queues.publish(RoutingTable({}, silent=frozenset({"i1"}), ended=frozenset({"i1"})))
     assert bench.silent == ["i1"]
 
 
