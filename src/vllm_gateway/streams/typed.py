@@ -109,7 +109,7 @@ class Typed:
         self._max_event_bytes = max_event_bytes
         self._reader = EventReader(max_event_bytes)
         self._greeted: set[bytes] = set()  # types of greetings that the client has
-        self._held: list[bytes] = []  # openings of a part of which there is nothing yet
+        self._held: list[bytes] = []  # of no use unless something follows them
         self._again = False  # this is not the instance that began
         self._renamed: tuple[bytes, bytes] | None = None  # its name for the response, and the client's
         self.failed: str | None = None
@@ -197,18 +197,13 @@ class Typed:
             return b""
         if name in types.last:
             return self._last(name, event)
-        if (
-            not self.tokens
-            and name in types.openings
-            and len(self._held) < _MOST_HELD
-            and len(event) < LARGE_EVENT_BYTES
-        ):
-            self._held.append(event)
-            return b""
-        if name == b"message_delta" and (reason := _STOP_REASON.search(event)) is not None:
-            if reason[1] == b"null":  # how vLLM ends what it could not finish
-                self.failed = "stream_incomplete"
+        reason = _STOP_REASON.search(event) if name == b"message_delta" else None
+        has_none = reason is not None and reason[1] == b"null"  # how vLLM ends what it could not finish
+        if has_none or (not self.tokens and name in types.openings):
+            if len(self._held) < _MOST_HELD and len(event) < LARGE_EVENT_BYTES:
+                self._held.append(event)
                 return b""
+        elif reason is not None:
             self.is_finished = True
         self.tokens += 1
         return self._with_held(event)

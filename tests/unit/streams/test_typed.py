@@ -165,11 +165,14 @@ def test_a_message_of_which_only_the_last_event_is_missing_is_completed() -> Non
     assert seen + step.events == b"".join(events)
 
 
+NO_REASON = 'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":null}}\n\n'
+
+
 @pytest.mark.parametrize(
     ("path", "end"),
     [
         (MESSAGES, 'event: message_stop\ndata: {"type":"message_stop"}'),
-        (MESSAGES, 'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":null}}'),
+        (MESSAGES, f"{NO_REASON}event: message_stop\ndata: {{}}"),
         (MESSAGES, "data: [DONE]"),
         (RESPONSES, "data: [DONE]"),
         (RESPONSES, 'data: {"error":{"message":"x","type":"InternalServerError","code":500}}'),
@@ -184,6 +187,14 @@ def test_ends_that_are_none_do_not_reach_the_client(path: str, end: str) -> None
         assert stream.feed(end.encode() + b"\n\n") == b""
         assert stream.failed in ("stream_incomplete", "engine_error")
         assert isinstance(next_step(stream), GiveUp if said else Ask)
+
+
+def test_a_reason_may_come_later() -> None:
+    events = answer(MESSAGES)
+    events.insert(-2, NO_REASON.encode())
+    stream = told(MESSAGES)
+    assert b"".join(map(stream.feed, events)) == b"".join(events)
+    assert stream.done
 
 
 _IN_WORDS = "input_value={'error': {'message': 'Gr...am': None, 'code': 400}}, input_type=dict]"
