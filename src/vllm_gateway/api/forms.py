@@ -22,9 +22,13 @@ class Form(enum.Enum):
 
 def form_of(path: str) -> Form:
     """What those expect who ask for this path, whether there is such a path or not."""
-    if path.startswith(_MESSAGES) and path[len(_MESSAGES) :][:1] in ("", "/"):
+    if _is_of_messages(path):
         return Form.ANTHROPIC
     return Form.RESPONSES if path.rstrip("/") == _RESPONSES else Form.OPENAI
+
+
+def _is_of_messages(path: str) -> bool:
+    return path.startswith(_MESSAGES) and path[len(_MESSAGES) :][:1] in ("", "/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def engines_event(body: Mapping[str, Any], form: Form) -> bytes:
 
 def id_headers(path: str, request_id: str) -> tuple[tuple[str, str], ...]:
     """What says the request's id: Anthropic's clients look for it under a name of their own."""
-    if path.startswith(_MESSAGES):
+    if _is_of_messages(path):
         return (("X-Request-Id", request_id), ("request-id", request_id))
     return (("X-Request-Id", request_id),)
 
