@@ -111,6 +111,7 @@ class Attempts:
             began=self.queue.began(self.instance, self.info),
             watch=self.watch,
             rename=self.rename,
+            only_here=self.home is not None,
             has_given_up=self._has_given_up,
         )
 

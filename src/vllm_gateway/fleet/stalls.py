@@ -18,8 +18,9 @@ from vllm_gateway.fleet.sick import WORKING
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.routing import Activity
 
-COMPILING = 3
-"""Times as long may pass before its first answer: it may be compiling what it needs for that."""
+PATIENCE = 3
+"""Times as long may pass before its first answer, since it may be compiling what it needs for that; and if its counters
+cannot be read."""
 
 TRIAL_S = 30.0
 _LOOKED_INTO = 0.25  # after this part of the limit its counters are read
@@ -65,12 +66,13 @@ class Stalls:
             if self._activity.in_flight(one.instance_id):
                 self._stalls[one.instance_id] = _Stall(now)
             return
-        limit_s = self.settings.stall_s * (COMPILING if self._may_be_compiling(one) else 1)
-        if self._is_heard(one, stall) or (
-            now - stall.since >= limit_s * _LOOKED_INTO and await self._has_worked(one, stall)
-        ):
+        limit_s = self.settings.stall_s
+        looks_into = now - stall.since >= limit_s * _LOOKED_INTO
+        if self._is_heard(one, stall) or (looks_into and await self._has_worked(one, stall)):
             self._moves(one)
-        elif _now() - stall.since >= limit_s and _now() >= stall.next_trial_at and not stall.on_trial:
+            return
+        limit_s *= PATIENCE if stall.work is None or self._may_be_compiling(one) else 1
+        if _now() - stall.since >= limit_s and _now() >= stall.next_trial_at and not stall.on_trial:
             stall.on_trial = True
             self._tasks.spawn(self._try(one, stall))
 

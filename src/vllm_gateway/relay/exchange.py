@@ -392,7 +392,7 @@ class Exchange:
 
     def abandon(self, reason: str, *, begun: bool) -> None:
         """Ends it if another instance can begin the reply anew, or, if it has `begun`, can go on with it."""
-        waits = self._waits_for_body and not self._heard
+        waits = self._waits_for_body and not (self._heard or self._instructions.only_here)
         if (begun or waits) and (self.phase is _HEAD or not self.owns_client):
             self.cut(reason)
 

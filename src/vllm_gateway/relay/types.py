@@ -56,6 +56,8 @@ class Instructions:
     """Is shown the body as it comes, framing included."""
     rename: Rename | None = None
     """How the client calls the model, if the engine calls it something else."""
+    only_here: bool = False
+    """No other instance can serve it: it waits on while this one is silent."""
     has_given_up: HasGivenUp | None = None
     """Who judges whether a reply is the instance's failure."""
 

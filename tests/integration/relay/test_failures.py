@@ -118,6 +118,22 @@ async def test_who_has_nothing_from_a_silent_instance_is_sent_away_and_who_has_s
         assert between.relay.heard_at(there) is None
 
 
+async def test_who_can_be_served_nowhere_else_waits_on_until_the_instance_is_ended() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.ended()
+
+    async with instance(script) as engine, gateway(engine.port) as between:
+        asked = asyncio.create_task((await between.connect()).ask())
+        await until(lambda: between.relay._active)
+        (exchange,) = between.relay._active
+        exchange._instructions.only_here = True
+        there = Address("127.0.0.1", engine.port)
+        between.relay.abandon(there)
+        assert between.relay._active
+        between.relay.abandon(there, ended=True)
+        assert (await asked).body == b"instance_silent True"
+
+
 async def test_who_waits_for_one_that_hangs_is_told_apart() -> None:
     async def script(peer: Peer) -> None:
         await peer.ended()
