@@ -18,7 +18,7 @@ from tests.lab.gate import Gate
 from tests.lab.lab import Lab
 from tests.waiting import LIMIT_S, until
 from vllm_gateway.configuration.settings import Docker, Log
-from vllm_gateway.fleet.runtimes import Launch, Progress, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes import Launch, Progress, RuntimeDown, StartError, docker_client
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.routing import Address
@@ -427,6 +427,16 @@ async def test_a_pull_in_which_nothing_moves_has_a_limit_and_one_that_is_cancell
     finally:
         await runtime.close()
         await patient.close()
+
+
+async def test_a_start_that_docker_does_not_answer_has_a_limit(
+    runtime: DockerRuntime, gate: Gate, owner: str, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_client, "DO_S", 0.5)
+    gate.holds = r"POST \S*/containers/"
+    with pytest.raises(RuntimeDown, match="in time"):
+        await runtime.start(launch(owner, image))
+    assert await runtime.find() == []
 
 
 async def test_a_missing_network_is_said_at_once_and_a_failed_start_leaves_no_container(

@@ -18,6 +18,9 @@ class Gate:
         self._writers: set[asyncio.StreamWriter] = set()
         self.failures: dict[str, str] = {}
         """Request lines, as patterns, that are answered 500 with a message instead of being let through."""
+        self.holds: str | None = None
+        """Request lines, as a pattern, that wait for `goes_on` and are let through then, wanted or not."""
+        self.goes_on = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -28,6 +31,7 @@ class Gate:
 
     async def shut(self) -> None:
         assert self._server is not None
+        self.goes_on.set()
         self._server.close()
         Path(self._path).unlink(missing_ok=True)
         for writer in list(self._writers):
@@ -54,6 +58,8 @@ class Gate:
                 if message is not None:
                     back.write(_failure(message))
                     break
+                if self.holds is not None and re.match(self.holds, line):
+                    await self.goes_on.wait()
                 to_docker.write(data)
                 await to_docker.drain()
         to_docker.close()

@@ -318,7 +318,8 @@ class Fleet:
 
     def problems(self) -> list[str]:
         """What is wrong with the machine; requests may be served nevertheless."""
-        found = [f"runtime: {self._runtime.problem}"] if self._runtime.problem else []
+        runtime = [self._runtime.problem] if self._runtime.problem else self._runtime.unanswered
+        found = [f"runtime: {problem}" for problem in runtime]
         found += [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
         found += [f"{one.name} cannot be ended: {one.stuck}" for one in self.registry if one.stuck]
         models = self.supervisor.models.items()

@@ -23,6 +23,8 @@ RUNTIME_BACK_S = 30.0  # how long a start waits for a runtime that does not answ
 RUNTIME_POLL_S = 0.5
 LONGEST_PAUSE_S = 15.0  # between two attempts to end an instance that the runtime cannot end
 ERROR_PAUSE_S = 5.0
+LATE_S = 15.0  # when the runtime takes longer to end an instance, others wait for it no more
+MARGIN_S = 5.0  # and beyond the engine's own time
 PATIENCE_S = 1.0  # with the health check of a suspect
 
 
@@ -253,8 +255,10 @@ class Lives:
         if one.running is None:
             await self._end_watch(one)
         if one.running is not None:
-            pids, before = await self._memory.pids(one), await self._memory.used()
-            await self._surely(one, partial(self._runtime.stop, one.running.handle, grace_s))
+            with self._told_if_late(one, LATE_S):
+                pids = await self._memory.pids(one)
+            before, late_s = await self._memory.used(), max(LATE_S, grace_s + MARGIN_S)
+            await self._surely(one, partial(self._runtime.stop, one.running.handle, grace_s), late_s)
             await self._memory.back(one, pids, before)
         self._forget(one)
 
@@ -262,7 +266,7 @@ class Lives:
         if one.running is None:
             await self._end_watch(one)
         if one.running is not None and not one.external:
-            await self._surely(one, partial(self._runtime.remove, one.running.handle))
+            await self._surely(one, partial(self._runtime.remove, one.running.handle), LATE_S)
             await self._memory.back(one, frozenset(), {})
         self._forget(one)
 
@@ -271,20 +275,38 @@ class Lives:
         watch = self._watches.get(one.instance_id)
         if watch and not watch.done():
             watch.cancel()
-            await asyncio.wait({watch})
+            with self._told_if_late(one, LATE_S):
+                await asyncio.wait({watch})
 
-    async def _surely(self, one: Instance, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _surely(self, one: Instance, end: Callable[[], Coroutine[Any, Any, None]], late_s: float) -> None:
         """Until then the instance may still be there, and its memory with it: it stays in the books."""
         pause_s = RUNTIME_POLL_S
         while True:
             try:
-                return await end()
+                with self._told_if_late(one, late_s):
+                    return await end()
             except RuntimeDown as error:
                 away = self._runtime.problem is not None
                 if not away:
                     self._hear(e.Stuck(one.instance_id, self._mask(str(error))))
             await self._pause(one, pause_s)
             pause_s = RUNTIME_POLL_S if away else min(2 * pause_s, LONGEST_PAUSE_S)
+
+    @contextmanager
+    def _told_if_late(self, one: Instance, late_s: float) -> Iterator[None]:
+        """Others need not wait for the runtime: neither to start where there is room, nor to take over."""
+
+        def tell() -> None:
+            if self._runtime.problem is None:
+                self._hear(e.Stuck(one.instance_id, f"the runtime has not answered for {late_s:g} s"))
+                self._moving.discard(one.instance_id)
+                self._rest.set()
+
+        timer = asyncio.get_running_loop().call_later(late_s, tell)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _forget(self, one: Instance) -> None:
         watch = self._watches.pop(one.instance_id, None)

@@ -288,6 +288,12 @@ GPU_MEMORY_SHARED = Event(
 )
 
 RUNTIME_DOWN = Event("runtime_down", "error", "The runtime does not answer.", ("runtime",), ("problem",))
+RUNTIME_SLOW = Event(
+    "runtime_slow",
+    "warning",
+    "The runtime takes longer than it should over a call; it has that call's limit yet.",
+    ("runtime", "call", "seconds"),
+)
 RUNTIME_BACK = Event("runtime_back", "info", "The runtime answers again.", ("runtime",), ("seconds",))
 DOCKER_NETWORK_MISSING = Event(
     "docker_network_missing", "warning", "No engine can start until `docker.network` exists.", ("network",)

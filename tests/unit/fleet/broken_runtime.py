@@ -12,15 +12,19 @@ NOBODY = Running("handle", Address("127.0.0.1", 9))  # nothing listens there
 
 
 class BrokenRuntime:
-    """`errors`: by call, what its next ones raise. What it is not told to fail at succeeds, and is in `done`."""
+    """`errors`: by call, what its next ones raise; `holds`: what they wait for. The rest succeeds, and is in `done`."""
 
     def __init__(self) -> None:
         self.errors: dict[str, list[Exception]] = {}
+        self.holds: dict[str, asyncio.Event] = {}
         self.problem: str | None = None
+        self.unanswered: list[str] = []
         self.done: list[str] = []
         self.processes = frozenset({7})
 
     async def _do(self, what: str) -> None:
+        if hold := self.holds.get(what):
+            await hold.wait()
         if errors := self.errors.get(what):
             raise errors.pop(0)
         self.done.append(what)

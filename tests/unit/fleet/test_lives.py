@@ -167,6 +167,20 @@ async def test_what_cannot_be_ended_is_left_to_the_gateway_that_takes_over(house
     assert house.runtime.done == ["stop"]
 
 
+async def test_an_end_that_takes_too_long_keeps_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives_module, "LATE_S", 0.01)
+    monkeypatch.setattr(lives_module, "MARGIN_S", 0.0)
+    house.runtime.holds = {"stop": asyncio.Event()}
+    house.lives.stop(instance(running=NOBODY), 0)
+    stuck = await house.hears()
+    assert isinstance(stuck, e.Stuck)
+    assert "has not answered" in stuck.problem
+    async with asyncio.timeout(LIMIT_S):
+        await house.lives.hand_over()
+    house.runtime.holds["stop"].set()
+    assert await house.hears() == e.Gone("i1")
+
+
 async def test_while_the_runtime_is_away_nothing_is_stuck(house: House) -> None:
     house.runtime.problem = "the daemon is away"
     house.runtime.errors = {"stop": [RuntimeDown("no answer")] * 3}

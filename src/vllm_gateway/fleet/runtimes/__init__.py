@@ -89,6 +89,10 @@ class Runtime(Protocol):
     def problem(self) -> str | None:
         """Why the runtime does not answer; None: it does, as far as is known."""
 
+    @property
+    def unanswered(self) -> list[str]:
+        """What it has been asked, and has not answered in time; for people."""
+
     async def returned(self) -> None:
         """Returns when the runtime answers again after it has been away."""
 

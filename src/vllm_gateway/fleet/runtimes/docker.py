@@ -17,6 +17,7 @@ from aiodocker.containers import DockerContainer
 from vllm_gateway.configuration.settings import Docker, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, RuntimeDown, StartError, docker_images
 from vllm_gateway.fleet.runtimes import docker_spec as spec
+from vllm_gateway.fleet.runtimes.docker_client import ASK_S, DO_S, NO_DOCKER, Calls, DockerClient, up_to
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
 from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
@@ -25,11 +26,12 @@ from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger, get_logger
 from vllm_gateway.telemetry.secrets import Secrets
 
-_LIMIT_S = 120.0
-_TIMEOUT = aiohttp.ClientTimeout(total=_LIMIT_S, sock_connect=5)
 _LOOK_AGAIN_S = 30.0  # without any event
 _LOOK_AGAIN_SOON_S = 1.0  # when Docker did not answer
 _FOLLOW_AGAIN_S = 1.0
+_LOOK_FOR_DOCKER_S = 5.0
+_PING_S = 8.0
+_EXEC_S = 5.0
 _ENDING_S = 3.0  # within which a Docker engine that fails at a start because it is about to end is gone
 _UNKNOWN_EXIT = 137
 
@@ -63,27 +65,44 @@ class DockerRuntime:
         self._sockets = sockets
         self._strangers: set[str] = set()  # containers that were told of as not ours
         self._log = log if log is not None else get_logger()
-        self._events = DockerEvents(owner, self._log)
+        self._calls = Calls(self._log)
+        self._events = DockerEvents(owner, self._log, self._calls)
         self._tasks = Tasks(self._log.emit)
-        self._client: aiodocker.Docker | None = None
+        self._client: DockerClient | None = None
 
     async def open(self) -> None:
         try:
-            client = aiodocker.Docker(timeout=_TIMEOUT)
+            client = DockerClient(self._calls)
         except (AssertionError, ValueError) as error:
             raise RuntimeDown("No Docker engine was found. Start Docker, or name it in DOCKER_HOST.") from error
         try:
             with _docker_may_be_down():
                 await client.version()
                 await self._tell_missing_network(client)
+        except RuntimeDown as error:
+            await client.close()
+            where = os.environ.get("DOCKER_HOST", "its usual socket")
+            raise RuntimeDown(f"Docker at {where} cannot be used: {error}") from error
         except BaseException:
             await client.close()
             raise
         self._client = client
         await asyncio.to_thread(self._sockets.sweep)
         self._tasks.repeat(self._events.follow, _FOLLOW_AGAIN_S)
+        self._tasks.repeat(self._look_for_docker, _LOOK_FOR_DOCKER_S)
 
-    async def _tell_missing_network(self, client: aiodocker.Docker) -> None:
+    async def _look_for_docker(self) -> None:
+        """One that hangs keeps its connections, and says nothing."""
+        if self._events.problem is None:
+            try:
+                await self._docker._query_json("_ping", timeout=up_to(_PING_S), versioned_api=False)
+            except (TimeoutError, aiohttp.ClientError) as error:
+                self._events.interrupt(str(error) or f"Docker has not answered for {_PING_S:g} s")
+            except aiodocker.DockerError as error:
+                if error.status == NO_DOCKER:
+                    self._events.interrupt(error.message)
+
+    async def _tell_missing_network(self, client: DockerClient) -> None:
         """Said early: else it shows at the first request. It may still come."""
         network = self._settings.network
         if network is None:
@@ -103,6 +122,10 @@ class DockerRuntime:
     @property
     def problem(self) -> str | None:
         return self._events.problem
+
+    @property
+    def unanswered(self) -> list[str]:
+        return self._calls.unanswered()
 
     async def returned(self) -> None:
         await self._events.back.wait()
@@ -145,10 +168,10 @@ class DockerRuntime:
         path = running.address.path
         if not path or os.access(path, os.W_OK) or not os.access(path, os.F_OK):
             return
-        with _docker_may_be_down():
+        with _docker_may_be_down(), self._calls.under_way(f"exec in {running.handle[:12]}", _EXEC_S):
             container = self._docker.containers.container(running.handle)
             command = await container.exec(["chmod", "0666", spec.SOCKET])
-            async with command.start(detach=False) as stream:
+            async with asyncio.timeout(ASK_S), command.start(detach=False) as stream:
                 while await stream.read_out() is not None:
                     pass
 
@@ -170,7 +193,7 @@ class DockerRuntime:
         with _docker_may_be_down():
             if await self._inspect_ours(handle) is None:
                 return
-            limit = aiohttp.ClientTimeout(total=grace_s + _LIMIT_S)
+            limit = up_to(grace_s + DO_S)
             with _gone_is_fine():
                 await self._docker.containers.container(handle).stop(t=math.ceil(grace_s), timeout=limit)
         await self.remove(handle)
@@ -181,7 +204,7 @@ class DockerRuntime:
             if inspected is None:
                 return
             try:
-                await self._docker.containers.container(handle).delete(force=True, v=True, timeout=_TIMEOUT)
+                await self._docker.containers.container(handle).delete(force=True, v=True)
             except aiodocker.DockerError as error:
                 if error.status == 409:  # Docker is at it, and may yet fail
                     raise RuntimeDown(error.message) from error
@@ -199,13 +222,13 @@ class DockerRuntime:
             try:
                 top = await self._docker._query_json(f"containers/{handle}/top", params={"ps_args": "-eo pid"})
             except aiodocker.DockerError as error:
-                if error.status == 900:
+                if error.status == NO_DOCKER:
                     raise
                 return frozenset({inspected["State"]["Pid"]})
             return frozenset(int(row[0]) for row in top["Processes"] or ())  # null if it has just ended
 
     @property
-    def _docker(self) -> aiodocker.Docker:
+    def _docker(self) -> DockerClient:
         if self._client is None:
             raise RuntimeDown("Docker was not there when the gateway began. Start it, then restart the gateway.")
         return self._client
@@ -247,9 +270,9 @@ class DockerRuntime:
         """Empty where Docker cannot read it: it is gone, or its logging driver keeps nothing."""
         container = self._docker.containers.container(handle)
         try:
-            pieces = await container.log(stdout=True, stderr=True, tail=KEPT_LINES, timeout=_TIMEOUT)
+            pieces = await container.log(stdout=True, stderr=True, tail=KEPT_LINES, timeout=up_to(ASK_S))
         except aiodocker.DockerError as error:
-            if error.status == 900:
+            if error.status == NO_DOCKER:
                 raise
             return ()
         shown = (clean_line(line, self._secrets) for line in "".join(pieces).split("\n"))
@@ -297,7 +320,7 @@ class DockerRuntime:
         """One that is about to end fails at whatever it is asked."""
         if error.status < 500 or _remedy(error.message):
             return False
-        return error.status == 900 or await self._events.has_ended(ends_before, _ENDING_S)
+        return error.status == NO_DOCKER or await self._events.has_ended(ends_before, _ENDING_S)
 
     async def _remove_namesake(self, name: str) -> bool:
         """Frees the name if it is one of ours that holds it."""
@@ -327,11 +350,13 @@ def _docker_may_be_down() -> Iterator[None]:
     try:
         yield
     except aiodocker.DockerError as error:
-        if error.status >= 500:
-            raise RuntimeDown(error.message) from error
-        raise
-    except (TimeoutError, aiohttp.ClientError) as error:
-        raise RuntimeDown(f"Docker did not answer: {error!r}") from error
+        raise RuntimeDown(error.message) from error
+    except json.JSONDecodeError as error:
+        raise RuntimeDown(f"Docker's answer makes no sense: {error}") from error
+    except TimeoutError as error:
+        raise RuntimeDown("Docker did not answer in time.") from error
+    except aiohttp.ClientError as error:
+        raise RuntimeDown(f"Docker did not answer: {str(error) or repr(error)}") from error
 
 
 @contextlib.contextmanager

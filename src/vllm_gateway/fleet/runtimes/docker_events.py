@@ -15,6 +15,7 @@ from typing import Any
 import aiodocker
 import aiohttp
 
+from vllm_gateway.fleet.runtimes.docker_client import Calls, DockerClient
 from vllm_gateway.fleet.runtimes.docker_spec import OWNER_LABEL
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger
@@ -22,7 +23,7 @@ from vllm_gateway.telemetry.log import EventLogger
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
 _CLOCK_TOLERANCE_S = 60
-_TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=5)  # the stream itself has no limit
+_LIMIT_S = 10.0  # for Docker to show that it is there; the stream itself has no limit
 # The last two: no socket where Docker's usually is.
 _DOWN = (aiodocker.DockerError, aiohttp.ClientError, TimeoutError, AssertionError, ValueError)
 
@@ -38,11 +39,13 @@ class Watch:
 class DockerEvents:
     """Follows the deaths among the owner's containers, across restarts of the Docker engine."""
 
-    def __init__(self, owner: str, log: EventLogger) -> None:
+    def __init__(self, owner: str, log: EventLogger, calls: Calls) -> None:
         self._filters = json.dumps(
             {"type": ["container"], "event": ["die", "oom", "destroy"], "label": [f"{OWNER_LABEL}={owner}"]}
         )
         self._log = log
+        self._calls = calls
+        self._stream: asyncio.Task[None] | None = None
         self._watches: dict[str, set[Watch]] = {}
         self._since = int(time.time()) - _CLOCK_TOLERANCE_S
         self._away_since: float | None = None
@@ -78,13 +81,11 @@ class DockerEvents:
             # Each stream has its own client: a second subscription on one stays silent.
             async with contextlib.AsyncExitStack() as stack:
                 try:
-                    client = await stack.enter_async_context(aiodocker.Docker(timeout=_TIMEOUT))
-                    await client.version()
+                    client = await stack.enter_async_context(DockerClient(self._calls))
+                    async with asyncio.timeout(_LIMIT_S):
+                        await client.version()
                 except _DOWN as error:
-                    if self._away_since is None:
-                        self._away_since = time.monotonic()
-                        self.problem = str(error) or repr(error)
-                        self._log.emit(events.RUNTIME_DOWN, runtime="docker", problem=self.problem)
+                    self._has_gone(str(error) or repr(error))
                 else:
                     if self._away_since is not None:
                         seconds = round(time.monotonic() - self._away_since, 1)
@@ -95,15 +96,27 @@ class DockerEvents:
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
 
+    def interrupt(self, problem: str) -> None:
+        """Docker does not answer, though the stream goes on: that ends, and Docker is away until it answers."""
+        if self._stream is not None:
+            self._has_gone(problem)
+            self._stream.cancel()
+
+    def _has_gone(self, problem: str) -> None:
+        if self._away_since is None:
+            self._away_since, self.problem = time.monotonic(), problem
+            self._log.emit(events.RUNTIME_DOWN, runtime="docker", problem=problem)
+
     async def _follow_one_stream(self, client: aiodocker.Docker) -> None:
         """Returns when the stream ends, for whatever reason."""
         subscription = client.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
-        stream = asyncio.create_task(client.events.run(filters=self._filters, since=str(self._since)))
+        stream = self._stream = asyncio.create_task(client.events.run(filters=self._filters, since=str(self._since)))
         try:
             self._nudge_everybody()
             while (event := await subscription.get()) is not None:
                 self._take(event)
         finally:
+            self._stream = None
             self.ends += 1
             self._end.set()
             stream.cancel()

@@ -9,24 +9,30 @@ from contextlib import aclosing
 from typing import Any
 
 import aiodocker
-import aiohttp
 
 from vllm_gateway.configuration.settings import Docker
 from vllm_gateway.fleet.runtimes import Progress, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes.docker_client import NO_DOCKER, DockerClient, up_to
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import EventLogger
 
 _LOGGED_EVERY_S = 5.0
-_UNLIMITED = aiohttp.ClientTimeout(sock_connect=5)  # the pull's own limits hold
 _OF_THE_STREAM = 0  # in place of a status
 
 
 async def provide(
-    client: aiodocker.Docker, image: str, settings: Docker, log: EventLogger, told: Callable[[Progress], None]
+    client: DockerClient, image: str, settings: Docker, log: EventLogger, told: Callable[[Progress], None]
 ) -> None:
     """Raises StartError, RuntimeDown, and what the client raises while Docker does not answer."""
-    if settings.pull != "always" and await _is_here(client, image):
-        return
+    try:
+        if settings.pull != "always" and await _is_here(client, image):
+            return
+    except aiodocker.DockerError as error:
+        if error.status >= 500:
+            raise
+        raise StartError(
+            f"Docker cannot look for the image {image!r}: {error.message}. Correct `docker.image`."
+        ) from error
     if settings.pull == "never":
         raise StartError(
             f"The image {image!r} is not here and `docker.pull` is `never`. Run `docker pull {image}`, "
@@ -35,7 +41,7 @@ async def provide(
     try:
         await _pull(client, image, settings, log, told)
     except aiodocker.DockerError as error:
-        if error.status == 900:
+        if error.status == NO_DOCKER:
             raise
         raise StartError(
             f"The image {image!r} could not be pulled: {error.message}. Check its name (`docker.image`), "
@@ -45,7 +51,7 @@ async def provide(
         raise RuntimeDown(f"Docker broke off the pull of {image!r}.")
 
 
-async def _is_here(client: aiodocker.Docker, image: str) -> bool:
+async def _is_here(client: DockerClient, image: str) -> bool:
     try:
         await client.images.inspect(image)
     except aiodocker.DockerError as error:
@@ -56,7 +62,7 @@ async def _is_here(client: aiodocker.Docker, image: str) -> bool:
 
 
 async def _pull(
-    client: aiodocker.Docker, image: str, settings: Docker, log: EventLogger, told: Callable[[Progress], None]
+    client: DockerClient, image: str, settings: Docker, log: EventLogger, told: Callable[[Progress], None]
 ) -> None:
     log.emit(events.IMAGE_PULL_STARTED, image=image)
     layers = _Layers()
@@ -101,11 +107,11 @@ async def _pull(
     log.emit(events.IMAGE_PULLED, image=image, seconds=round(time.monotonic() - began, 1))
 
 
-async def _steps(client: aiodocker.Docker, image: str) -> AsyncGenerator[dict[str, Any]]:
+async def _steps(client: DockerClient, image: str) -> AsyncGenerator[dict[str, Any]]:
     """What Docker tells of a pull, which ends with the connection: the client's own leaves that to chance."""
     tagged = "@" in image or ":" in image.rpartition("/")[2]
     params = {"fromImage": image if tagged else f"{image}:latest"}
-    async with client._query("images/create", "POST", params=params, timeout=_UNLIMITED) as reply:
+    async with client._query("images/create", "POST", params=params, timeout=up_to(None)) as reply:
         try:
             async for line in reply.content:
                 step = json.loads(line)

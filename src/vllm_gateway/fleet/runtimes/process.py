@@ -107,6 +107,10 @@ class ProcessRuntime:
     def problem(self) -> str | None:
         return None
 
+    @property
+    def unanswered(self) -> list[str]:
+        return []
+
     async def returned(self) -> None:
         """It is never away."""
         await asyncio.Event().wait()
