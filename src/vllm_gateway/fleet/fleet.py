@@ -321,13 +321,17 @@ class Fleet:
         runtime = [self._runtime.problem] if self._runtime.problem else self._runtime.unanswered
         found = [f"runtime: {problem}" for problem in runtime]
         found += [f"GPU {gpu.index} ({gpu.gpu_id}): {gpu.problem}" for gpu in self.supervisor.gpus if gpu.problem]
-        found += [f"{one.name} cannot be ended: {one.stuck}" for one in self.registry if one.stuck]
+        found += [self._stuck(one) for one in self.registry if one.stuck]
         models = self.supervisor.models.items()
         found += [
             f"{name}: {state.why_sick_stay}" for name, state in models if state.looks_sick and state.why_sick_stay
         ]
         found += [f"{one.name} cannot be removed: {one.problem}" for one in self.registry.leftovers.values()]
         return found
+
+    def _stuck(self, one: Instance) -> str:
+        holds = self._memory.holds(one)
+        return f"{one.name} cannot be ended: {one.stuck}" + (f"; it holds {holds}" if holds else "")
 
     # time and GPUs
 

@@ -78,6 +78,15 @@ class GpuMemory:
                     return found
         return self._last_pids.get(one.instance_id, frozenset())
 
+    def holds(self, one: Instance) -> str:
+        """What its processes hold, in words; empty: nobody sees any."""
+        pids = self._last_pids.get(one.instance_id, frozenset())
+        held = {
+            reading.index: sum(mib for pid, mib in (reading.processes or {}).items() if pid in pids)
+            for reading in self._readings
+        }
+        return ", ".join(f"{mib} MiB on GPU {index}" for index, mib in held.items() if mib)
+
     async def measure(self, one: Instance, before: Used) -> int | None:
         """MiB on its fullest GPU: by NVML's list of processes, else by the difference to before its start."""
         pids = await self.pids(one)

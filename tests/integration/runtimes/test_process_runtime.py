@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import children
 from vllm_gateway.configuration.loading import ENVIRONMENT
 from vllm_gateway.configuration.settings import Process
-from vllm_gateway.fleet.runtimes import Launch, Running, StartError
+from vllm_gateway.fleet.runtimes import Launch, Running, RuntimeDown, StartError, descendants, process
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 
@@ -165,6 +166,82 @@ WORKER_BEHIND_A_PIPE = (
     "if worker: open(sys.argv[1], 'w').write(f'{os.getpid()} {worker}')" + HOLD
 )
 
+# A worker that leads a session of its own, has lost its parent, and holds no output of the engine's: as Ray's do.
+DAEMON = (
+    """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        while not os.path.exists(sys.argv[1] + ".go"): time.sleep(0.01)
+        open(sys.argv[1], "w").write(f"{os.getppid()} {os.getpid()}")
+        while True: time.sleep(60)
+    os._exit(0)
+os.wait()
+open(sys.argv[1] + ".go", "w")
+"""
+    + HOLD
+)
+
+
+async def start_with_daemon(runtime: ProcessRuntime, fifo: Path) -> tuple[Running, int]:
+    running = await runtime.start(launch(str(fifo)))
+    parent, daemon = await told(fifo)
+    assert parent != int(running.handle)
+    assert daemon in await runtime.pids(running.handle), "its memory is the engine's"
+    return running, daemon
+
+
+async def test_who_has_left_the_engines_group_ends_with_it(make: Make, fifo: Path) -> None:
+    runtime = await make(DAEMON)
+    running, daemon = await start_with_daemon(runtime, fifo)
+    await runtime.stop(running.handle, 30)
+    assert await gone(daemon)
+    assert await runtime.pids(running.handle) == frozenset()
+
+
+async def test_who_has_left_the_group_of_an_engine_that_died_is_removed_with_it(make: Make, fifo: Path) -> None:
+    runtime = await make(DAEMON)
+    running, daemon = await start_with_daemon(runtime, fifo)
+    os.kill(int(running.handle), signal.SIGKILL)
+    await runtime.wait(running.handle)
+    await runtime.remove(running.handle)
+    assert await gone(daemon)
+
+
+async def test_who_has_lost_the_mark_is_known_by_where_it_came_from(make: Make, fifo: Path) -> None:
+    script = (
+        "import os, subprocess, sys, time\n"
+        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}, "
+        "start_new_session=True)\n"
+        "open(sys.argv[1], 'w').write(f'{os.getpid()} {worker.pid}')" + HOLD
+    )
+    runtime = await make(script)
+    running, worker = await start_with_worker(runtime, fifo)
+    os.kill(int(running.handle), signal.SIGKILL)
+    await runtime.wait(running.handle)
+    await runtime.remove(running.handle)
+    assert await gone(worker)
+
+
+async def test_what_does_not_end_is_named_and_stays_known(
+    make: Make, fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = await make(DAEMON)
+    running, daemon = await start_with_daemon(runtime, fifo)
+    with monkeypatch.context() as helpless:
+        helpless.setattr(descendants, "kill", lambda process: None)
+        helpless.setattr(process, "_END_S", 0.1)
+        with pytest.raises(RuntimeDown, match=rf"process {daemon} \(python.*, \d+ MiB of the machine's memory\)"):
+            await runtime.stop(running.handle, 1)
+        assert await runtime.pids(running.handle) == {daemon}
+    await runtime.stop(running.handle, 1)
+    assert await gone(daemon)
+
+
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
@@ -191,6 +268,35 @@ async def test_engines_die_with_a_gateway_that_was_killed(fifo: Path, tmp_path: 
     await gateway.wait()
     assert await gone(engine)
     assert await gone(worker)
+
+
+async def test_daemons_die_with_a_gateway_that_was_killed(fifo: Path, tmp_path: Path) -> None:
+    gateway = await asyncio.create_subprocess_exec(sys.executable, "-c", GATEWAY, DAEMON, str(fifo), str(tmp_path))
+    _, daemon = await told(fifo)
+    gateway.kill()
+    await gateway.wait()
+    assert await gone(daemon)
+
+
+async def test_daemons_of_a_gateway_that_was_killed_with_its_guard_are_found(
+    make: Make, fifo: Path, tmp_path: Path
+) -> None:
+    gateway = await asyncio.create_subprocess_exec(sys.executable, "-c", GATEWAY, DAEMON, str(fifo), str(tmp_path))
+    _, daemon = await told(fifo)
+    guard = next(pid for pid in children(gateway.pid) if b"killpg" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    runtime = await make("")
+
+    async def found() -> list[str]:
+        handles = [one.handle for one in await runtime.find()]
+        return [handle for handle in handles if handle.split("-")[1] == str(gateway.pid)]
+
+    assert not await found(), "its gateway lives"
+    os.kill(guard, signal.SIGKILL)
+    gateway.kill()
+    await gateway.wait()
+    for handle in await found():
+        await runtime.remove(handle)
+    assert await gone(daemon)
 
 
 async def test_close_ends_every_engine(make: Make, fifo: Path) -> None:

@@ -199,3 +199,16 @@ async def test_what_nobody_measures_is_not_waited_for() -> None:
     async with asyncio.timeout(LIMIT_S):
         await memory.back(one, await memory.pids(one), await memory.used())
     assert not told
+
+
+async def test_what_the_processes_of_an_instance_hold_is_told_by_gpu() -> None:
+    house, one = House(), Instance("i1", "n", "m", 1, "", 8, gpu_ids=("g0", "g1"), running=NOBODY)
+    house.runtime.processes = frozenset({7, 8})
+    house.probe.answer = [
+        replace(CARD, processes={7: 300, 9: 50}),
+        replace(CARD, gpu_id="g1", index=1, processes={7: 1, 8: 2}),
+        replace(CARD, gpu_id="g2", index=2),
+    ]
+    assert not house.memory.holds(one)
+    await house.memory.gpus([one], [])
+    assert house.memory.holds(one) == "300 MiB on GPU 0, 3 MiB on GPU 1"

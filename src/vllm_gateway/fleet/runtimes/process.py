@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines as child processes: for a machine without Docker, for development, and for the simulated engine.
 
-Every engine leads a process group of its own, so that its workers end with it. If the gateway dies, however it dies,
-the kernel kills the engines and a small guard process kills their workers, which hold the GPU memory; so there is
-never an instance of an earlier gateway to adopt.
+Every engine leads a process group of its own, and its workers bear its mark, so that they end with it wherever they
+have gone. If the gateway dies, however it dies, the kernel kills the engines and a small guard process kills their
+workers, which hold the GPU memory; so there is never an instance of an earlier gateway to adopt. If the guard is killed
+as well, the next gateway ends those workers.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vllm_gateway.configuration.settings import Process, Settings
-from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, RuntimeDown, StartError
+from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, RuntimeDown, StartError, descendants
+from vllm_gateway.fleet.runtimes.descendants import Descendants, Mark
 from vllm_gateway.fleet.runtimes.listener import EngineListens
 from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
@@ -28,6 +30,9 @@ from vllm_gateway.telemetry.shortage import is_shortage
 
 _HOST = "127.0.0.1"
 _CLOSE_GRACE_S = 3.0
+_END_S = 3.0  # for what is killed to end
+_SHOWN = 5
+_DO_NOT_END = "cannot be killed: what they wait for is in the kernel, or they are another user's"
 _LAST_OUTPUT_S = 1.0
 _NOT_FOR_ENGINES = re.compile(
     "VLLM_GATEWAY_.*|VLLM_IMAGE|VLLM_CONTAINER_PREFIX|VLLM_INACTIVITY_TIMEOUT|LISTEN_PID|LISTEN_FDS|LISTEN_FDNAMES"
@@ -47,9 +52,10 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
-# Runs beside the engines and hears of every group as it comes (+) and goes (-). Its input ends with the gateway.
+# Runs beside the engines and hears of every group as it comes (+) and goes (-). Its input ends with the gateway; then
+# it looks for what bears the gateway's mark, too, until nothing does.
 _GUARD = """
-import os, signal, sys
+import os, signal, sys, time
 groups = set()
 for line in sys.stdin:
     (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
@@ -58,12 +64,27 @@ for group in groups:
         os.killpg(group, signal.SIGKILL)
     except OSError:
         pass
+mark = os.fsencode(sys.argv[1])
+for number in range(100):
+    found = False
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if mark in file.read():
+                    os.kill(int(pid), signal.SIGKILL)
+                    found = True
+        except OSError:
+            pass
+    if not found:
+        break
+    time.sleep(0.05)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class _Child:
     process: asyncio.subprocess.Process
+    mark: Mark
     listens_on: str | int  # the path of a socket, or a port
     ended: asyncio.Task[Exit]
 
@@ -85,12 +106,15 @@ class ProcessRuntime:
         self._sockets = sockets
         self._children: dict[str, _Child] = {}
         self._guard: asyncio.subprocess.Process | None = None
-        self._next_look: asyncio.Task[Mapping[int, frozenset[int]]] | None = None
+        self._next_look: asyncio.Task[Mapping[Mark, frozenset[int]]] | None = None
+        self._descendants = Descendants()
+        self._name = descendants.own_name()
+        self._started = 0
 
     async def open(self) -> None:
         await asyncio.to_thread(self._sockets.sweep)
         self._guard = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _GUARD),
+            *(sys.executable, "-I", "-S", "-c", _GUARD, f"{descendants.VARIABLE}={self._name} "),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -98,7 +122,8 @@ class ProcessRuntime:
         )
 
     async def close(self) -> None:
-        await asyncio.gather(*(self.stop(handle, _CLOSE_GRACE_S) for handle in list(self._children)))
+        stops = (self.stop(handle, _CLOSE_GRACE_S) for handle in list(self._children))
+        await asyncio.gather(*stops, return_exceptions=True)  # what does not end is left to the guard
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             await self._guard.wait()
@@ -119,8 +144,9 @@ class ProcessRuntime:
         self._command = _command_of(settings.process)
 
     async def find(self) -> list[Found]:
-        """None: children do not outlive their gateway."""
-        return []
+        """Workers of an earlier gateway that was killed, and its guard with it."""
+        orphans = await asyncio.to_thread(descendants.orphans)
+        return [Found(None, str(mark), mark.name, mark.model, 0, "", (), 0) for mark in orphans]
 
     async def fetch(self, image: str, told: Callable[[Progress], None]) -> None: ...
 
@@ -134,7 +160,9 @@ class ProcessRuntime:
             raise RuntimeDown(f"the gateway cannot start a process: {error}") from error
 
     async def _start(self, launch: Launch) -> Running:
-        environment = self._environment(launch)
+        self._started += 1
+        mark = Mark(self._name, self._started, launch.name, launch.model)
+        environment = {**self._environment(launch), **descendants.environment(mark)}
         self._secrets.learn_environment(environment)
         program = shutil.which(self._command[0], path=environment.get("PATH"))
         if program is None:
@@ -165,9 +193,10 @@ class ProcessRuntime:
         finally:
             if writing >= 0:
                 os.close(writing)
+        self._descendants.claim(process.pid, mark)
         self._tell_guard("+", process.pid)
         ended = asyncio.create_task(self._follow(process, reading), name=f"follow {launch.name}")
-        self._children[str(process.pid)] = _Child(process, listens_on, ended)
+        self._children[str(process.pid)] = _Child(process, mark, listens_on, ended)
         return Running(str(process.pid), _address(listens_on, process.pid, launch.key))
 
     async def open_way(self, running: Running) -> None:
@@ -206,27 +235,30 @@ class ProcessRuntime:
 
     async def remove(self, handle: str) -> None:
         child = self._children.get(handle)
-        if child is None:
+        mark = child.mark if child else Mark.read(handle)
+        if mark is None:
             return
-        if not child.ended.done():
+        if child is not None and not child.ended.done():
             _kill_group(child.process.pid)
             await asyncio.wait({child.ended})
-        self._children.pop(handle, None)
-        self._forget(child.listens_on)
+        if left := await asyncio.to_thread(self._descendants.end, mark, _END_S):
+            raise RuntimeDown(f"{', '.join(map(str, left[:_SHOWN]))} of it {_DO_NOT_END}")
+        if child is not None:
+            self._children.pop(handle, None)
+            self._forget(child.listens_on)
 
     async def pids(self, handle: str) -> frozenset[int]:
         child = self._children.get(handle)
-        if child is None or child.ended.done():
+        if child is None:
             return frozenset()
         if self._next_look is None:
             self._next_look = asyncio.create_task(self._look())
-        groups = await asyncio.shield(self._next_look)
-        return groups.get(child.process.pid, frozenset())
+        return (await asyncio.shield(self._next_look)).get(child.mark, frozenset())
 
-    async def _look(self) -> Mapping[int, frozenset[int]]:
+    async def _look(self) -> Mapping[Mark, frozenset[int]]:
         """One for all who ask at the same time; whoever asks once it has begun gets the next one."""
         self._next_look = None
-        return await asyncio.to_thread(_pids_by_group)
+        return await asyncio.to_thread(self._descendants.look)
 
     async def _follow(self, process: asyncio.subprocess.Process, output: int) -> Exit:
         """Reads what the engine says until it ends; workers it leaves behind are killed, for they hold GPU memory.
@@ -299,12 +331,3 @@ def _free_port(taken: frozenset[str | int]) -> int:
 def _kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-
-
-def _pids_by_group() -> Mapping[int, frozenset[int]]:
-    """Of all processes on the machine, which may be thousands: to ask the kernel costs less than to read of each."""
-    groups: dict[int, set[int]] = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(ProcessLookupError):
-            groups.setdefault(os.getpgid(int(pid)), set()).add(int(pid))
-    return {group: frozenset(pids) for group, pids in groups.items()}
