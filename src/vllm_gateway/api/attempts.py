@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 
 from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import ApiError
@@ -11,7 +12,7 @@ from vllm_gateway.api.giving_up import is_clients_fault, is_dead, is_giving_up
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.bodies.payload import Payload
-from vllm_gateway.relay import Carried, Instructions, NoStream, Rename, UpstreamFailed, own_headers
+from vllm_gateway.relay import Carried, Instructions, NoStream, OwnHeaders, Rename, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
 from vllm_gateway.scheduling import InstanceView, Lost, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
 
@@ -24,6 +25,15 @@ _MOST_HUNG = 2
 """A request that has been on so many engines when they hung is not given a further one: it may be its doing."""
 _NOT_ITS_FAULT = frozenset({"request_timeout", "shortage", "relay_closed", "event_too_long", "refused"})
 """These say nothing about an instance: another one would have done the same."""
+
+_ID = "%id"
+
+
+@lru_cache(maxsize=64)
+def _own_headers(path: str) -> tuple[frozenset[bytes], str]:
+    """Their names, with what no engine's reply keeps, and the lines for _ID."""
+    own = own_headers(id_headers(path, _ID), withheld=OF_ENGINES)
+    return own.names, own.lines.decode()
 
 
 class LastTryFailed(ApiError):
@@ -93,9 +103,8 @@ class Attempts:
         self.queue = queue
         self.terms = terms
         self.progress = progress
-        self.own = own_headers(
-            id_headers(progress.path, info.request_id), for_client=progress.cors.lines, withheld=OF_ENGINES
-        )
+        names, lines = _own_headers(progress.path)
+        self.own = OwnHeaders(names, lines.replace(_ID, info.request_id).encode(), progress.cors.lines)
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply
         self.rename: Rename | None = None
@@ -125,6 +134,15 @@ class Attempts:
     def has_tries_left(self) -> bool:
         return self.home is None and self._hung < _MOST_HUNG and self.queue.has_tries_left(self._tries)
 
+    def place_at_once(self) -> InstanceView | None:
+        """As `place`, while nothing has failed the request; None: a place has to be waited for."""
+        if self._failed or self.home is not None:
+            return None
+        instance = self.queue.acquire_at_once(self.info)
+        if instance is not None:
+            self._begin(instance, instance.last_used or 0.0)
+        return instance
+
     async def place(self) -> InstanceView:
         """Waits for a place on an instance; `release` gives it back. Raises ApiError."""
         progress = self.progress
@@ -137,11 +155,8 @@ class Attempts:
                 acquired = self.queue.acquire(
                     self.info, self._failed, never=self._never, lost=self._lost, waited_s=progress.queue_s
                 )
-            if self.deadline is None:
-                self.instance = await acquired
-            else:
-                async with asyncio.timeout_at(self.deadline):
-                    self.instance = await acquired
+            async with asyncio.timeout_at(self.deadline):
+                instance = await acquired
         except Refused as refused:
             raise ApiError.of(refused.refusal) from None
         except NotAgain:
@@ -150,13 +165,16 @@ class Attempts:
             progress.limit_reached("request_timeout")
             raise self.late() from None
         finally:
-            self._placed_at = loop.time()
-            progress.queue_s += self._placed_at - waits_since
-        self._lives = False
-        progress.attempts += 1
+            now = loop.time()
+            progress.queue_s += now - waits_since
+        self._begin(instance, now)
+        return instance
+
+    def _begin(self, instance: InstanceView, now: float) -> None:
+        self.instance, self._placed_at, self._lives = instance, now, False
         self._tries += 1
-        progress.instance = self.instance.name
-        return self.instance
+        self.progress.attempts += 1
+        self.progress.instance = instance.name
 
     def release(self, outcome: Outcome) -> None:
         self.queue.release(self.instance, self.info, outcome)

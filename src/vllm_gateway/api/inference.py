@@ -2,8 +2,9 @@
 """One inference request, whoever read it: body -> model -> queue -> an instance, and another one if that fails."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -88,12 +89,12 @@ class Inference:
         else:
             found = wanted(body, content_type, self.body_limits)
         assert found.model
-        info.model = progress.model = self._names.model_of(found.model)
+        info.model, served_as = self._names.resolve(found.model)
+        progress.model = info.model
         terms = self._terms[info.model]
         taken = terms.media_types.get(info.path)
         if content_type != taken and taken is not None:
             check_media_type(info.path, content_type, taken)
-        served_as = self._names.served_as(found.model)
         payload: Payload | None = None
         if found.model != served_as:
             if large is None:
@@ -131,12 +132,12 @@ class Inference:
             self._record(self._recorder, attempts, length)
         return carried
 
-    async def _answer(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
+    def _answer(self, client: Client, attempts: Attempts, large: Large | None) -> Coroutine[Any, Any, Carried]:
         info = attempts.info
         told = self._told(client, attempts, large) if info.stream else None
         if told is None:
-            return await self._plain(client, attempts)
-        return await self._streamed(client, told, attempts).serve()
+            return self._plain(client, attempts)
+        return self._streamed(client, told, attempts).serve()
 
     @staticmethod
     def _told(client: Client, attempts: Attempts, large: Large | None) -> Told | None:
@@ -162,7 +163,7 @@ class Inference:
     async def _plain(self, client: Client, attempts: Attempts) -> Carried:
         """A reply that is passed on as it comes."""
         while True:
-            instance = await attempts.place()
+            instance = attempts.place_at_once() or await attempts.place()
             outcome = Outcome.CLIENT_GONE
             try:
                 carried = await self._relay.carry(client, instance.address, attempts.body, attempts.instructions())

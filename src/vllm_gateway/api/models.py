@@ -41,7 +41,7 @@ class Models:
 
     def _object(self, name: str) -> dict[str, object]:
         """Of a model, by its own name or an alias, or of an adapter, whose parent is its model."""
-        model, served_as = self._names.model_of(name), self._names.served_as(name)
+        model, served_as = self._names.resolve(name)
         card = self._card_of(model, served_as)
         return {
             "id": name,

@@ -45,6 +45,7 @@ class ModelNames:
             raise ApiError("model_not_found", text, param="model")
         return model
 
-    def served_as(self, name: str) -> str:
-        """What engines call it: they know adapters, but no aliases. Raises ApiError model_not_found."""
-        return name if name in self._adapters else self.model_of(name)
+    def resolve(self, name: str) -> tuple[str, str]:
+        """The model, and what engines call it: they know adapters, but no aliases. Raises ApiError model_not_found."""
+        model = self.model_of(name)
+        return model, name if name in self._adapters else model

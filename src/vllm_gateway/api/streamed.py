@@ -89,6 +89,8 @@ class StreamedRequest:
 
     async def _place(self) -> None:
         """Waits for an instance; the client hears of it if it is to be kept alive."""
+        if self._attempts.place_at_once() is not None:
+            return
         if not self._attempts.terms.keepalive:
             await self._attempts.place()
             return

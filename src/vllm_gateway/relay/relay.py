@@ -3,10 +3,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vllm_gateway.bodies.payload import Payload, length_of
 from vllm_gateway.relay.client import Client, ClientStalled, drain, is_gone, reset
@@ -65,7 +65,9 @@ class Relay:
     ) -> None:
         await self.close()
 
-    async def carry(self, client: Client, address: Address, body: Payload, instructions: Instructions) -> Carried:
+    def carry(
+        self, client: Client, address: Address, body: Payload, instructions: Instructions
+    ) -> Coroutine[Any, Any, Carried]:
         """Sends the request to the instance at `address` and its reply to the client; `settle` comes after it.
 
         Raises UpstreamFailed or ClientGone while nothing of the reply has reached the client, and ValueError for a
@@ -77,11 +79,11 @@ class Relay:
         head = self._head(client, client.target, address, instructions.own, length_of(body))
         kind = Exchange if instructions.rename is None else RenamedExchange
         make = partial(kind, client, transport, instructions, self._loop)
-        return await self._carry(client, transport, address, head, body=body, make=make)
+        return self._carry(client, transport, address, head, body=body, make=make)
 
-    async def carry_on(
+    def carry_on(
         self, stream: ClientStream, address: Address, target: str, body: Payload, instructions: Instructions
-    ) -> Carried:
+    ) -> Coroutine[Any, Any, Carried]:
         """As `carry`, for one part of a stream: what the instance sends is the stream's follower's to judge.
 
         The stream ends if the reply is whole. Else it stays open: the caller goes on with it, or ends it. A reply that
@@ -91,7 +93,7 @@ class Relay:
             raise ClientGone
         head = self._head(stream.client, target, address, instructions.own, length_of(body))
         make = partial(FollowedExchange, stream, instructions, self._loop)
-        return await self._carry(stream.client, stream.transport, address, head, body=body, make=make)
+        return self._carry(stream.client, stream.transport, address, head, body=body, make=make)
 
     async def _carry(
         self,

@@ -134,6 +134,12 @@ class ModelQueue:
             self.serve_waiters()
         return await self._wait(waiter, waited_s)
 
+    def acquire_at_once(self, request: RequestInfo) -> InstanceView | None:
+        """As `acquire`, of a request that nothing has failed, while there is a place and nobody waits; else None."""
+        if self._closed is None and not self._poison.known and not self._line.length and (open_to_it := self._open()):
+            return self._place(request, frozenset(), open_to_it)
+        return None
+
     async def acquire_at(self, instance_id: str, request: RequestInfo) -> InstanceView:
         """As `acquire`, for a request that only this instance can serve, and only once."""
         if self._closed is not None:
