@@ -44,10 +44,16 @@ class Board:
         return max(one.used_at if used is None else used, one.ready_at)
 
     def gives_way(self, one: Instance, now: float) -> bool:
-        """Whether it only starts, and nobody waits for that, nor has a moment ago: who tries again comes back soon."""
+        """Whether it only starts, and nobody waits for that, nor has a moment ago: who has left may come back for it.
+
+        A wake is soon over, and its end costs a start: it gives way only if it takes far too long.
+        """
         state = self.models[one.model]
-        spared = one.state is not State.STARTING or one.adopted or one.external or state.spec.pinned
-        waited_for = self.activity.waiting(one.model) > 0 or now - state.waited_for_at < self.policy.idle_s
+        hangs = one.state is State.WAKING and one.moving and now - one.launched_at > 2 * state.wakes.expected_s
+        starts = one.state is State.STARTING and not one.adopted
+        spared = not (starts or hangs) or one.external or state.spec.pinned
+        left_just_now = one.launched and now - state.waited_for_at < self.policy.idle_s
+        waited_for = self.activity.waiting(one.model) > 0 or left_just_now
         return not spared and not waited_for
 
     def resident(self, one: Instance, now: float) -> Resident:
@@ -89,9 +95,9 @@ class Board:
         """Whether it fits its GPUs beside everything else that is promised there."""
         return self._fits(one, lambda other: other.promised_mib)
 
-    def is_room_free(self, one: Instance) -> bool:
-        """Whether it fits its GPUs beside everything that is held there until it is gone or asleep."""
-        return self._fits(one, lambda other: other.held_mib)
+    def is_room_free(self, one: Instance, gpu_ids: Sequence[str] = ()) -> bool:
+        """Whether it fits its GPUs, or others, beside everything that is held there until it is gone or asleep."""
+        return self._fits(one, lambda other: other.held_mib, gpu_ids)
 
     def changing(self, one: Instance, *, engines_only: bool = False) -> list[Instance]:
         """The others whose memory on one of its GPUs is on the move; `engines_only`: not by stops.
@@ -108,11 +114,16 @@ class Board:
             and not there.isdisjoint(other.gpu_ids)
         ]
 
+    def is_calm(self, gpu_id: str) -> bool:
+        """Whether no memory is on the move there."""
+        there = [one for one in self.registry if gpu_id in one.gpu_ids and one.launched]
+        return not any(_changes(one) or _ends(one) for one in there)
+
     def is_quiet(self, one: Instance) -> bool:
         """Whether nothing changes on its GPUs but itself."""
         return not self.changing(one)
 
-    def _fits(self, one: Instance, mib: Callable[[Instance], int]) -> bool:
+    def _fits(self, one: Instance, mib: Callable[[Instance], int], gpu_ids: Sequence[str] = ()) -> bool:
         """Asleep it needs no more than it has; else all that is reserved for it."""
         beside = [
             Resident(other.instance_id, other.model, other.gpu_ids, mib(other))
@@ -120,7 +131,7 @@ class Board:
             if other is not one
         ]
         own_mib = one.asleep_mib if one.asleep and one.leaving else one.reserved_mib
-        return fits_beside(beside, one.gpu_ids, own_mib, self.gpus, self.policy.margin_mib)
+        return fits_beside(beside, gpu_ids or one.gpu_ids, own_mib, self.gpus, self.policy.margin_mib)
 
     def expected_start_s(self, model: str, now: float) -> float:
         """Until an instance of `model` is ready: as long as its last starts (or wakes) took, less what has passed."""
@@ -167,7 +178,9 @@ class Board:
 
     def end_start(self, one: Instance, why: str, now: float) -> None:
         """It has not been ready, so there is nothing to be finished."""
-        if one.launched:
+        if one.moving:
+            self.drain(one, why, now)
+        elif one.launched:
             self.registry.move(one, State.STOPPING, why, now)
             self.say(log_events.INSTANCE_STOPPING, instance=one.name, model=one.model, reason=why)
             self.effects.append(e.Stop(one.instance_id))

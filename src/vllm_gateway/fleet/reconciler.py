@@ -31,6 +31,7 @@ class Reconciler:
                 self._start_first(state, now)
                 if self._waits_for_room(state) and state.waited_s(now) >= board.policy.max_swap_wait_s:
                     break  # those who came later would take the room that it waits for
+        self._start_elsewhere(now)
         somebody_waits_for_room = any(self._waits_for_room(state) and state.retry_at <= now for state in waiting)
         for state in board.models.values():
             if state.active and self._may_start(state):
@@ -222,6 +223,24 @@ class Reconciler:
         )
         self._make_way(one, placement, now)
 
+    def _start_elsewhere(self, now: float) -> None:
+        """What clients wait for does not wait for its room, or its turn, where it could start on other GPUs at once."""
+        board = self.board
+        for one in [one for one in turns.in_turn(board) if one.state is State.STARTING]:
+            if not board.activity.waiting(one.model) or (board.is_quiet(one) and board.is_room_free(one)):
+                continue
+            makes_way = {gpu_id for other in board.evicted_for(one) for gpu_id in other.gpu_ids}  # who may stay then
+            quiet = [gpu for gpu in board.gpus if gpu.gpu_id not in makes_way and board.is_calm(gpu.gpu_id)]
+            need = Need(one.model, one.reserved_mib, len(one.gpu_ids), may_evict=False)
+            plans = [other for other in board.registry if other.waits_for_room and board.gives_way(other, now)]
+            others = [board.resident(other, now) for other in board.registry if other is not one and other not in plans]
+            answer = plan(need, quiet, others, board.policy, now)
+            if isinstance(answer, Placement) and board.is_room_free(one, answer.gpu_ids):
+                for other in [one, *(other for other in plans if set(other.gpu_ids) & set(answer.gpu_ids))]:
+                    board.cancel(other, now)
+                footprint = Footprint(one.reserved_mib, known=not one.discovery)
+                self._reserve(board.models[one.model], footprint, answer, now)
+
     def _make_way(self, one: Instance, placement: Placement, now: float) -> None:
         board, why = self.board, f"makes room for {one.model}"
         one.evicts = (*placement.evict, *placement.sleep)
@@ -230,7 +249,7 @@ class Reconciler:
             board.say(log_events.EVICTION, model=other.model, instance=other.name, for_model=one.model, asleep=asleep)
             if asleep:
                 board.put_to_bed(other, why, now)
-            elif other.state is State.STARTING:
+            elif other.state in (State.STARTING, State.WAKING):
                 board.end_start(other, f"nobody waits for it; {why}", now)
             else:
                 board.drain(other, why + self._why_not_asleep(other), now)

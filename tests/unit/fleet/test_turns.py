@@ -171,3 +171,47 @@ def test_an_empty_gpu_is_better_than_one_where_somebody_starts() -> None:
     fleet = FleetInTheHead(spec("a"), spec("b"), gpus=2, footprints={"a": 30, "b": 30})
     fleet.want("a")
     assert started(fleet.want("b"))
+
+
+def test_where_it_could_start_elsewhere_it_does_not_wait_for_its_turn() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), spec("c"), gpus=2, footprints={"a": 60, "b": 80, "c": 30})
+    b = fleet.run("b")
+    fleet.activity.busy[b.instance_id] = 1
+    fleet.want("a")
+    fleet.want("c")
+    (c,) = fleet.of("c")
+    assert not c.launched, "it is a's turn"
+    fleet.hear(e.Died(b.instance_id, "killed"))
+    assert started(fleet.hear(e.Gone(b.instance_id))) == [one.instance_id for one in fleet.of("c")]
+    assert fleet.of("c")[0].gpu_ids == b.gpu_ids
+    assert fleet.of("c")[0].name == c.name
+
+
+def test_nor_for_those_who_were_to_make_way_and_they_stay() -> None:
+    fleet = FleetInTheHead(spec("a"), spec("b"), spec("c"), gpus=2)
+    a, b = fleet.run("a"), fleet.run("b")
+    fleet.activity.busy = {a.instance_id: 1, b.instance_id: 1}
+    fleet.activity.used[b.instance_id] = fleet.now + 1
+    fleet.want("c")
+    assert fleet.of("a", State.DRAINING) == [a]
+    fleet.hear(e.Died(b.instance_id, "killed"))
+    assert started(fleet.hear(e.Gone(b.instance_id))) == [one.instance_id for one in fleet.of("c")]
+    assert fleet.of("a", State.READY) == [a]
+
+
+def test_a_wake_that_hangs_and_that_nobody_waits_for_makes_way() -> None:
+    fleet = FleetInTheHead(spec("a", sleeps=True), spec("b"))
+    a = fleet.run("a")
+    fleet.run("b")
+    assert fleet.of("a", State.SLEEPING) == [a]
+    fleet.now += 5
+    fleet.want("a")
+    for one in fleet.of("b", State.STOPPING):
+        fleet.hear(e.Gone(one.instance_id))
+    assert a.moving
+    fleet.leave("a")
+    fleet.tick(5)
+    assert not stopped(fleet.want("b")), "it may well be awake in a moment"
+    assert stopped(fleet.tick(10)) == [a.instance_id]
+    fleet.hear(e.WokeUp(a.instance_id))
+    assert started(fleet.hear(e.Gone(a.instance_id))) == [one.instance_id for one in fleet.of("b")]
