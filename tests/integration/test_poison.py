@@ -10,12 +10,10 @@ import pytest
 from tests.gateway import CHAT, GatewayProcess, running_gateway
 from tests.integration.test_gateway import FAST, config, model
 
-DEADLY = {**FAST, "SIM_FAULTS": "dies_of_poison=0.05", "SIM_TOKENS_PER_S": "30"}
 
-
-def settings(instances: int, **more: Any) -> dict[str, Any]:
-    models = {"a": {**model("a", instances=instances, footprint_mib=4000), "environment": DEADLY}}
-    return config(models=models, **more)
+def settings(instances: int, fault: str) -> dict[str, Any]:
+    environment = {**FAST, "SIM_FAULTS": f"{fault}=0.05", "SIM_TOKENS_PER_S": "30"}
+    return config(models={"a": {**model("a", instances=instances, footprint_mib=4000), "environment": environment}})
 
 
 async def ask(gateway: GatewayProcess, text: str, *, stream: bool = False) -> tuple[int, bytes]:
@@ -36,9 +34,9 @@ async def in_flight(gateway: GatewayProcess, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize("instances", [1, 4])
-async def test_one_that_ends_engines_ends_two_and_is_refused(instances: int, tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, settings(instances)) as gateway:
+@pytest.mark.parametrize(("instances", "fault"), [(1, "dies_of_poison"), (4, "core_dies_of_poison")])
+async def test_one_that_ends_engines_ends_two_and_is_refused(instances: int, fault: str, tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, settings(instances, fault)) as gateway:
         await all_ready(gateway, instances)
         innocent = [asyncio.create_task(ask(gateway, f"hi {n}", stream=n % 2 == 0)) for n in range(24)]
         await in_flight(gateway, 24)

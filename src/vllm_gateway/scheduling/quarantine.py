@@ -4,7 +4,8 @@
 One of the instances is kept for them, the ward. There they are let in, the likeliest first: those that had been on an
 engine for the shortest time. The next ones follow when those before have proved themselves: their reply has begun, or
 they have outlived the time after which they would have ended the engine before. If the ward dies, it was the one that
-had not; who was the only one is refused from then on. If it cannot be told, all are tried again on the next ward.
+had not; who was the only one is refused from then on, and all that died with it before are free. If it cannot be told,
+all are tried again on the next ward.
 """
 
 from bisect import insort
@@ -18,15 +19,15 @@ from vllm_gateway.scheduling.types import InstanceView, RequestInfo
 YOUNG_S = 2.0
 """Who was on an engine for less when it died is tried alone."""
 MOST_AT_ONCE = 32
-MARGIN_S = 1.0
-LONGEST_TRIAL_S = 5.0
+MARGIN_S = 2.0
+LONGEST_TRIAL_S = 6.0
 SETTLE_S = 5.0
 """After so long, what runs on the ward already is not what will end it."""
 DECIDED_S = 5.0
 """By then it is known whether an instance that broke off has died."""
 KEPT_S = 20.0
 """For so long nobody else gets a place on the ward; then only while another instance has one."""
-_KNOWN_WARDS = 16
+_KNOWN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Ward:
     view: InstanceView
     since: float
     there: set[RequestInfo] = field(default_factory=set)  # let in, and not ended yet
-    unproved: set[RequestInfo] = field(default_factory=set)  # of those
-    failed: set[RequestInfo] = field(default_factory=set)  # ended by the instance's failure, unproved
+    unproved: dict[RequestInfo, Lost] = field(default_factory=dict)  # of those
+    failed: dict[RequestInfo, Lost] = field(default_factory=dict)  # ended by the instance's failure, unproved
     tried_until: float = 0.0  # who lasts until then has proved itself
     group: int = 1
     mixed: bool = False  # others came, too
@@ -64,18 +65,22 @@ class Ward:
 
 
 class Quarantine(Generic[W]):
-    """`on_guilty` hears of who ended an engine alone. Times are passed in; `again_at` says when to look again."""
+    """`on_guilty` hears of who ended an engine alone, and who need not wait any more for that.
 
-    __slots__ = ("_deaths", "_on_guilty", "_solved", "_waiting", "active", "again_at", "ward")
+    Times are passed in; `again_at` says when to look again.
+    """
 
-    def __init__(self, on_guilty: Callable[[RequestInfo, InstanceView], None]) -> None:
+    __slots__ = ("_explained", "_listed", "_number", "_on_guilty", "_waiting", "active", "again_at", "ward")
+
+    def __init__(self, on_guilty: Callable[[RequestInfo, InstanceView, Sequence[W]], None]) -> None:
         self.active = False
         self.ward: Ward | None = None
         self.again_at: float | None = None
         self._on_guilty = on_guilty
         self._waiting: list[_Suspect[W]] = []
-        self._deaths = 0
-        self._solved: OrderedDict[str, Ward] = OrderedDict()  # those that died, and it is known of whom
+        self._number = 0
+        self._listed: Collection[str] = ()
+        self._explained: OrderedDict[str, Ward | None] = OrderedDict()  # instances that died, and it is known of whom
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -86,16 +91,16 @@ class Quarantine(Generic[W]):
     @property
     def watches(self) -> bool:
         """Whether it is to hear how requests end."""
-        return self.ward is not None or bool(self._solved)
+        return self.ward is not None or bool(self._explained)
 
-    def wants(self, lost: Lost | None, listed: Collection[str]) -> bool:
+    def wants(self, lost: Lost) -> bool:
         """Whether its engine has died, and it may have been its doing."""
-        return lost is not None and lost.instance_id not in listed and lost.instance_id not in self._solved
+        return lost.instance_id not in self._listed and lost.instance_id not in self._explained
 
-    def add(self, waiter: W, lost: Lost, listed: Collection[str]) -> None:
-        self._deaths += 1
-        deaths = len(lost.all.difference(listed))
-        insort(self._waiting, _Suspect(waiter, lost.ran_s, deaths, self._deaths), key=_likeliest)
+    def add(self, waiter: W, lost: Lost) -> None:
+        self._number += 1
+        deaths = len(lost.all.difference(self._listed))
+        insort(self._waiting, _Suspect(waiter, lost, deaths, self._number), key=_likeliest)
         self.active = True
 
     def remove(self, waiter: W) -> None:
@@ -149,14 +154,14 @@ class Quarantine(Generic[W]):
 
     def _next(self, ward: Ward, now: float) -> list[W]:
         first = self._waiting[0]
-        alone = first.deaths > 1 or first.ran_s < YOUNG_S
+        alone = first.deaths > 1 or first.lost.ran_s < YOUNG_S
         ward.group = 1 if alone else min(2 * ward.group, MOST_AT_ONCE)
         free = ward.view.max_in_flight - ward.view.in_flight
         group, self._waiting = self._waiting[: min(ward.group, free)], self._waiting[min(ward.group, free) :]
         if group:
-            ward.unproved = {one.waiter.request for one in group}
-            ward.there |= ward.unproved
-            ward.tried_until = now + min(max(one.ran_s for one in group) + MARGIN_S, LONGEST_TRIAL_S)
+            ward.unproved = {one.waiter.request: one.lost for one in group}
+            ward.there.update(ward.unproved)
+            ward.tried_until = now + min(max(one.lost.ran_s for one in group) + MARGIN_S, LONGEST_TRIAL_S)
             self._look_again(ward.tried_until)
         return [one.waiter for one in group]
 
@@ -178,44 +183,54 @@ class Quarantine(Generic[W]):
 
     def proves(self, request: RequestInfo) -> None:
         if self.ward is not None:
-            self.ward.unproved.discard(request)
+            self.ward.unproved.pop(request, None)
 
     def ended(self, view: InstanceView, request: RequestInfo, *, failed: bool) -> None:
         ward = self.ward
         if ward is not None and view is ward.view:
-            if failed and request in ward.unproved:
-                ward.failed.add(request)
+            lost = ward.unproved.pop(request, None)
+            if failed and lost is not None:
+                ward.failed[request] = lost
             ward.there.discard(request)
-            ward.unproved.discard(request)
-        elif (dead := self._solved.get(view.instance_id)) is not None and request in dead.unproved:
-            dead.unproved.clear()
-            if failed:
-                self._on_guilty(request, view)
+        elif dead := self._explained.get(view.instance_id):
+            lost = dead.unproved.pop(request, None)
+            if failed and lost is not None:
+                self._condemn(request, view, lost)
 
     def listed(self, instance_ids: Collection[str]) -> None:
         """These are the instances there are, suspects among them. If the ward is gone, somebody has ended it."""
-        ward = self.ward
+        self._listed, ward = instance_ids, self.ward
         if ward is None or ward.view.instance_id in instance_ids:
             return
         self.ward = None
-        on_trial = ward.failed | ward.unproved
-        if len(on_trial) != 1 or ward.mixed:
+        if len(ward.failed) + len(ward.unproved) != 1 or ward.mixed:
             return
         ward.there.clear()
-        self._solved[ward.view.instance_id] = ward
-        if len(self._solved) > _KNOWN_WARDS:
-            self._solved.popitem(last=False)
-        if ward.failed:
-            self._on_guilty(ward.failed.pop(), ward.view)
+        self._explain(ward.view.instance_id, ward)
+        for request, lost in ward.failed.items():
+            self._condemn(request, ward.view, lost)
+        ward.failed.clear()
+
+    def _condemn(self, request: RequestInfo, view: InstanceView, lost: Lost) -> None:
+        for instance_id in lost.all.difference(self._listed):
+            self._explain(instance_id, None)
+        free = [one for one in self._waiting if one.lost.instance_id in lost.all]
+        self._waiting = [one for one in self._waiting if one.lost.instance_id not in lost.all]
+        self._on_guilty(request, view, [one.waiter for one in free])
+
+    def _explain(self, instance_id: str, ward: Ward | None) -> None:
+        self._explained[instance_id] = ward
+        if len(self._explained) > _KNOWN:
+            self._explained.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Suspect(Generic[W]):
     waiter: W
-    ran_s: float
+    lost: Lost
     deaths: int  # of engines under it
     number: int
 
 
 def _likeliest(one: _Suspect[W]) -> tuple[int, float, int]:
-    return -one.deaths, one.ran_s, one.number
+    return -one.deaths, one.lost.ran_s, one.number

@@ -120,7 +120,7 @@ class ModelQueue:
         if may_come is False:
             self.retries_denied += 1
             raise NotAgain
-        suspected = lost is not None and self._quarantine.wants(lost, self._listed)
+        suspected = lost is not None and self._quarantine.wants(lost)
         if may_come and not suspected and not self._line.length and (open_to_it := self._open(past)):
             return self._place(request, failed, open_to_it)
         waiter = Waiter(request, past, lost, self._priority(request))
@@ -273,8 +273,8 @@ class ModelQueue:
             self.serve_waiters()
 
     def _add(self, waiter: Waiter) -> None:
-        if waiter.lost is not None and self._quarantine.wants(waiter.lost, self._listed):
-            self._quarantine.add(waiter, waiter.lost, self._listed)
+        if waiter.lost is not None and self._quarantine.wants(waiter.lost):
+            self._quarantine.add(waiter, waiter.lost)
         elif waiter.past.failed:
             waiter.lost = None
             self._again.setdefault(waiter.past, OrderedDict())[waiter] = None
@@ -344,11 +344,15 @@ class ModelQueue:
         if quarantine.again_at is not None:
             self._look_again = loop.call_at(quarantine.again_at, self.serve_waiters)
 
-    def _condemn(self, request: RequestInfo, view: InstanceView) -> None:
+    def _condemn(self, request: RequestInfo, view: InstanceView, free: Sequence[Waiter]) -> None:
         """It has ended an instance, alone. Whoever waits with the same is refused as well."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         self._poison.add(request, now)
         self._tell_guilty(request, view)
+        for waiter in free:
+            self._add(waiter)
+        loop.call_soon(self.serve_waiters)
         again = (waiter for same in self._again.values() for waiter in same)
         waiting: list[Waiter] = [*again, *self._undecided, *self._quarantine]
         for waiter in waiting:

@@ -13,8 +13,8 @@ from typing import Any
 from vllm_gateway.simulator import log
 from vllm_gateway.simulator.api_errors import SHUTTING_DOWN_MESSAGE, ApiError, DetailError, internal_error
 from vllm_gateway.simulator.arguments import Arguments
-from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine
-from vllm_gateway.simulator.exchange import JSON_HEADERS
+from vllm_gateway.simulator.engine import DEAD_MESSAGE, Engine, EngineDeadError
+from vllm_gateway.simulator.exchange import DEATH_S, JSON_HEADERS
 from vllm_gateway.simulator.faults import Faults
 from vllm_gateway.simulator.http_server import Header, Reply, Request
 from vllm_gateway.simulator.replies import to_json
@@ -142,10 +142,16 @@ class Application:
             raise internal_error(DEAD_MESSAGE)
 
     def _take_poison(self, request: Request) -> None:
-        after_s = self._context.faults.value("dies_of_poison")
-        if after_s is not None and b"poison" in request.body:
+        faults, call_later = self._context.faults, asyncio.get_running_loop().call_later
+        if b"poison" not in request.body:
+            return
+        if (after_s := faults.value("dies_of_poison")) is not None:
             log.error("CUDA error: an illegal memory access was encountered (simulated)")
-            asyncio.get_running_loop().call_later(after_s, os._exit, 1)
+            call_later(after_s, os._exit, 1)
+        if (after_s := faults.value("core_dies_of_poison")) is not None:
+            log.error("EngineCore encountered a fatal error. (simulated)")
+            call_later(after_s, self._context.engine.fail, EngineDeadError())
+            call_later(after_s + DEATH_S, os._exit, 1)
 
     def _is_garbled(self, reply: Reply) -> bool:
         for name, data in _GARBLED.items():

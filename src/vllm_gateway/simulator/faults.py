@@ -34,6 +34,7 @@ HTTP_FAULTS = {
     "garbage": "generations get bytes that are not HTTP, and the connection is closed",
     "cut_head": "generations get half a head, and the connection is closed",
     "dies_of_poison": "the process exits with status 1 at a request that says `poison`; value: seconds later (0)",
+    "core_dies_of_poison": "the engine core dies of such a request, and soon the process; value: seconds later (0)",
 }
 STREAM_FAULTS = {
     "exit_after_tokens": "the process exits with status 1",

@@ -116,6 +116,20 @@ async def test_who_ends_the_second_one_alone_is_refused_and_the_others_go_free(s
     await scene.end()
 
 
+async def test_once_it_is_known_who_it_was_the_others_wait_no_longer(scene: Scene) -> None:
+    await scene.come("poison", *"abc")
+    scene.ran_s = {"poison": 0.05}
+    await scene.die("i1", "i2", "i3")
+    await until(lambda: list(scene.on) == ["poison"])
+    ward = scene.on["poison"].instance_id
+    assert scene.bench.queue.quarantined == 3
+    await scene.die(ward, *{"i2", "i3"} - {ward})
+    await until(lambda: len(scene.on) == 3)
+    assert scene.bench.queue.quarantined == 0
+    await scene.end()
+    assert scene.refused == {"poison": "poison_request"}
+
+
 async def test_who_was_alone_when_the_first_one_died_is_tried_again(scene: Scene) -> None:
     await scene.come("a")
     await scene.die("i1", "i2")
