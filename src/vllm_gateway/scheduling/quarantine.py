@@ -70,7 +70,7 @@ class Quarantine(Generic[W]):
     Times are passed in; `again_at` says when to look again.
     """
 
-    __slots__ = ("_explained", "_listed", "_number", "_on_guilty", "_waiting", "active", "again_at", "ward")
+    __slots__ = ("_explained", "_listed", "_number", "_on_guilty", "_waiting", "active", "again_at", "awaited", "ward")
 
     def __init__(self, on_guilty: Callable[[RequestInfo, InstanceView, Sequence[W]], None]) -> None:
         self.active = False
@@ -80,18 +80,14 @@ class Quarantine(Generic[W]):
         self._waiting: list[_Suspect[W]] = []
         self._number = 0
         self._listed: Collection[str] = ()
-        self._explained: OrderedDict[str, Ward | None] = OrderedDict()  # instances that died, and it is known of whom
+        self._explained: OrderedDict[str, None] = OrderedDict()  # instances that died, and it is known of whom
+        self.awaited: dict[str, Ward] = {}  # wards that died; who ended them has yet to end
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[W]:
         return (one.waiter for one in self._waiting)
-
-    @property
-    def watches(self) -> bool:
-        """Whether it is to hear how requests end."""
-        return self.ward is not None or bool(self._explained)
 
     def wants(self, lost: Lost) -> bool:
         """Whether its engine has died, and it may have been its doing."""
@@ -192,10 +188,10 @@ class Quarantine(Generic[W]):
             if failed and lost is not None:
                 ward.failed[request] = lost
             ward.there.discard(request)
-        elif dead := self._explained.get(view.instance_id):
-            lost = dead.unproved.pop(request, None)
-            if failed and lost is not None:
-                self._condemn(request, view, lost)
+        elif (dead := self.awaited.get(view.instance_id)) and request in dead.unproved:
+            del self.awaited[view.instance_id]
+            if failed:
+                self._condemn(request, view, dead.unproved[request])
 
     def listed(self, instance_ids: Collection[str]) -> None:
         """These are the instances there are, suspects among them. If the ward is gone, somebody has ended it."""
@@ -205,21 +201,21 @@ class Quarantine(Generic[W]):
         self.ward = None
         if len(ward.failed) + len(ward.unproved) != 1 or ward.mixed:
             return
-        ward.there.clear()
-        self._explain(ward.view.instance_id, ward)
+        self._explain(ward.view.instance_id)
         for request, lost in ward.failed.items():
             self._condemn(request, ward.view, lost)
-        ward.failed.clear()
+        if ward.unproved:
+            self.awaited[ward.view.instance_id] = ward
 
     def _condemn(self, request: RequestInfo, view: InstanceView, lost: Lost) -> None:
         for instance_id in lost.all.difference(self._listed):
-            self._explain(instance_id, None)
+            self._explain(instance_id)
         free = [one for one in self._waiting if one.lost.instance_id in lost.all]
         self._waiting = [one for one in self._waiting if one.lost.instance_id not in lost.all]
         self._on_guilty(request, view, [one.waiter for one in free])
 
-    def _explain(self, instance_id: str, ward: Ward | None) -> None:
-        self._explained[instance_id] = ward
+    def _explain(self, instance_id: str) -> None:
+        self._explained[instance_id] = None
         if len(self._explained) > _KNOWN:
             self._explained.popitem(last=False)
 

@@ -16,7 +16,7 @@ from vllm_gateway.scheduling.poison import Poison, refusal_of
 from vllm_gateway.scheduling.quarantine import DECIDED_S, Lost, Quarantine
 from vllm_gateway.scheduling.retry_after import Turnover, retry_after_s
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
-from vllm_gateway.scheduling.waiting import NORMAL, NotAgain, Past, QueueSettings, Refused, Waiter
+from vllm_gateway.scheduling.waiting import NO_PAST, NORMAL, NotAgain, Past, QueueSettings, Refused, Waiter
 
 _WITHOUT_WORK = frozenset({"/tokenize", "/detokenize"})
 """Answered by what stands in front of an engine: says nothing of it."""
@@ -115,7 +115,7 @@ class ModelQueue:
             raise Refused(self._closed)
         if self._poison.known and self._poison.knows(request, asyncio.get_running_loop().time()):
             raise Refused(refusal_of(self.model))
-        past = Past(failed, never)
+        past = Past(failed, never) if failed else NO_PAST
         may_come = self._may_come_again(past, lost) if failed else True
         if may_come is False:
             self.retries_denied += 1
@@ -392,7 +392,7 @@ class ModelQueue:
         assert view.own >= 0, view
         if outcome in _FAILURES:
             view.failures += 1
-        if self._quarantine.watches:
+        if self._quarantine.active or self._quarantine.awaited:
             self._quarantine.ended(view, request, failed=outcome in _FAILURES)
         if outcome in _FAILURES or self._health.troubled:
             self._judge(view, request, outcome)
@@ -409,28 +409,20 @@ class ModelQueue:
 
     def began(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
         """Who wants to know of the first byte of a reply that is no error."""
-        if self._quarantine.active and self._quarantine.is_on_trial(request):
-            return partial(self._proves_itself, view, request)
-        return self._hears_of_first_byte(view, request)
-
-    def _proves_itself(self, view: InstanceView, request: RequestInfo) -> None:
-        self._quarantine.proves(request)
-        if (hears := self._hears_of_first_byte(view, request)) is not None:
-            hears()
-        self.serve_waiters()
-
-    def _hears_of_first_byte(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
-        if self._health.troubled and self._health.is_probe(view.instance_id, request):
-            return partial(self._probe_answers, view, request)
+        if self._health.troubled or self._quarantine.active:
+            is_probe = self._health.is_probe(view.instance_id, request)
+            if is_probe or self._quarantine.is_on_trial(request):
+                return partial(self._answers, view, request)
         return partial(self.placement.first_byte, request, view) if self.placement.wants_first_byte else None
 
-    def _probe_answers(self, view: InstanceView, request: RequestInfo) -> None:
+    def _answers(self, view: InstanceView, request: RequestInfo) -> None:
         """What it is in the middle of need not be waited for."""
         self.placement.first_byte(request, view)
+        self._quarantine.proves(request)
         change = self._health.answers(view.instance_id, request, asyncio.get_running_loop().time())
         if change is not None:
             self._health_changed(view, change)
-            self.serve_waiters()
+        self.serve_waiters()
 
     def _judge(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
         loop = asyncio.get_running_loop()

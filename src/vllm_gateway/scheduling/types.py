@@ -39,7 +39,8 @@ class InstanceView:
     def count(self, one: int) -> None:
         """One more or less of its own: it runs on the engine, under whatever name that is listed."""
         self.own += one
-        here: InstanceView | None = self
+        self.in_flight += one
+        here = self.again
         while here is not None:
             here.in_flight += one
             here = here.again

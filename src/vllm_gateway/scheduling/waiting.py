@@ -45,6 +45,9 @@ class Past(NamedTuple):
     never: frozenset[str] = frozenset()
 
 
+NO_PAST = Past()
+
+
 class Waiter:
     __slots__ = ("client", "lost", "may_repeat", "past", "place", "priority", "request")
 
