@@ -10,7 +10,7 @@ import pytest
 
 CI = Path(__file__).parents[2] / ".ci"
 MAKE = """#!/bin/sh
-echo "$1" >>made
+echo "$*" >>made
 case "$1" in
     check) echo "1 passed in 0.50s" ;;
     test) echo "FAILED a_test"; echo "=== {test} in 300.25s (0:05:00) ==="; exit {status} ;;
@@ -37,15 +37,15 @@ def run_with(folder: Path, test: str, status: int) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("test", "status", "closing"),
     [
-        ("20 passed, 3 skipped", 0, "23 passed, 3 skipped, 1 warning in 302.00s"),
-        ("1 failed, 19 passed", 2, "1 failed, 22 passed, 1 warning in 302.00s"),
-        ("1 passed, 2 errors", 2, "4 passed, 1 warning, 2 errors in 302.00s"),
+        ("20 passed, 3 skipped", 0, "25 passed, 3 skipped, 2 warnings in 303.25s"),
+        ("1 failed, 19 passed", 2, "1 failed, 24 passed, 2 warnings in 303.25s"),
+        ("1 passed, 2 errors", 2, "6 passed, 2 warnings, 2 errors in 303.25s"),
     ],
 )
 def test_all_targets_are_played_and_added_up(tmp_path: Path, test: str, status: int, closing: str) -> None:
     done = run_with(tmp_path, test, status)
     assert bool(done.returncode) == bool(status)
-    assert (tmp_path / "made").read_text().split() == ["setup", "check", "test", "long"]
+    assert (tmp_path / "made").read_text().splitlines() == ["setup", "check", "test", "long", "fuzz FUZZ_EXAMPLES=2000"]
     assert done.stdout.splitlines()[-1].strip("= ") == closing
 
 
@@ -53,4 +53,4 @@ def test_a_target_that_gets_nowhere_is_an_error(tmp_path: Path) -> None:
     done = run_with(tmp_path, "nothing", 1)
     assert done.returncode
     assert "make test: ended before its tests did" in done.stdout
-    assert done.stdout.splitlines()[-1].strip("= ") == "3 passed, 1 warning, 1 error in 1.75s"
+    assert done.stdout.splitlines()[-1].strip("= ") == "5 passed, 2 warnings, 1 error in 3.00s"

@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from vllm_gateway.api import aiohttp_inside
 from vllm_gateway.api.answers import name_server
 from vllm_gateway.api.begun_head import (
     END,
@@ -33,6 +34,8 @@ from vllm_gateway.api.journal import Progress, request_id_of
 from vllm_gateway.relay import CarriedResponse
 from vllm_gateway.relay.framing import LAST_CHUNK, BadFraming, Chunked, Framing, Length, chunk
 from vllm_gateway.telemetry.cut import cut
+
+aiohttp_inside.check()
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
