@@ -308,7 +308,7 @@ class Health(_Strict):
     """Instances that run are watched. One that does not answer, or does not work, gets no requests until it does."""
 
     every_s: Seconds = Field(3, gt=0, description="How often each is asked for its health; two misses in a row count.")
-    timeout_s: Seconds = Field(3, gt=0, description="How long its answer may take.")
+    timeout_s: Seconds = Field(4, gt=0, description="How long its answer may take.")
     replace_after_s: Seconds = Field(60, description="One that has not answered for so long is replaced.")
     stall_s: Seconds = Field(
         120, gt=0, description="One with requests of which nothing moves for so long is put to the test."
