@@ -77,7 +77,7 @@ async def ask(gateway: House, requests: int) -> None:
         nonlocal replies
         replies += 1
         if replies < requests:
-            loop.call_soon(visitor.data_received, REQUEST)
+            loop.call_soon(loop.call_soon, visitor.data_received, REQUEST)  # not before the last one is over
         else:
             all_there.set_result(None)
 
