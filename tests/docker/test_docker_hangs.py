@@ -78,6 +78,7 @@ async def test_a_start_that_hangs_shows_and_makes_way(
             return False
 
         await until(alone)  # what Docker made of the call in the end is removed
+        assert not gateway.events("unhandled_error")
 
 
 @pytest.mark.parametrize(("call", "strike"), [(STOP, evict), pytest.param(DELETE, end, marks=pytest.mark.long)])
@@ -96,6 +97,7 @@ async def test_an_end_that_hangs_shows_and_keeps_its_room_but_nobody_elses_turn(
         assert A1 in str((await health(gateway))["problems"]), "it is there"
         gate.goes_on.set()
         await gateway.event("instance_stopped", instance=A1)
+        assert not gateway.events("unhandled_error")
 
 
 async def test_a_docker_that_hangs_altogether_is_away_until_it_answers(lab: Lab, gate: Gate, tmp_path: Path) -> None:
