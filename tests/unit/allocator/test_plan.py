@@ -92,6 +92,7 @@ def fleet_of(seed: int) -> tuple[list[Gpu], list[Resident], Need]:
             pinned=dice.random() < 0.15,
             evictable=dice.random() < 0.85,
             leaving=dice.random() < 0.15,
+            changing=dice.random() < 0.15,
             ready_since=dice.choice([100.0, 100.0, 970.0]),
             last_used=float(dice.choice([*range(100, 110), 999])),
         )
@@ -360,3 +361,18 @@ def test_an_engine_is_not_spread_over_mig_devices() -> None:
     assert isinstance(refused, NoRoom)
     assert refused.never
     assert "MIG devices cannot be used together" in refused.reason
+
+
+def test_a_gpu_where_nobody_starts_is_preferred_and_one_where_somebody_does_is_better_than_none() -> None:
+    starting = [resident("0", 20000, "g0", evictable=False, changing=True)]
+    assert plan(Need("m", 4000), [gpu(0), gpu(1)], starting, POLICY, NOW) == Placement(("g1",))
+    assert plan(Need("m", 4000), [gpu(0)], starting, POLICY, NOW) == Placement(("g0",))
+
+
+def test_a_start_that_nobody_waits_for_goes_before_anybody_who_has_served() -> None:
+    residents = [
+        resident("served", 20000, "g0", last_used=1.0),
+        resident("starts", 20000, "g1", changing=True, last_used=0.0),
+    ]
+    gpus = [gpu(0, 24000), gpu(1, 24000)]
+    assert plan(Need("m", 20000), gpus, residents, POLICY, NOW) == Placement(("g1",), evict=("starts",))
