@@ -19,7 +19,7 @@ from vllm_gateway.api.forms import id_headers
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.terms import Terms
 from vllm_gateway.bodies.payload import Body
-from vllm_gateway.relay import Carried, Client, Instructions, Relay, UpstreamFailed, own_headers
+from vllm_gateway.relay import Carried, Client, Instructions, Relay, Rename, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand
 from vllm_gateway.scheduling import InstanceView, Outcome, Queues, RequestInfo
 from vllm_gateway.telemetry.cut import cut
@@ -60,6 +60,7 @@ class _Home(NamedTuple):
     model: str
     instance_id: str
     caller: str
+    rename: Rename | None  # how the model was called when it was asked for
 
 
 class KeptResponses:
@@ -76,8 +77,8 @@ class KeptResponses:
     def learner(self, attempts: Attempts) -> "Learner":
         return Learner(self, attempts)
 
-    def remember(self, response_id: str, view: InstanceView, caller: str) -> None:
-        self._homes[response_id] = _Home(view.model, view.instance_id, caller)
+    def remember(self, response_id: str, view: InstanceView, caller: str, rename: Rename | None = None) -> None:
+        self._homes[response_id] = _Home(view.model, view.instance_id, caller, rename)
         self._homes.move_to_end(response_id)
         if len(self._homes) > MOST:
             self._homes.popitem(last=False)
@@ -132,8 +133,10 @@ class KeptResponses:
         ids = id_headers(progress.path, progress.request_id)
         own = own_headers(ids, for_client=progress.cors.lines, withheld=OF_ENGINES)
         deadline = None if of_model.request_s is None else progress.began + of_model.request_s
+        home = self._homes.get(response_id)
+        instructions = Instructions(of_model.limits, own, deadline, rename=home.rename if home else None)
         try:
-            carried = await self._relay.carry(client, view.address, body, Instructions(of_model.limits, own, deadline))
+            carried = await self._relay.carry(client, view.address, body, instructions)
         except UpstreamFailed as failure:
             if outcome_of(failure) is Outcome.UNREACHABLE:
                 self._demand.suspect(view.instance_id, failure.reason)
@@ -171,7 +174,8 @@ class Learner:
     def settle(self) -> None:
         """The instance at hand has it: another one perhaps than at the reply's begin."""
         if self._id is not None:
-            self._kept.remember(self._id, self._attempts.instance, self._attempts.info.client)
+            attempts = self._attempts
+            self._kept.remember(self._id, attempts.instance, attempts.info.client, attempts.rename)
 
 
 def _not_found(response_id: str, why: str) -> ApiError:

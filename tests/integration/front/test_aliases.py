@@ -81,6 +81,16 @@ async def test_a_stream(lane: str, path: str) -> None:
 
 
 @EXACT
+async def test_a_response_that_is_asked_for_later(lane: str) -> None:
+    kept = b'{"id":"resp_1","model":"m"}'
+    reply = JSON + b"Content-Length: %d\r\n\r\n" % len(kept) + kept
+    async with instance(answering(reply)) as engine, house(engine.port) as gateway:
+        made = await gateway.ask(a_request(ASKED, lane=lane, target="/v1/responses"))
+        got = await gateway.ask(b"GET /v1/responses/resp_1 HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        assert text_of(made) == text_of(got) == kept.replace(b'"m"', b'"alias"')
+
+
+@EXACT
 async def test_connections_are_kept(lane: str) -> None:
     async with instance(answering(REPLIES["length"])) as engine, house(engine.port) as gateway:
         client = await gateway.connect()

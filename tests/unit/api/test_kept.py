@@ -35,7 +35,7 @@ def kept() -> KeptResponses:
 
 
 def attempts(view: InstanceView = HERE) -> Any:
-    return SimpleNamespace(instance=view, info=SimpleNamespace(client="c"))
+    return SimpleNamespace(instance=view, info=SimpleNamespace(client="c"), rename=None)
 
 
 @pytest.mark.parametrize(
