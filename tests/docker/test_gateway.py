@@ -204,3 +204,21 @@ async def test_a_missing_image_fails_the_request_with_a_remedy(lab: Lab, tmp_pat
         assert "its image could not be fetched" in reply["error"]["message"]
         assert "no-such/image:1" in (await gateway.status())["models"]["a"]["last_error"]
         assert await containers(lab) == []
+
+
+async def test_a_request_that_ends_engines_ends_two(lab: Lab, tmp_path: Path) -> None:
+    """Docker tells of a death later than the engine's connections do."""
+    lab.reset_gpus(3, 40_000)
+    deadly = {**FAST, "SIM_FAULTS": "core_dies_of_poison=0.05", "SIM_TOKENS_PER_S": "30"}
+    settings = config(lab, a={**model("a", instances=3), "environment": deadly})
+    async with running_gateway(tmp_path, settings, lab.environment) as gateway:
+        await gateway.chat("a")
+        await gateway.until(lambda page: page["models"]["a"]["running"] == 3)
+        innocent = [asyncio.create_task(gateway.chat("a", max_tokens=20, ignore_eos=True)) for _ in range(12)]
+        await gateway.until(
+            lambda page: sum(one["in_flight"] for one in page["active_containers_by_name"].values()) == 12
+        )
+        status, _, answer = await gateway.chat("a", user="poison")
+        assert (status, answer["error"]["code"]) == (422, "poison_request")
+        assert [(await one)[0] for one in innocent] == [200] * 12
+        assert len(gateway.events("instance_failed")) == 2
