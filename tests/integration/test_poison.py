@@ -12,7 +12,7 @@ from tests.integration.test_gateway import FAST, config, model
 
 
 def settings(instances: int, fault: str) -> dict[str, Any]:
-    environment = {**FAST, "SIM_FAULTS": f"{fault}=0.05", "SIM_TOKENS_PER_S": "30"}
+    environment = {**FAST, "SIM_FAULTS": fault, "SIM_TOKENS_PER_S": "30"}
     return config(models={"a": {**model("a", instances=instances, footprint_mib=4000), "environment": environment}})
 
 
@@ -34,21 +34,26 @@ async def in_flight(gateway: GatewayProcess, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("instances", "fault"), [(1, "dies_of_poison"), (4, "core_dies_of_poison")])
-async def test_one_that_ends_engines_ends_two_and_is_refused(instances: int, fault: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("instances", "fault", "stream"),
+    [(1, "dies_of_poison=0.05", False), (4, "core_dies_of_poison=0.05", False), (4, "core_dies_of_poison", True)],
+)
+async def test_one_that_ends_engines_ends_two_and_is_refused(
+    instances: int, fault: str, stream: bool, tmp_path: Path
+) -> None:
     async with running_gateway(tmp_path, settings(instances, fault)) as gateway:
         await all_ready(gateway, instances)
         innocent = [asyncio.create_task(ask(gateway, f"hi {n}", stream=n % 2 == 0)) for n in range(24)]
         await in_flight(gateway, 24)
-        status, said = await ask(gateway, "poison")
-        assert (status, b'"code":"poison_request"' in said) == (422, True), said
+        status, said = await ask(gateway, "poison", stream=stream)
+        assert (status, b'"code":"poison_request"' in said) == (200 if stream else 422, True), said
         answers = await asyncio.gather(*innocent)
         assert [status for status, _ in answers] == [200] * 24
         assert all(said.endswith(b"[DONE]\n\n") and b'"error"' not in said for _, said in answers[::2])
         assert len(gateway.events("instance_failed")) == 2
         await gateway.event("poison_request", count=1)
 
-        assert (await ask(gateway, "poison"))[0] == 422
+        assert (await ask(gateway, "poison", stream=stream))[0] == 422, "at once, before any reply has begun"
         assert (await ask(gateway, "another"))[0] == 200
         assert len(gateway.events("instance_failed")) == 2
         page = await gateway.status()

@@ -20,9 +20,13 @@ YOUNG_S = 2.0
 """Who was on an engine for less when it died is tried alone."""
 MOST_AT_ONCE = 32
 MARGIN_S = 2.0
+PROOF_S = 0.1
+"""A reply that has gone on for so long is one."""
 LONGEST_TRIAL_S = 6.0
 SETTLE_S = 5.0
 """After so long, what runs on the ward already is not what will end it."""
+DOUBTED_S = 1.0
+"""So soon an instance that broke off is suspected, if it is at all."""
 DECIDED_S = 5.0
 """By then it is known whether an instance that broke off has died."""
 KEPT_S = 20.0
@@ -53,11 +57,13 @@ class Ward:
     since: float
     there: set[RequestInfo] = field(default_factory=set)  # let in, and not ended yet
     unproved: dict[RequestInfo, Lost] = field(default_factory=dict)  # of those
+    begun: set[RequestInfo] = field(default_factory=set)
     failed: dict[RequestInfo, Lost] = field(default_factory=dict)  # ended by the instance's failure, unproved
     tried_until: float = 0.0  # who lasts until then has proved itself
     group: int = 1
     mixed: bool = False  # others came, too
     missing_since: float | None = None
+    doubted_until: float = 0.0  # once somebody has failed there
 
     def settles_at(self) -> float | None:
         """None: nobody else is there."""
@@ -109,14 +115,15 @@ class Quarantine(Generic[W]):
         """Who gets a place on the ward now. `views`: the instances there are."""
         self.again_at = None
         ward = self._ward_among(views, now)
-        if ward is not None:
-            ward.failed.clear()  # it lives
-            if now >= ward.tried_until:
-                ward.unproved.clear()
+        if ward is not None and now >= ward.tried_until:
+            ward.unproved.clear()
         if not self._waiting and not (self.ward and (self.ward.unproved or self.ward.failed)):
             self.ward, self.active = None, False
             return []
         if ward is None:
+            return []
+        if ward.failed:
+            self._look_again(ward.doubted_until)
             return []
         if now < ward.since + KEPT_S:
             self._look_again(ward.since + KEPT_S)
@@ -133,6 +140,8 @@ class Quarantine(Generic[W]):
         """Another one if nobody can say for long what has become of it."""
         ward = self.ward
         if ward is not None and ward.view in views:
+            if ward.missing_since is not None or now >= ward.doubted_until:
+                ward.failed.clear()  # it lives
             ward.missing_since = None
             return ward
         if ward is not None:
@@ -156,6 +165,7 @@ class Quarantine(Generic[W]):
         group, self._waiting = self._waiting[: min(ward.group, free)], self._waiting[min(ward.group, free) :]
         if group:
             ward.unproved = {one.waiter.request: one.lost for one in group}
+            ward.begun.clear()
             ward.there.update(ward.unproved)
             ward.tried_until = now + min(max(one.lost.ran_s for one in group) + MARGIN_S, LONGEST_TRIAL_S)
             self._look_again(ward.tried_until)
@@ -177,16 +187,21 @@ class Quarantine(Generic[W]):
     def is_on_trial(self, request: RequestInfo) -> bool:
         return self.ward is not None and request in self.ward.unproved
 
-    def proves(self, request: RequestInfo) -> None:
-        if self.ward is not None:
-            self.ward.unproved.pop(request, None)
+    def begins(self, request: RequestInfo, now: float) -> None:
+        """A reply has begun; it may yet be an error, in the form of a reply."""
+        ward = self.ward
+        if ward is not None and request in ward.unproved:
+            ward.begun.add(request)
+            if ward.begun.issuperset(ward.unproved):
+                ward.tried_until = min(ward.tried_until, now + PROOF_S)
 
-    def ended(self, view: InstanceView, request: RequestInfo, *, failed: bool) -> None:
+    def ended(self, view: InstanceView, request: RequestInfo, now: float, *, failed: bool) -> None:
         ward = self.ward
         if ward is not None and view is ward.view:
             lost = ward.unproved.pop(request, None)
             if failed and lost is not None:
                 ward.failed[request] = lost
+                ward.doubted_until = now + DOUBTED_S
             ward.there.discard(request)
         elif (dead := self.awaited.get(view.instance_id)) and request in dead.unproved:
             del self.awaited[view.instance_id]

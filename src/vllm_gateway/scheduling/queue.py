@@ -12,9 +12,9 @@ from vllm_gateway.scheduling.budget import RetryBudget
 from vllm_gateway.scheduling.health import Change, PassiveHealth
 from vllm_gateway.scheduling.line import FairLine
 from vllm_gateway.scheduling.placement import Placement
-from vllm_gateway.scheduling.poison import Poison, refusal_of
-from vllm_gateway.scheduling.quarantine import DECIDED_S, Lost, Quarantine
+from vllm_gateway.scheduling.quarantine import DECIDED_S, Lost
 from vllm_gateway.scheduling.retry_after import Turnover, retry_after_s
+from vllm_gateway.scheduling.suspicion import Suspicion
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
 from vllm_gateway.scheduling.waiting import NO_PAST, NORMAL, NotAgain, Past, QueueSettings, Refused, Waiter
 
@@ -59,10 +59,10 @@ class ModelQueue:
         self._settings = settings
         self._left = left
         self._health_changed = health_changed
-        self._tell_guilty = guilty
-        self._poison = Poison()
-        self._quarantine: Quarantine[Waiter] = Quarantine(self._condemn)
-        self._look_again: asyncio.TimerHandle | None = None
+        self._suspicion = Suspicion(
+            model, guilty=guilty, free=self._add, waiting=self._have_failed, serve=self.serve_waiters
+        )
+        self._quarantine = self._suspicion.quarantine
         self._views: list[InstanceView] = []
         self._ids: frozenset[str] = frozenset()
         self._listed: frozenset[str] = frozenset()  # suspects too
@@ -113,10 +113,12 @@ class ModelQueue:
         """
         if self._closed is not None:
             raise Refused(self._closed)
-        if self._poison.known and self._poison.knows(request, asyncio.get_running_loop().time()):
-            raise Refused(refusal_of(self.model))
+        if self._suspicion.poison.any:
+            self._suspicion.check(request)
+        if self._suspicion.cut.any and not failed:
+            lost = self._suspicion.of_earlier_try(request)
         past = Past(failed, never) if failed else NO_PAST
-        may_come = self._may_come_again(past, lost) if failed else True
+        may_come = self._may_come_again(past, lost) if failed or lost else True
         if may_come is False:
             self.retries_denied += 1
             raise NotAgain
@@ -136,7 +138,13 @@ class ModelQueue:
 
     def acquire_at_once(self, request: RequestInfo) -> InstanceView | None:
         """As `acquire`, of a request that nothing has failed, while there is a place and nobody waits; else None."""
-        if self._closed is None and not self._poison.known and not self._line.length and (open_to_it := self._open()):
+        if (
+            self._closed is None
+            and not self._suspicion.poison.any
+            and not self._suspicion.cut.any
+            and not self._line.length
+            and (open_to_it := self._open())
+        ):
             return self._place(request, frozenset(), open_to_it)
         return None
 
@@ -144,8 +152,8 @@ class ModelQueue:
         """As `acquire`, for a request that only this instance can serve, and only once."""
         if self._closed is not None:
             raise Refused(self._closed)
-        if self._poison.known and self._poison.knows(request, asyncio.get_running_loop().time()):
-            raise Refused(refusal_of(self.model))
+        if self._suspicion.poison.any:
+            self._suspicion.check(request)
         if instance_id not in self._listed:
             raise Refused(GONE)
         waiter = Waiter(request, Past(), None, self._priority(request))
@@ -154,6 +162,9 @@ class ModelQueue:
         self._bound.add(waiter, instance_id)
         self.serve_waiters()
         return await self._wait(waiter, 0.0) if waiter in self._bound else await waiter.place
+
+    def _have_failed(self) -> list[Waiter]:
+        return [*(waiter for same in self._again.values() for waiter in same), *self._undecided]
 
     def _make_room_for(self, newcomer: Waiter) -> None:
         """Raises Refused if nobody makes way."""
@@ -194,8 +205,8 @@ class ModelQueue:
         if waiter.past.failed:
             loop, pause_s = asyncio.get_running_loop(), self._settings.retry.same_after_s
             timers.append(loop.call_later(pause_s, self._let_repeat, waiter))
-            if waiter in self._undecided:
-                timers.append(loop.call_later(DECIDED_S, self._let_come, waiter))
+        if waiter in self._undecided:
+            timers.append(asyncio.get_running_loop().call_later(DECIDED_S, self._let_come, waiter))
         try:
             self._demand.wanted(self.model)
             async with asyncio.timeout(max(0.0, limit_s - waited_s)):
@@ -275,8 +286,9 @@ class ModelQueue:
     def _add(self, waiter: Waiter) -> None:
         if waiter.lost is not None and self._quarantine.wants(waiter.lost):
             self._quarantine.add(waiter, waiter.lost)
-        elif waiter.past.failed:
-            waiter.lost = None
+            return
+        waiter.lost = None
+        if waiter.past.failed:
             self._again.setdefault(waiter.past, OrderedDict())[waiter] = None
         else:
             self._line.add(waiter)
@@ -309,7 +321,7 @@ class ModelQueue:
     def serve_waiters(self) -> None:
         """A place may be free."""
         if self._quarantine.active:
-            self._serve_suspected()
+            self._suspicion.serve(self._views, self._let_in)
         if self._bound:
             self._serve_bound()
         for past, waiters in list(self._again.items()) if self._again else ():
@@ -328,44 +340,14 @@ class ModelQueue:
             waiter, view = found
             self._give(waiter, (view,))
 
-    def _serve_suspected(self) -> None:
-        loop, quarantine = asyncio.get_running_loop(), self._quarantine
-        while group := quarantine.let_in(self._views, loop.time()):
-            assert quarantine.ward is not None
-            view = quarantine.ward.view
-            for waiter in group:
-                if not waiter.place.done():
-                    waiter.place.set_result(self._place(waiter.request, waiter.past.failed, (view,)))
-                else:
-                    quarantine.ended(view, waiter.request, failed=False)
-        if self._look_again is not None:
-            self._look_again.cancel()
-            self._look_again = None
-        if quarantine.again_at is not None:
-            self._look_again = loop.call_at(quarantine.again_at, self.serve_waiters)
-
-    def _condemn(self, request: RequestInfo, view: InstanceView, free: Sequence[Waiter]) -> None:
-        """It has ended an instance, alone. Whoever waits with the same is refused as well."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._poison.add(request, now)
-        self._tell_guilty(request, view)
-        for waiter in free:
-            self._add(waiter)
-        loop.call_soon(self.serve_waiters)
-        again = (waiter for same in self._again.values() for waiter in same)
-        waiting: list[Waiter] = [*again, *self._undecided, *self._quarantine]
-        for waiter in waiting:
-            if self._poison.knows(waiter.request, now):
-                waiter.refuse(refusal_of(self.model))
-
     def _give(self, waiter: Waiter, open_to_it: Sequence[InstanceView]) -> None:
         if waiter.place.done():
             return
-        if self._poison.known and self._poison.knows(waiter.request, asyncio.get_running_loop().time()):
-            waiter.refuse(refusal_of(self.model))
-        else:
+        if not (self._suspicion.poison.any and self._suspicion.is_refused(waiter)):
             waiter.place.set_result(self._place(waiter.request, waiter.past.failed, open_to_it))
+
+    def _let_in(self, waiter: Waiter, view: InstanceView) -> None:
+        waiter.place.set_result(self._place(waiter.request, waiter.past.failed, (view,)))
 
     def close(self, refusal: Refusal) -> None:
         """Nobody gets a place any more; requests in flight end as they would."""
@@ -392,11 +374,11 @@ class ModelQueue:
         assert view.own >= 0, view
         if outcome in _FAILURES:
             view.failures += 1
-        if self._quarantine.active or self._quarantine.awaited:
-            self._quarantine.ended(view, request, failed=outcome in _FAILURES)
         if outcome in _FAILURES or self._health.troubled:
             self._judge(view, request, outcome)
         placement, placed_at = self._placed.pop(request, (self.placement, now))
+        if outcome in _FAILURES or self._quarantine.active or self._quarantine.awaited or self._suspicion.cut.any:
+            self._suspicion.ended(view, request, outcome, now - placed_at)
         if outcome is Outcome.OK:
             self._turnover.kept(now - placed_at)
             if request.path not in _WITHOUT_WORK:
@@ -418,8 +400,9 @@ class ModelQueue:
     def _answers(self, view: InstanceView, request: RequestInfo) -> None:
         """What it is in the middle of need not be waited for."""
         self.placement.first_byte(request, view)
-        self._quarantine.proves(request)
-        change = self._health.answers(view.instance_id, request, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._quarantine.begins(request, now)
+        change = self._health.answers(view.instance_id, request, now)
         if change is not None:
             self._health_changed(view, change)
         self.serve_waiters()

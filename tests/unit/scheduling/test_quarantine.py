@@ -9,7 +9,7 @@ import pytest
 from tests.unit.scheduling.bench import Bench, request
 from tests.waiting import until
 from vllm_gateway.scheduling import InstanceView, Lost, Outcome, Refused, RequestInfo, quarantine
-from vllm_gateway.scheduling.poison import MOST, REMEMBERED_S, Poison
+from vllm_gateway.scheduling.poison import MOST, REMEMBERED_S, KnownBodies
 
 
 class Scene:
@@ -247,15 +247,57 @@ async def test_the_same_of_the_same_client_is_refused_wherever_it_waits(scene: S
 
 
 def test_what_is_known_is_forgotten_and_bounded() -> None:
-    poison = Poison()
+    known: KnownBodies[str] = KnownBodies()
     bad, other = request("bad"), request("other")
     bad.body, other.body = b"abc", b"abd"
-    poison.add(bad, 0.0)
-    assert poison.knows(bad, REMEMBERED_S - 1)
-    assert not poison.knows(other, 1.0)
-    assert not poison.knows(bad, REMEMBERED_S)
-    assert not poison.known
+    known.add(bad, "bad", 0.0)
+    assert known.get(bad, REMEMBERED_S - 1) == "bad"
+    assert known.get(other, 1.0) is None
+    assert known.get(bad, REMEMBERED_S) is None
+    assert not known.any
+    known.add(bad, "bad", 0.0)
+    other.body = b"of another length"
+    assert known.get(other, REMEMBERED_S) is None
+    assert not known.any, "whoever asks"
+    known.add(bad, "bad", 0.0)
+    assert (known.pop(bad, 1.0), known.pop(bad, 1.0)) == ("bad", None)
     for length in range(2 * MOST):
         bad.body = b"a" * length
-        poison.add(bad, 0.0)
-    assert len(poison.known) == MOST
+        known.add(bad, "bad", 0.0)
+    assert len(known.any) == MOST
+
+
+async def test_a_client_that_tries_again_by_itself_is_suspected(scene: Scene) -> None:
+    """Of what could not be tried again: a reply that was cut."""
+    queue = scene.bench.queue
+
+    def cut_off() -> RequestInfo:
+        info = request("again")
+        info.body = b"body of poison"
+        return info
+
+    info = cut_off()
+    view = await queue.acquire(info)
+    scene.bench.publish("i1", "i2", "i3", places=9, suspects=["i1"])
+    queue.release(view, info, Outcome.BROKEN)
+    scene.bench.publish("i2", "i3", places=9)
+    info = cut_off()
+    view = await queue.acquire(info)
+    await scene.come("other")
+    assert scene.on["other"] is not view, "it is tried apart"
+    queue.release(view, info, Outcome.BROKEN)
+    scene.bench.publish("i2", "i3", places=9, suspects=[view.instance_id])
+    scene.bench.publish(*{"i2", "i3"} - {view.instance_id}, places=9)
+    assert scene.bench.condemned == ["again"]
+    with pytest.raises(Refused):
+        await queue.acquire(cut_off())
+    await scene.end()
+
+
+async def test_a_body_that_was_answered_after_all_is_not_suspected_later(scene: Scene) -> None:
+    await scene.come("a")
+    await scene.die("i1", "i2")
+    await until(lambda: scene.there("i2") == {"a"})
+    scene.ends["a"].set_result(Outcome.OK)
+    await until(lambda: not scene.bench.queue._suspicion.cut.any)
+    await scene.end()
