@@ -37,6 +37,7 @@ class Asker(Protocol):
 
 KINDS = {
     "invalid_api_key": Kind(401, "authentication_error"),
+    "role_not_allowed": Kind(403, "permission_error"),
     "host_not_allowed": Kind(403, "permission_error"),
     "origin_not_allowed": Kind(403, "permission_error"),
     "tls_required": Kind(400, "invalid_request_error"),

@@ -75,7 +75,7 @@ class FrontDoor(AiohttpServer):
             return None
         client = gate.addresses.client_of(peer, head.forwarded)
         try:
-            return gate.caller(head.keys, client), client, judged.cors
+            return gate.caller(head.keys, client, "infer"), client, judged.cors
         except ApiError:
             return None
 

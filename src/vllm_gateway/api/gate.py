@@ -17,7 +17,7 @@ from typing import NamedTuple
 from vllm_gateway.api.client_address import ClientAddresses
 from vllm_gateway.api.cors import NO_CORS, Cors, cors_for
 from vllm_gateway.api.errors import ApiError
-from vllm_gateway.api.keys import ApiKeys
+from vllm_gateway.api.keys import ApiKeys, Task
 from vllm_gateway.configuration.settings import ANY_ORIGIN, Server
 from vllm_gateway.telemetry.cut import cut
 
@@ -60,9 +60,9 @@ class Gate:
         self.judge = lru_cache(maxsize=1024)(self._judge)
         """By Host and Origin as they came; empty: not given."""
 
-    def caller(self, offered: Iterable[bytes], client: str) -> str:
-        """Whose turn it is in the queues. Raises ApiError invalid_api_key."""
-        return self._keys.caller(offered) if self._asks_for_keys else client
+    def caller(self, offered: Iterable[bytes], client: str, task: Task) -> str:
+        """Whose turn it is in the queues. Raises ApiError invalid_api_key or role_not_allowed."""
+        return self._keys.caller(offered, task) if self._asks_for_keys else client
 
     def _judge(self, host: bytes, origin: bytes) -> Judged:
         cors = self._cors(origin.decode("latin-1").lower())

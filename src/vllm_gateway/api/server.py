@@ -2,7 +2,8 @@
 """The routes: what each path of the gateway answers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.inference import Inference
 from vllm_gateway.api.journal import Journal, Progress, request_id_of
 from vllm_gateway.api.kept import response_in
-from vllm_gateway.api.keys import offered_keys
+from vllm_gateway.api.keys import Task, offered_keys
 from vllm_gateway.api.media_types import check_encoding
 from vllm_gateway.api.models import Models
 from vllm_gateway.api.names import ModelNames
@@ -30,11 +31,19 @@ from vllm_gateway.routing import ModelCard
 from vllm_gateway.telemetry.cut import cut
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`answer` raises ApiError."""
+
+    task: Task
+    answer: Callable[[web.BaseRequest, Progress], Awaitable[web.StreamResponse]]
+
+
 class Control(Protocol):
     """The pages for people and their tools."""
 
-    def answer(self, request: web.BaseRequest, progress: Progress) -> web.Response | None:
-        """None: no such page. Raises ApiError."""
+    def page(self, path: str) -> Page | None:
+        """`path`: as it came. None: no such page."""
 
 
 class Api:
@@ -104,13 +113,15 @@ class Api:
             problems = self._problems()
             return as_json({"status": "degraded", "problems": problems} if problems else {"status": "ok"}, progress)
         await self.opened.wait()
+        page = self._control.page(request.rel_url.raw_path)
+        task: Task = page.task if page else "infer" if is_inference else "nothing"
         offered = offered_keys(_given(request, hdrs.AUTHORIZATION), _given(request, "X-Api-Key"))
-        caller = self.gate.caller(offered, progress.client)
+        caller = self.gate.caller(offered, progress.client, task)
         if path == models.PATH or path.startswith(f"{models.PATH}/"):
             only_get(request)
             return self._models.answer(request, progress)
-        if (page := self._control.answer(request, progress)) is not None:
-            return page
+        if page is not None:
+            return await page.answer(request, progress)
         if not methods:
             text = "Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
             raise ApiError("not_found", f"No route {cut(path)}. {text}")

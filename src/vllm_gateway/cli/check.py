@@ -67,10 +67,26 @@ def _describe(settings: "Settings") -> list[str]:
         rows.append((name, instances, source, settings.strategy_name(name)))
     return [
         f"address  {scheme}://{host}:{server.port} ({access})",
+        *_describe_keys(settings),
         *_describe_machine(settings),
         "",
         columns(*rows),
+        *_advice(settings),
     ]
+
+
+def _describe_keys(settings: "Settings") -> list[str]:
+    named = [f"{key.name} ({key.role})" for key in settings.server.api_keys if not isinstance(key, str)]
+    return [f"keys     {', '.join(named)}"] if named else []
+
+
+def _advice(settings: "Settings") -> list[str]:
+    """What works, and could be safer."""
+    plain = sum(isinstance(key, str) for key in settings.server.api_keys)
+    if not plain:
+        return []
+    which = "a key that is plain text may" if plain == 1 else f"{plain} keys that are plain text may"
+    return ["", f"advice   server.api_keys: {which} do everything; give clients {{name: ..., key: ...}}, which may not"]
 
 
 def _describe_machine(settings: "Settings") -> list[str]:

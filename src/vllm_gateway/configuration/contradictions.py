@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+from vllm_gateway.configuration.api_keys import digest_of, name_of
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
 from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.parallelism import BadSize
@@ -89,6 +90,20 @@ def find_open_door(draft: Draft, settings: Settings) -> None:
     server = settings.server
     if server.socket is None and (problem := open_to_others(server, server.host)):
         draft.complain(("server", "host"), problem)
+
+
+def find_keys_twice(draft: Draft, settings: Settings) -> None:
+    """One key would be two people, or have two roles."""
+    names: set[str] = set()
+    plain: dict[bytes, bool] = {}  # plain text may be said again
+    for index, key in enumerate(settings.server.api_keys):
+        name, digest, is_plain = name_of(key), digest_of(key), isinstance(key, str)
+        if name in names and not is_plain:
+            draft.complain(("server", "api_keys", index), f"'{name}' is the name of a key before it; choose another")
+        elif digest in plain and not (is_plain and plain[digest]):
+            draft.complain(("server", "api_keys", index), "the same key stands before it; keep one of them")
+        names.add(name)
+        plain[digest] = is_plain
 
 
 def find_lost_models(draft: Draft, settings: Settings, before: Settings, config_file: Path | None) -> None:

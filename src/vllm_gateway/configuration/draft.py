@@ -3,7 +3,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from vllm_gateway.telemetry.secrets import mask_urls
 Keys = tuple[str | int, ...]
 
 _SECRET = {"hf_token", "api_keys"}
+_NOT_IN_THE_FILE = {"[key]", "[plain]", "[named]"}  # of places, in pydantic's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Draft:
         self.problems.append(Problem(self.place(keys), message))
 
     def explain(self, details: ErrorDetails) -> Problem:
-        keys: Keys = tuple(key for key in details["loc"] if key != "[key]")
+        keys: Keys = tuple(key for key in details["loc"] if key not in _NOT_IN_THE_FILE)
         kind, value = details["type"], details["input"]
         if kind == "extra_forbidden":
             known = _settings_at(keys[:-1])
@@ -99,6 +100,12 @@ def _settings_at(keys: Keys) -> list[str]:
     for key in keys:
         if key in shape.model_fields:
             annotation = shape.model_fields[str(key)].annotation
-            inner = [annotation, *get_args(annotation)]
-            shape = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), shape)
+            shape = next(_shapes_in(annotation), shape)
     return [field.alias or name for name, field in shape.model_fields.items()]
+
+
+def _shapes_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _shapes_in(inner)

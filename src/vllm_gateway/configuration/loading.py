@@ -12,6 +12,7 @@ from vllm_gateway.configuration.contradictions import (
     find_bad_strategies,
     find_bad_tls,
     find_contradictions,
+    find_keys_twice,
     find_lost_models,
     find_missing_gpus,
     find_open_door,
@@ -73,6 +74,7 @@ def load_settings(
     if before is not None and not says_models:
         find_lost_models(draft, settings, before, config_file)
     find_open_door(draft, settings)
+    find_keys_twice(draft, settings)
     find_bad_tls(draft, settings)
     find_missing_gpus(draft, settings)
     find_bad_strategies(draft, settings)

@@ -17,11 +17,12 @@ from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.guests import Bounds
 from vllm_gateway.api.inference import Inference
-from vllm_gateway.api.journal import Journal, Progress
+from vllm_gateway.api.journal import Journal
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.paths import CarriedPaths
 from vllm_gateway.api.server import Api
 from vllm_gateway.api.terms import Terms
+from vllm_gateway.configuration.api_keys import NamedKey
 from vllm_gateway.configuration.settings import Retry, Server
 from vllm_gateway.fleet.engines.vllm_paths import CLIENT_PATHS
 from vllm_gateway.relay import Limits, Relay
@@ -73,7 +74,7 @@ class NoFleet:
 class NoPages:
     """No route but those of inference."""
 
-    def answer(self, request: web.BaseRequest, progress: Progress) -> None:
+    def page(self, path: str) -> None:
         return None
 
 
@@ -120,7 +121,7 @@ def _never(*_: object) -> Never:
 @contextlib.asynccontextmanager
 async def house(
     *ports: int,
-    keys: Sequence[str] = (),
+    keys: Sequence[str | NamedKey] = (),
     server: Mapping[str, Any] = MappingProxyType({}),
     limits: Limits | None = None,
     max_in_flight: int = 100,

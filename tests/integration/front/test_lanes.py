@@ -3,12 +3,14 @@
 
 import asyncio
 
+import orjson
 import pytest
 
 from tests.integration.front.house import BODY, LANES, MAX_BODY, House, a_request, house
 from tests.integration.relay.wire import OK, Message, Peer, answering, instance
 from tests.waiting import until
 from vllm_gateway.api.visitor import Visitor
+from vllm_gateway.configuration.api_keys import NamedKey
 from vllm_gateway.relay import Limits
 
 EXACT = pytest.mark.parametrize("lane", LANES)
@@ -94,6 +96,29 @@ async def test_a_caller_without_a_key_is_refused_before_the_body_comes(lane: str
             assert (await gateway.ask(a_request(lane=lane, headers=key))).body == b"ok"
             assert len(gateway.door.visitors if lane == "fast" else gateway.door.connections) > 0
         assert (await gateway.ask(a_request(lane=lane, headers=b"X-Api-Key: x\r\n"))).status == 401
+
+
+@EXACT
+async def test_a_key_whose_role_is_too_small_is_refused_before_the_body_comes(lane: str) -> None:
+    keys = [
+        NamedKey(name="chat", key="c"),
+        NamedKey(name="prometheus", role="metrics", key="p"),
+        NamedKey(name="ops", role="admin", key="o"),
+    ]
+    async with instance(answering(OK)) as engine, house(engine.port, keys=keys) as gateway:
+        client = await gateway.connect()
+        await client.send(a_request(lane=lane, headers=b"Authorization: Bearer p\r\n")[: -len(BODY)])
+        refused = await client.message()
+        error = orjson.loads(refused.body)["error"]
+        assert (refused.status, error["code"], error["type"]) == (403, "role_not_allowed", "permission_error")
+        assert "inference or viewer or admin" in error["message"]
+        for key in (b"c", b"o"):
+            headers = b"Authorization: Bearer %b\r\nX-Api-Key: p\r\n" % key
+            assert (await gateway.ask(a_request(lane=lane, headers=headers))).body == b"ok"
+            assert len(gateway.door.visitors if lane == "fast" else gateway.door.connections) > 0
+        messages = a_request(lane=lane, target="/v1/messages", headers=b"X-Api-Key: p\r\n")
+        error = orjson.loads((await gateway.ask(messages)).body)
+        assert (error["type"], error["error"]["type"]) == ("error", "permission_error")
 
 
 async def test_a_page_in_a_browser_may_ask_without_a_key_whether_it_may_ask() -> None:

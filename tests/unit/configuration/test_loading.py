@@ -155,6 +155,47 @@ def test_nor_does_the_file(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("{key: sesame}", "api_keys.1.name: is missing"),
+        ("{name: a b, key: sesame}", "api_keys.1.name: must match"),
+        ("{name: a}", "api_keys.1: give one of `key`, `key_sha256` and `key_file`"),
+        ("{name: a, key: sesame, key_file: f}", "api_keys.1: give one of"),
+        ("{name: a, key: ' sesame'}", "api_keys.1.key: a key must not be empty, and"),
+        ("{name: a, key_sha256: sesame}", "api_keys.1.key_sha256: a SHA-256 is 64 hexadecimal digits"),
+        ("{name: a, key: sesame, role: root}", "api_keys.1.role: must be 'inference', 'metrics', 'viewer' or 'admin'"),
+        ("{name: a, kee: sesame}", "api_keys.1.kee: unknown setting 'kee'; did you mean 'key'?"),
+        ("{name: a, key_file: /nowhere}", "api_keys.1: key_file: /nowhere is not a file that is there"),
+        ("{name: a, key_file: /dev/zero}", "api_keys.1: key_file: /dev/zero is not a file that is there"),
+        ("{name: a, key_file: /usr/bin/env}", "api_keys.1: key_file: /usr/bin/env must hold one key and nothing else"),
+        ("{name: a, key: open}", "api_keys.1: the same key stands before it"),
+        ("7", "api_keys.1: must be text; put it in quotes"),
+    ],
+)
+def test_keys_with_roles_that_are_wrong_are_told_and_not_shown(tmp_path: Path, key: str, problem: str) -> None:
+    found = problems(tmp_path, f"server:\n  api_keys: [open, {key}]\n")
+    assert any(told.startswith(f"g.yaml:2: server.{problem}") for told in found), found
+    assert not any("sesame" in told or "; got" in told for told in found)
+
+
+def test_a_name_is_one_keys_alone(tmp_path: Path) -> None:
+    (told,) = problems(tmp_path, "server: {api_keys: [{name: a, key: k1}, {name: a, key: k2}]}\n")
+    assert told.startswith("g.yaml:1: server.api_keys.1: 'a' is the name of a key before it")
+
+
+def test_check_shows_whose_keys_there_are_and_advises_against_those_that_may_do_everything(tmp_path: Path) -> None:
+    file, out = tmp_path / "g.yaml", io.StringIO()
+    file.write_text("server: {api_keys: [sesame, {name: chat, key: k1}, {name: ops, role: admin, key: k2}]}\n")
+    assert check(file, {}, out) == 0
+    assert "\nkeys     chat (inference), ops (admin)\n" in out.getvalue()
+    assert "\nadvice   server.api_keys: a key that is plain text may do everything" in out.getvalue()
+    file.write_text("server: {api_keys: [{name: chat, key: k1}]}\n")
+    out = io.StringIO()
+    assert check(file, {}, out) == 0
+    assert "advice" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
     "server",
     [
         "{}",
