@@ -2,6 +2,7 @@
 """Which requests may have ended instances, as far as a queue has to do with it: who has to wait, and who is refused."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from vllm_gateway.routing import Refusal
@@ -10,6 +11,8 @@ from vllm_gateway.scheduling.quarantine import Lost, Quarantine
 from vllm_gateway.scheduling.types import InstanceView, Outcome, RequestInfo
 from vllm_gateway.scheduling.waiting import Refused, Waiter
 
+MOST_CONDEMNED = 3
+CONDEMNED_IN_S = 60.0
 _BROKE_OFF = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN})
 _FAILURES = _BROKE_OFF | {Outcome.SERVER_ERROR}
 
@@ -20,7 +23,18 @@ class Suspicion:
     Most of the time there is nothing in them, nor in `quarantine`, which is to be seen before anything is asked.
     """
 
-    __slots__ = ("_free", "_guilty", "_look_again", "_model", "_serve", "_waiting", "cut", "poison", "quarantine")
+    __slots__ = (
+        "_condemned",
+        "_free",
+        "_guilty",
+        "_look_again",
+        "_model",
+        "_serve",
+        "_waiting",
+        "cut",
+        "poison",
+        "quarantine",
+    )
 
     def __init__(
         self,
@@ -38,6 +52,7 @@ class Suspicion:
         self.quarantine: Quarantine[Waiter] = Quarantine(self._condemn)
         self.poison: KnownBodies[Refusal] = KnownBodies()
         self.cut: KnownBodies[Lost] = KnownBodies()
+        self._condemned: deque[float] = deque(maxlen=MOST_CONDEMNED)  # when
         self._model = model
         self._guilty = guilty
         self._free = free
@@ -87,12 +102,16 @@ class Suspicion:
             self._look_again = loop.call_at(quarantine.again_at, self._serve)
 
     def _condemn(self, request: RequestInfo, view: InstanceView, free: Sequence[Waiter]) -> None:
-        """Whoever waits with the same is refused as well."""
+        """Whoever waits with the same is refused, too. Where engines die of everything, nobody is."""
         loop = asyncio.get_running_loop()
-        self.poison.add(request, refusal_of(self._model), loop.time())
-        self._guilty(request, view)
+        now = loop.time()
+        is_believed = len(self._condemned) < MOST_CONDEMNED or now - self._condemned[0] > CONDEMNED_IN_S
+        self._condemned.append(now)
         for waiter in free:
             self._free(waiter)
-        for waiter in [*self._waiting(), *self.quarantine]:
-            self.is_refused(waiter)
+        if is_believed:
+            self.poison.add(request, refusal_of(self._model), now)
+            self._guilty(request, view)
+            for waiter in [*self._waiting(), *self.quarantine]:
+                self.is_refused(waiter)
         loop.call_soon(self._serve)

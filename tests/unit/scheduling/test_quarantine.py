@@ -246,6 +246,25 @@ async def test_the_same_of_the_same_client_is_refused_wherever_it_waits(scene: S
     await scene.end()
 
 
+async def test_engines_that_die_of_everything_are_not_the_requests_fault(scene: Scene) -> None:
+    last = "i1"
+    for number in range(5):
+        name = f"r{number}"
+        if not scene.there(last):
+            scene.bench.publish(last, places=9)
+        await scene.come(name)
+        assert scene.there(last) >= {name}
+        await scene.die(last)
+        ward, last = f"w{number}", f"i{number + 2}"
+        scene.bench.publish(ward, places=9)
+        await until(lambda ward=ward, name=name: name in scene.there(ward))  # type: ignore[misc]
+        await scene.die(ward)
+        scene.bench.publish(last, places=9)
+        await until(lambda name=name: name in scene.refused or name in scene.on)  # type: ignore[misc]
+    assert sorted(scene.refused) == ["r0", "r1", "r2"]
+    await scene.end()
+
+
 def test_what_is_known_is_forgotten_and_bounded() -> None:
     known: KnownBodies[str] = KnownBodies()
     bad, other = request("bad"), request("other")
