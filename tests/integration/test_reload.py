@@ -59,7 +59,7 @@ async def test_a_new_alias_counts_at_once_and_the_engine_stays(tmp_path: Path) -
         assert (await gateway.chat("a"))[0] == 200
         await reload(gateway, tmp_path, config(models={"a": model("a", aliases=["gpt-4o"])}))
         status, _, answer = await gateway.chat("gpt-4o")
-        assert (status, answer["model"]) == (200, "a")
+        assert (status, answer["model"]) == (200, "gpt-4o")
         assert len(gateway.events("instance_starting")) == 1
 
 
