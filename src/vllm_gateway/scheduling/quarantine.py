@@ -143,7 +143,9 @@ class Quarantine(Generic[W]):
             if ward.missing_since is not None or now >= ward.doubted_until:
                 ward.failed.clear()  # it lives
             ward.missing_since = None
-            return ward
+            if _has_place(ward.view) or ward.unproved or ward.failed or not any(map(_has_place, views)):
+                return ward
+            self.ward = ward = None  # it is full of those who have proved themselves
         if ward is not None:
             ward.missing_since = now if ward.missing_since is None else ward.missing_since
             self._look_again(ward.missing_since + DECIDED_S)
@@ -161,8 +163,8 @@ class Quarantine(Generic[W]):
         first = self._waiting[0]
         alone = first.deaths > 1 or first.lost.ran_s < YOUNG_S
         ward.group = 1 if alone else min(2 * ward.group, MOST_AT_ONCE)
-        free = ward.view.max_in_flight - ward.view.in_flight
-        group, self._waiting = self._waiting[: min(ward.group, free)], self._waiting[min(ward.group, free) :]
+        size = max(0, min(ward.group, ward.view.max_in_flight - ward.view.in_flight))
+        group, self._waiting = self._waiting[:size], self._waiting[size:]
         if group:
             ward.unproved = {one.waiter.request: one.lost for one in group}
             ward.begun.clear()
@@ -177,7 +179,7 @@ class Quarantine(Generic[W]):
         if ward is None:
             return views
         rest = [view for view in views if view is not ward.view]
-        is_kept = now < ward.since + KEPT_S or any(view.in_flight < view.max_in_flight for view in rest)
+        is_kept = now < ward.since + KEPT_S or any(map(_has_place, rest))
         return rest if is_kept else views
 
     def placed(self, view: InstanceView, request: RequestInfo) -> None:
@@ -241,6 +243,10 @@ class _Suspect(Generic[W]):
     lost: Lost
     deaths: int  # of engines under it
     number: int
+
+
+def _has_place(view: InstanceView) -> bool:
+    return view.in_flight < view.max_in_flight
 
 
 def _likeliest(one: _Suspect[W]) -> tuple[int, float, int]:

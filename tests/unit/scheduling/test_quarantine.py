@@ -265,6 +265,30 @@ async def test_engines_that_die_of_everything_are_not_the_requests_fault(scene: 
     await scene.end()
 
 
+async def test_a_ward_that_is_more_than_full_lets_nobody_in(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "SETTLE_S", 0.0)
+    await scene.come("a", "b", "c")
+    scene.bench.elsewhere["i2"] = 10
+    await scene.die("i1", "i2")
+    assert not scene.there("i2")
+    scene.bench.elsewhere.clear()
+    scene.bench.queues.recount()
+    await until(lambda: len(scene.there("i2")) == 1)
+    await scene.end()
+
+
+async def test_a_ward_that_is_full_of_the_innocent_is_left_for_another(scene: Scene) -> None:
+    await scene.come("a", "b", "c")
+    await scene.die("i1")
+    scene.bench.publish("i2", "i3", places=1)
+    await until(lambda: len(scene.on) == 1)
+    (first,) = scene.on
+    scene.begin(first)
+    await until(lambda: len(scene.on) == 2)
+    assert len({view.instance_id for view in scene.on.values()}) == 2
+    await scene.end()
+
+
 def test_what_is_known_is_forgotten_and_bounded() -> None:
     known: KnownBodies[str] = KnownBodies()
     bad, other = request("bad"), request("other")
