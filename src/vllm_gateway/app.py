@@ -24,6 +24,7 @@ from vllm_gateway.bodies.limits import BodyLimits
 from vllm_gateway.configuration.known_secrets import learn_settings
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.configuration.state_dir import engines_folder, open_state_dir, wanted_folder
+from vllm_gateway.control.logs import Logs
 from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
 from vllm_gateway.control.status_page import status_of
@@ -41,6 +42,7 @@ from vllm_gateway.fleet.predecessor import (
 )
 from vllm_gateway.fleet.runtimes import Runtime
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
+from vllm_gateway.fleet.runtimes.output import Outputs
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets, fits
 from vllm_gateway.relay import Relay
@@ -82,6 +84,7 @@ class Gateway:
         self._secrets.learn_environment(os.environ)
         learn_settings(self._secrets, settings)
         log.mask_with(self._secrets.mask)
+        self.outputs = Outputs(self._secrets)
         self._probe = self._make_probe(settings)
         state = open_state_dir(settings, os.environ)
         if state.problem is not None:
@@ -135,6 +138,7 @@ class Gateway:
             status=self.status,
             retry=self.fleet.retry,
             decisions=self.decisions,
+            logs=Logs(self.outputs, self._names, lambda: list(self.fleet.registry)),
         )
         self.api = Api(
             names=self._names,
@@ -158,10 +162,11 @@ class Gateway:
         sockets = EngineSockets(engines_folder(state, fits))
         if self.settings.runtime == "process":
             simulated = str(self._simulated_gpu_dir) if self._simulated_gpu_dir else None
-            return ProcessRuntime(self.settings.process, simulated, self._secrets, sockets=sockets)
-        return DockerRuntime(
-            self.settings.docker, self.settings.docker.container_prefix, self._secrets, sockets=sockets
-        )
+            return ProcessRuntime(
+                self.settings.process, simulated, self._secrets, sockets=sockets, outputs=self.outputs
+            )
+        docker = self.settings.docker
+        return DockerRuntime(docker, docker.container_prefix, self._secrets, sockets=sockets, outputs=self.outputs)
 
     def _make_probe(self, settings: Settings) -> GpuProbe | None:
         if all(model.endpoints for model in settings.models.values()):

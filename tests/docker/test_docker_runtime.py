@@ -20,9 +20,11 @@ from tests.waiting import LIMIT_S, until
 from vllm_gateway.configuration.settings import Docker, Log
 from vllm_gateway.fleet.runtimes import Launch, Progress, RuntimeDown, StartError, docker_client
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
+from vllm_gateway.fleet.runtimes.output import Outputs
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.routing import Address
 from vllm_gateway.telemetry import log
+from vllm_gateway.telemetry.secrets import Secrets
 
 # Listens before it says so, and ends as it is told by the one who connects: with that exit status.
 ENGINE = """
@@ -72,10 +74,15 @@ async def gate(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]
 
 
 @pytest.fixture
+def outputs() -> Outputs:
+    return Outputs(Secrets())
+
+
+@pytest.fixture
 async def runtime(
-    gate: Gate, image: str, owner: str, docker: aiodocker.Docker, sockets: EngineSockets
+    gate: Gate, image: str, owner: str, docker: aiodocker.Docker, sockets: EngineSockets, *, outputs: Outputs
 ) -> AsyncIterator[DockerRuntime]:
-    runtime = DockerRuntime(settings(ipc="private", shm_mib=64), owner, sockets=sockets)
+    runtime = DockerRuntime(settings(ipc="private", shm_mib=64), owner, sockets=sockets, outputs=outputs)
     await runtime.open()
     yield runtime
     await runtime.close()
@@ -158,6 +165,44 @@ async def test_what_a_container_says_of_its_secrets_is_masked(runtime: DockerRun
     )
     (line,) = (await runtime.wait(running.handle)).log_tail
     assert "'--a-key', '***'" in line
+
+
+COUNTS = """
+import itertools, sys, time
+for n in itertools.count():
+    print(n, file=(sys.stdout, sys.stderr)[n % 2], flush=True)
+    time.sleep(0.01)
+"""
+
+
+async def test_all_that_a_container_writes_is_read_once_also_while_docker_is_away(
+    runtime: DockerRuntime, gate: Gate, docker: aiodocker.Docker, owner: str, image: str, *, outputs: Outputs
+) -> None:
+    made = launch(owner, image, COUNTS)
+    running = await runtime.start(made)
+    waiting = [asyncio.create_task(runtime.wait(running.handle)) for _ in range(2)]
+
+    def wrote(count: int) -> bool:
+        return (output := outputs.get(made.name)) is not None and output.end >= count
+
+    await until(lambda: wrote(20))
+    await gate.shut()
+    await asyncio.sleep(0.3)
+    await gate.open()
+    output = outputs.get(made.name)
+    assert output is not None
+    before = output.end
+    await until(lambda: wrote(before + 100))
+    await docker.containers.container(running.handle).kill(signal="SIGKILL")
+    async with asyncio.timeout(LIMIT_S):
+        ended, _ = await asyncio.gather(*waiting)
+    lines = output.since(output.first)
+    assert lines == [str(number) for number in range(len(lines))]
+    assert ended.log_tail[-1] == lines[-1], "its last line, too"
+    assert not output.running
+    await runtime.wait(running.handle)
+    await runtime.remove(running.handle)
+    assert len(lines) == output.end, "and none of it again"
 
 
 async def test_the_engine_sees_its_gpus(runtime: DockerRuntime, lab: Lab, owner: str, image: str) -> None:

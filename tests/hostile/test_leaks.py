@@ -51,6 +51,9 @@ async def test_no_secret_of_an_engine_is_seen(settings: dict[str, object], tmp_p
         page = await gateway.status()
         async with gateway.http.get("/metrics") as reply:
             seen.append(await reply.text())
+        async with gateway.http.get("/gateway/instances/vllm_server_a_instance_1/logs") as reply:
+            seen.append(await reply.text())
+            assert f"twice {MASK}" in seen[-1]
         shown = "\n".join(page["models"]["a"]["log_tail"])
         assert f"token {MASK}\ntwice {MASK}\nurl https://{MASK}@huggingface.co/x\nquoted {MASK}\n" in shown
         assert f"in two {MASK}" in shown

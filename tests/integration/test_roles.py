@@ -19,6 +19,8 @@ DOORS = {
     ("HEAD", "/gateway/status"): {"viewer", "admin"},
     ("POST", "/gateway/status"): {"viewer", "admin"},
     ("GET", "/gateway/decisions?model=qwen2.5"): {"viewer", "admin"},
+    ("GET", "/gateway/logs"): {"viewer", "admin"},
+    ("GET", "/gateway/instances/x/logs?follow=true"): {"viewer", "admin"},
     ("GET", "/"): {"viewer", "admin"},
     ("POST", "/gateway/models/qwen2.5/retry"): {"admin"},
     ("GET", "/gateway/models/qwen2.5/retry"): {"admin"},

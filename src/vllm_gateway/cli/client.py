@@ -7,6 +7,8 @@ import os
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -47,31 +49,50 @@ class Address:
 
     def ask(self, method: str, path: str, expected: str) -> dict[str, Any]:
         """The answer, which holds what is `expected`. Raises NoAnswer."""
-        base, opener = self._base_and_opener()
+        with self._answers(), self._open(method, path, _TIMEOUT_S) as reply:
+            page = json.load(reply)
+        if not isinstance(page, dict) or expected not in page:
+            raise NoAnswer(f"What answers at {self._base} is not this gateway. {_ELSEWHERE}")
+        return page
+
+    def lines(self, path: str, *, patient: bool) -> Iterator[str]:
+        """Of a text, as they come; `patient`: however long that takes. Raises NoAnswer."""
+        with self._answers(), self._open("GET", path, None if patient else _TIMEOUT_S) as reply:
+            for line in reply:
+                yield line.decode("utf-8", "replace").rstrip("\n")
+
+    def _open(self, method: str, path: str, timeout_s: float | None) -> HTTPResponse:
+        there = _HERE if self._base.startswith(_UNIX) else self._base
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        request = urllib.request.Request(there + path, headers=headers, method=method)  # noqa: S310
+        reply: HTTPResponse = self._opener().open(request, timeout=timeout_s)
+        return reply
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        base = self._base
         try:
-            there = _HERE if base.startswith(_UNIX) else base
-            request = urllib.request.Request(there + path, headers=headers, method=method)  # noqa: S310
-            with opener.open(request, timeout=_TIMEOUT_S) as reply:
-                page = json.load(reply)
+            yield
         except urllib.error.HTTPError as error:
             raise NoAnswer(_refusal(base, error)) from None
         except (OSError, HTTPException) as error:
             raise NoAnswer(f"No gateway answers at {base}: {getattr(error, 'reason', error)}. {_ELSEWHERE}") from None
         except ValueError as error:
             raise NoAnswer(f"What answers at {base} is not this gateway: {error}. {_ELSEWHERE}") from None
-        if not isinstance(page, dict) or expected not in page:
-            raise NoAnswer(f"What answers at {base} is not this gateway. {_ELSEWHERE}")
-        return page
 
-    def _base_and_opener(self) -> tuple[str, urllib.request.OpenerDirector]:
+    @property
+    def _base(self) -> str:
         if self.url.startswith(_UNIX):
             path = self.url.removeprefix(_UNIX)
-            path = f"/{path.lstrip('/')}" if path.startswith("//") else path
-            no_proxy = urllib.request.ProxyHandler({})
-            return f"{_UNIX}{path}", urllib.request.build_opener(no_proxy, _ByUnixSocket(path))
-        base = self.url if "://" in self.url else f"http://{self.url}"
-        return base.rstrip("/").removesuffix("/v1"), urllib.request.build_opener()
+            return f"{_UNIX}/{path.lstrip('/')}" if path.startswith("//") else self.url
+        url = self.url if "://" in self.url else f"http://{self.url}"
+        return url.rstrip("/").removesuffix("/v1")
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        if not self._base.startswith(_UNIX):
+            return urllib.request.build_opener()
+        no_proxy = urllib.request.ProxyHandler({})
+        return urllib.request.build_opener(no_proxy, _ByUnixSocket(self._base.removeprefix(_UNIX)))
 
 
 class _ByUnixSocket(urllib.request.HTTPHandler):

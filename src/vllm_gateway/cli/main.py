@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from vllm_gateway import __version__
-from vllm_gateway.cli import check, retry, serve, simulate, status
+from vllm_gateway.cli import check, logs, retry, serve, simulate, status
 from vllm_gateway.telemetry.terminal import printable
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         ("check", check),
         ("status", status),
         ("retry", retry),
+        ("logs", logs),
         ("simulate", simulate),
     ):
         added = commands.add_parser(

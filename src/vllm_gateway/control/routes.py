@@ -10,6 +10,7 @@ from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.names import ModelNames
 from vllm_gateway.api.server import Page
+from vllm_gateway.control.logs import INSTANCES, LOGS, Logs
 from vllm_gateway.control.metrics import CONTENT_TYPE, MetricsPage
 from vllm_gateway.control.status import DecisionsPage, Status
 from vllm_gateway.telemetry.metrics import RequestMetrics
@@ -28,6 +29,7 @@ class Control:
         status: Callable[[], Status],
         retry: Callable[[str], None],
         decisions: Callable[[str], DecisionsPage],
+        logs: Logs,
     ) -> None:
         self._names = names
         self._metrics = MetricsPage(metrics, status)
@@ -38,9 +40,11 @@ class Control:
             "/": Page("look", self._send_on_to_status),
             "/gateway/status": Page("look", self._show_status),
             "/gateway/decisions": Page("look", self._show_decisions),
+            "/gateway/logs": Page("look", logs.list),
             "/metrics": Page("scrape", self._show_metrics),
         }
         self._try = Page("steer", self._try_again)
+        self._log = Page("look", logs.show)
 
     def page(self, path: str) -> Page | None:
         """None: no such page."""
@@ -48,6 +52,8 @@ class Control:
             return page
         if path.startswith(_MODELS) and path.endswith(_RETRY):
             return self._try
+        if path.startswith(INSTANCES) and path.endswith(LOGS):
+            return self._log
         return None
 
     async def _send_on_to_status(self, request: web.BaseRequest, progress: Progress) -> web.Response:

@@ -122,6 +122,7 @@ class Serving:
     async def close(self, limit_s: float) -> None:
         """No new requests. What is under way has `limit_s` to end by itself, and is then told that this is the end."""
         now = _now()
+        self.gateway.outputs.close()
         drained_by = self._drained_by or now + limit_s
         self._say_when_to_return(drained_by)
         ending = asyncio.create_task(self._end_at(drained_by))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.fleet.runtimes.output import OutputTail
+from vllm_gateway.fleet.runtimes.output import Output
 from vllm_gateway.telemetry.secrets import MASK, Secrets, mask_urls, names_a_secret
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"
@@ -117,7 +117,7 @@ def test_credentials_in_urls_are_masked_though_nobody_knows_them(text: str, show
 @given(st.lists(st.integers(0, 3 * len(TOKEN)), max_size=6), st.sampled_from(["", "\x1b[1m", "50%\r"]))
 def test_however_the_output_is_cut_on_its_way(cuts: list[int], noise: str) -> None:
     data = f"{noise}begin {TOKEN[:20]}\x1b[0m{TOKEN[20:]}\nend {TOKEN}".encode()
-    tail = OutputTail(knowing(TOKEN))
+    tail = Output(knowing(TOKEN))
     for start, end in pairwise([0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]):
         tail.feed(data[start:end])
     assert tail.lines() == (f"begin {MASK}", f"end {MASK}")
@@ -125,7 +125,7 @@ def test_however_the_output_is_cut_on_its_way(cuts: list[int], noise: str) -> No
 
 @given(st.integers(0, 5000), st.integers(0, 60))
 def test_wherever_a_long_line_is_cut(before: int, masks: int) -> None:
-    tail = OutputTail(knowing(TOKEN))
+    tail = Output(knowing(TOKEN))
     tail.feed(f"{(TOKEN + '|') * masks}{'.' * before}{TOKEN}{'.' * 5000}\n".encode())
     (line,) = tail.lines()
     assert not set(line.removesuffix("...")) & set(string.ascii_letters)

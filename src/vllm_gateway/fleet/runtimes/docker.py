@@ -19,7 +19,8 @@ from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, 
 from vllm_gateway.fleet.runtimes import docker_spec as spec
 from vllm_gateway.fleet.runtimes.docker_client import ASK_S, DO_S, NO_DOCKER, Calls, DockerClient, up_to
 from vllm_gateway.fleet.runtimes.docker_events import DockerEvents
-from vllm_gateway.fleet.runtimes.output import KEPT_LINES, clean_line, says_out_of_memory
+from vllm_gateway.fleet.runtimes.docker_output import ContainerLog, NotReadable
+from vllm_gateway.fleet.runtimes.output import KEPT_LINES, Outputs, clean_line, says_out_of_memory
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.telemetry import events
@@ -34,6 +35,7 @@ _PING_S = 8.0
 _EXEC_S = 5.0
 _ENDING_S = 3.0  # within which a Docker engine that fails at a start because it is about to end is gone
 _UNKNOWN_EXIT = 137
+_LAST_OUTPUT_S = 1.0
 
 _REMEDIES = (
     (
@@ -57,8 +59,11 @@ class DockerRuntime:
         log: EventLogger | None = None,
         *,
         sockets: EngineSockets,
+        outputs: Outputs | None = None,
     ) -> None:
         self._secrets = secrets or Secrets()
+        self._outputs = outputs or Outputs(self._secrets)
+        self._readers: dict[str, asyncio.Task[None]] = {}  # of what containers write, until these are removed
         self._settings = settings
         self._owner = owner
         self._port = port
@@ -176,6 +181,8 @@ class DockerRuntime:
                     pass
 
     async def wait(self, handle: str) -> Exit:
+        if handle not in self._readers:
+            self._readers[handle] = self._tasks.spawn(self._read_output(handle))
         with self._events.watch(handle) as watch:
             while True:
                 watch.news.clear()
@@ -183,6 +190,7 @@ class DockerRuntime:
                 try:
                     ended = await self._ended(handle, watch.exit_code)
                     if ended is not None:
+                        await self._last_output(handle)
                         return ended
                 except RuntimeDown:
                     look_again_s = _LOOK_AGAIN_SOON_S
@@ -202,7 +210,10 @@ class DockerRuntime:
         with _docker_may_be_down():
             inspected = await self._inspect_ours(handle)
             if inspected is None:
+                self._readers.pop(handle, None)
                 return
+            if not inspected["State"]["Running"]:
+                await self._last_output(handle)
             try:
                 await self._docker.containers.container(handle).delete(force=True, v=True)
             except aiodocker.DockerError as error:
@@ -210,6 +221,7 @@ class DockerRuntime:
                     raise RuntimeDown(error.message) from error
                 if error.status != 404:
                     raise
+        self._readers.pop(handle, None)
         if path := spec.socket_of(inspected):
             self._sockets.remove(path)
 
@@ -259,12 +271,52 @@ class DockerRuntime:
             state = inspected["State"]
             if state["Running"] or state["Status"] == "created":
                 return None
-            config = inspected["Config"]
-            given = (pair.partition("=") for pair in config.get("Env") or ())
-            self._secrets.learn_environment({name: value for name, _, value in given})
-            self._secrets.learn_arguments(config.get("Cmd") or ())
+            self._learn_secrets(inspected)
             tail = await self._log_tail(handle)
             return Exit(state["ExitCode"], says_out_of_memory(tail), bool(state["OOMKilled"]), tail)
+
+    def _learn_secrets(self, inspected: dict[str, Any]) -> None:
+        """That a container was given, perhaps by an earlier gateway."""
+        config = inspected["Config"]
+        given = (pair.partition("=") for pair in config.get("Env") or ())
+        self._secrets.learn_environment({name: value for name, _, value in given})
+        self._secrets.learn_arguments(config.get("Cmd") or ())
+
+    async def _last_output(self, handle: str) -> None:
+        """Of a container that has ended."""
+        if (reader := self._readers.get(handle)) is not None:
+            await asyncio.wait({reader}, timeout=_LAST_OUTPUT_S)
+
+    async def _read_output(self, handle: str) -> None:
+        """Returns when the container has ended and all is read, or nothing can be; once for each."""
+        log, pause_s = ContainerLog(handle), 0.0
+        with contextlib.ExitStack() as stack:
+            output = None
+            while True:
+                await asyncio.sleep(pause_s)
+                pause_s = _FOLLOW_AGAIN_S
+                with contextlib.suppress(RuntimeDown), _docker_may_be_down():
+                    inspected = await self._inspect_ours(handle)
+                    if inspected is None:
+                        return
+                    if output is None:
+                        self._learn_secrets(inspected)
+                        named = spec.name_of(inspected), spec.model_of(inspected)
+                        output = stack.enter_context(self._outputs.of_engine(*named))
+                    try:
+                        async with DockerClient(self._calls) as client:  # its connection is taken for long
+                            async for piece in log.pieces(client):
+                                output.feed(piece)
+                    except NotReadable:
+                        return
+                    if not inspected["State"]["Running"]:
+                        return
+                    if not await self._is_running(handle):
+                        pause_s = 0.0  # once more: it may have been the connection that ended
+
+    async def _is_running(self, handle: str) -> bool:
+        inspected = await self._inspect_ours(handle)
+        return inspected is not None and bool(inspected["State"]["Running"])
 
     async def _log_tail(self, handle: str) -> tuple[str, ...]:
         """Empty where Docker cannot read it: it is gone, or its logging driver keeps nothing."""

@@ -157,6 +157,11 @@ def _key(inspected: Mapping[str, Any]) -> str:
     return str(variables.get(_KEY_VARIABLE, ""))
 
 
+def model_of(inspected: Mapping[str, Any]) -> str:
+    model: str = (inspected["Config"].get("Labels") or {}).get(_LABEL + "model", "")
+    return model
+
+
 def found(inspected: Mapping[str, Any], port: int) -> Found:
     """What an earlier gateway left; a label that does not read well becomes a value that matches nothing."""
     read = inspected["Config"].get("Labels") or {}
@@ -165,7 +170,7 @@ def found(inspected: Mapping[str, Any], port: int) -> Found:
         running=running(inspected, port) if inspected["State"]["Running"] else None,
         handle=inspected["Id"],
         name=name_of(inspected),
-        model=read.get(_LABEL + "model", ""),
+        model=model_of(inspected),
         number=_number(read.get(_LABEL + "instance", "")),
         spec_hash=read.get(_LABEL + "spec", "").removesuffix(_UNREACHABLE_TO_OLDER),
         gpu_ids=tuple(gpus.split(",")) if gpus else (),

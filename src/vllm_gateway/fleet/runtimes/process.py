@@ -22,7 +22,7 @@ from vllm_gateway.configuration.settings import Process, Settings
 from vllm_gateway.fleet.runtimes import Exit, Found, Launch, Progress, Running, RuntimeDown, StartError, descendants
 from vllm_gateway.fleet.runtimes.descendants import Descendants, Mark
 from vllm_gateway.fleet.runtimes.listener import EngineListens
-from vllm_gateway.fleet.runtimes.output import OutputTail, says_out_of_memory
+from vllm_gateway.fleet.runtimes.output import Output, Outputs, says_out_of_memory
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.routing import Address
 from vllm_gateway.telemetry.secrets import Secrets
@@ -99,8 +99,10 @@ class ProcessRuntime:
         secrets: Secrets | None = None,
         *,
         sockets: EngineSockets,
+        outputs: Outputs | None = None,
     ) -> None:
         self._secrets = secrets or Secrets()
+        self._outputs = outputs or Outputs(self._secrets)
         self._command = _command_of(settings)
         self._simulated_gpu_dir = simulated_gpu_dir
         self._sockets = sockets
@@ -195,7 +197,7 @@ class ProcessRuntime:
                 os.close(writing)
         self._descendants.claim(process.pid, mark)
         self._tell_guard("+", process.pid)
-        ended = asyncio.create_task(self._follow(process, reading), name=f"follow {launch.name}")
+        ended = asyncio.create_task(self._follow(process, reading, launch), name=f"follow {launch.name}")
         self._children[str(process.pid)] = _Child(process, mark, listens_on, ended)
         return Running(str(process.pid), _address(listens_on, process.pid, launch.key))
 
@@ -260,20 +262,21 @@ class ProcessRuntime:
         self._next_look = None
         return await asyncio.to_thread(self._descendants.look)
 
-    async def _follow(self, process: asyncio.subprocess.Process, output: int) -> Exit:
+    async def _follow(self, process: asyncio.subprocess.Process, pipe: int, launch: Launch) -> Exit:
         """Reads what the engine says until it ends; workers it leaves behind are killed, for they hold GPU memory.
 
         The pipe is ours, not asyncio's, whose `wait()` may not return while a worker still holds the output open.
         """
-        tail = OutputTail(self._secrets)
-        reading = asyncio.create_task(_read_into(tail, output))
-        code = await process.wait()
-        _kill_group(process.pid)
-        self._tell_guard("-", process.pid)
-        await asyncio.wait({reading}, timeout=_LAST_OUTPUT_S)
-        reading.cancel()
-        await asyncio.wait({reading})
-        return Exit(code, says_out_of_memory(tail.lines()), log_tail=tail.lines())
+        with self._outputs.of_engine(launch.name, launch.model) as output:
+            reading = asyncio.create_task(_read_into(output, pipe))
+            code = await process.wait()
+            _kill_group(process.pid)
+            self._tell_guard("-", process.pid)
+            await asyncio.wait({reading}, timeout=_LAST_OUTPUT_S)
+            reading.cancel()
+            await asyncio.wait({reading})
+            tail = output.lines()
+        return Exit(code, says_out_of_memory(tail), log_tail=tail)
 
     def _tell_guard(self, sign: str, group: int) -> None:
         if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():
@@ -296,14 +299,14 @@ def _command_of(settings: Process) -> tuple[str, ...]:
     return (sys.executable, "-m", "vllm_gateway.simulator") if simulated else settings.command
 
 
-async def _read_into(tail: OutputTail, output: int) -> None:
+async def _read_into(output: Output, pipe: int) -> None:
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", buffering=0)
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", buffering=0)
     )
     try:
         while data := await reader.read(65536):
-            tail.feed(data)
+            output.feed(data)
     finally:
         transport.close()
 
