@@ -19,6 +19,8 @@ UNREADABLE = {
     "TE chunked twice": HEAD + TE + TE + b"\r\n" + CHUNKS,
     "TE unknown": HEAD + b"Transfer-Encoding: xchunked\r\n\r\n" + CHUNKS,
     "TE not last": HEAD + b"Transfer-Encoding: chunked, gzip\r\n\r\n" + CHUNKS,
+    "TE of two codings": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
+    "TE with an empty element": HEAD + b"Transfer-Encoding: , chunked\r\n\r\n" + CHUNKS,
     "TE in quotes": HEAD + b'Transfer-Encoding: "chunked"\r\n\r\n' + CHUNKS,
     "TE behind a control": HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + CHUNKS,
     "TE before a zero byte": HEAD + b"Transfer-Encoding: chunked\0\r\n\r\n" + CHUNKS,
@@ -73,6 +75,8 @@ UNREADABLE = {
     "a reply": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     # Whose is it?
     "no Host": LINE + REST,
+    "empty Host": LINE + b"Host:\r\n" + REST,
+    "Host of spaces": LINE + b"Host: \t \r\n" + REST,
     "two Hosts": HEAD + b"Host: y\r\n" + REST,
     # Chunks that are none.
     "chunk longer than it says": HEAD + TE + b"\r\n4\r\n" + BODY + b"\r\n0\r\n\r\n",

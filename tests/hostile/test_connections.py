@@ -82,6 +82,18 @@ async def test_line_ends_alone_are_no_head_and_keep_no_connection_open() -> None
 
 
 @EXACT
+async def test_line_ends_alone_are_bounded(lane: str) -> None:
+    async with instance(answering(OK)) as engine, house(engine.port) as gateway:
+        client = await gateway.connect()
+        for _ in range(50):  # one behind each body is what some clients send
+            assert (await client.ask(a_request(lane=lane) + b"\r\n")).status == 200
+        for _ in range(40):
+            client.writer.write(b"\r\n")
+            await asyncio.sleep(0)
+        assert (await client.message()).status == 400
+
+
+@EXACT
 async def test_an_idle_connection_ends_after_its_time(lane: str) -> None:
     async with instance(answering(OK)) as engine, house(engine.port, bounds=Bounds(idle_s=0.2)) as gateway:
         silent = await gateway.connect()

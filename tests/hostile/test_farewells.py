@@ -2,6 +2,7 @@
 """Who is refused while it still sends reads why: its connection is not reset under the reply."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ import pytest
 
 from tests.integration.front.house import LANES, House, a_request, house
 from tests.integration.relay.wire import OK, answering, instance
+from vllm_gateway.api import farewell
 
 MIB = 1 << 20
 EACH_LANE = pytest.mark.parametrize("lane", LANES)
@@ -56,6 +58,29 @@ async def test_a_body_for_which_there_is_no_room(lane: str) -> None:
         assert (await reads(client)).startswith(b"HTTP/1.1 503 ")
         assert (await gateway.line())["outcome"] == "buffers_full"
         assert gateway.api.buffers.held == 0
+
+
+@EACH_LANE
+@pytest.mark.parametrize(
+    "head",
+    [b"Content-Length: 100000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nffffffff\r\n"],
+    ids=["length", "chunked"],
+)
+async def test_what_comes_behind_a_refusal_is_not_read_for_long(
+    lane: str, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(farewell, "MOST_BYTES", MIB)
+    monkeypatch.setattr(farewell, "LINGER_S", 0.5)
+    sent = 0
+    async with house(max_body=MIB) as gateway, client_of(gateway) as client:
+        await goes_on_sending(client, b"POST /v1/x HTTP/1.1\r\nHost: x\r\n" + LANES[lane] + head)
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(10):
+                while True:
+                    await asyncio.get_running_loop().sock_sendall(client, b"y" * MIB)
+                    sent += 1
+        assert sent < 24, "what the sockets hold, and a MiB"
+        assert (await gateway.line())["outcome"] == "body_too_large"
 
 
 @EACH_LANE

@@ -147,11 +147,15 @@ async def test_any_other_method_is_refused_with_those_that_there_are(lane: str) 
 
 
 async def test_what_names_no_model_is_told_so() -> None:
-    async with house() as gateway:
-        reply = await gateway.ask(
-            b"GET /v1/realtime?model=m HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-        )
-        assert (reply.status, orjson.loads(reply.body)["error"]["code"]) == (400, "model_missing")
+    async with house(extra_paths=[("GET", "/v1/own")]) as gateway:
+        for target, headers, expected in (
+            ("/v1/realtime?model=m", b"Connection: Upgrade\r\nUpgrade: websocket\r\n", (501, "websocket_not_carried")),
+            ("/v1/realtime", b"", (501, "websocket_not_carried")),
+            ("/v1/own", b"Connection: Upgrade\r\nUpgrade: WebSocket\r\n", (501, "websocket_not_carried")),
+            ("/v1/own", b"", (400, "model_missing")),
+        ):
+            reply = await gateway.ask(f"GET {target} HTTP/1.1\r\nHost: x\r\n".encode() + headers + b"\r\n")
+            assert (reply.status, orjson.loads(reply.body)["error"]["code"]) == expected
 
 
 def test_a_parameter_is_one_segment() -> None:

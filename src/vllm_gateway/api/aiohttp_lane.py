@@ -21,6 +21,7 @@ from vllm_gateway.api.begun_head import (
     END,
     MAX_FIELDS,
     BegunHead,
+    Blanks,
     Fate,
     request_line_of,
     too_large,
@@ -40,6 +41,14 @@ aiohttp_inside.check()
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _REQUEST_LINE = re.compile(rb"[A-Z]+ [^\x00-\x20\x7f]++ HTTP/1\.[01]\r\n")
+_MISLEADING = (
+    (re.compile(rb"\r\nHost:[ \t]*+\r\n", re.IGNORECASE), "its Host is empty"),
+    (
+        re.compile(rb"\r\nTransfer-Encoding:(?![ \t]*+chunked[ \t]*+\r\n)", re.IGNORECASE),
+        "Transfer-Encoding is not chunked",
+    ),
+)
+"""What aiohttp takes, and another one may take in another way."""
 _NEVER_S = 1e9
 """aiohttp's own timer of idle connections: the door has one for both lanes."""
 
@@ -53,6 +62,7 @@ class _Connection(web.RequestHandler):
         self._payload: StreamReader = EMPTY_PAYLOAD  # where aiohttp puts it
         self._in_work = False  # the request at hand, its body perhaps still to come
         self._unread = b""  # a head that aiohttp could not read
+        self._blanks = Blanks()
         self._last = False  # no request is read after the one at hand
         self._ahead = bytearray()  # what has come of the requests after it
         self.pace: Pace | None = None  # of what has come of a head, or of the requests after it
@@ -119,8 +129,10 @@ class _Connection(web.RequestHandler):
 
     def _take_head(self, data: bytes) -> None:
         if self._begun is None:
-            data = data.lstrip(b"\r\n")  # what some clients send after a body
+            data, blanks = data.lstrip(b"\r\n"), data  # what some clients send after a body
             if not data:
+                if self._blanks.are_too_many(len(blanks), self._quiet_since):
+                    self._refuse(unreadable("line ends and no head"), b"")
                 return
             self._begun = BegunHead(self._door.bounds.head_bytes, self._door.loop.time())
         fate = self._begun.add(data)
@@ -140,6 +152,10 @@ class _Connection(web.RequestHandler):
         if _REQUEST_LINE.match(head) is None:  # aiohttp takes others
             self._refuse(unreadable(), head)
             return
+        for pattern, why in _MISLEADING:
+            if pattern.search(head) is not None:
+                self._refuse(unreadable(why), head)
+                return
         before = len(self._messages)
         super().data_received(head)
         if len(self._messages) == before:
@@ -222,6 +238,8 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if self._has_much_to_come:
+            self._last = True  # aiohttp would read it all
         if self._last:
             resp.force_close()
         self._sends_page = not isinstance(resp, CarriedResponse)
@@ -239,6 +257,12 @@ class _Connection(web.RequestHandler):
         else:
             self._last = True
         return finished
+
+    @property
+    def _has_much_to_come(self) -> bool:
+        """Of the body of the request that is answered."""
+        body = self._body
+        return body is not None and not (isinstance(body, Length) and body.left <= MAX_AHEAD_BYTES)
 
     def handle_error(
         self,

@@ -8,6 +8,8 @@ from vllm_gateway.api.errors import ApiError
 
 END = b"\r\n\r\n"
 MAX_FIELDS = 256
+MAX_BLANK_BYTES = 64
+"""Line ends between two requests: some clients send one after a body, and nobody sends many."""
 _METHOD = re.compile(rb"[A-Z]{1,20} |[A-Z]{0,20}\Z")
 _LONGEST_METHOD = 21
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~]{1,1000})")
@@ -55,6 +57,23 @@ class BegunHead:
     def data(self) -> bytes:
         """All that was added."""
         return bytes(self._data)
+
+
+class Blanks:
+    """Line ends that come alone: each wakes the gateway up, and no time begins with them."""
+
+    __slots__ = ("_count", "_since")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = 0.0
+
+    def are_too_many(self, more: int, since: float) -> bool:
+        """`since`: when the connection began to wait for the present request."""
+        if since != self._since:
+            self._count, self._since = 0, since
+        self._count += more
+        return self._count > MAX_BLANK_BYTES
 
 
 def request_line_of(data: bytes) -> tuple[str, str]:

@@ -49,6 +49,7 @@ KINDS = {
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "body_too_large": Kind(413, "invalid_request_error", "request_too_large"),
     "body_too_complex": Kind(400, "invalid_request_error"),
+    "websocket_not_carried": Kind(501, "invalid_request_error"),
     "unsupported_media_type": Kind(415, "invalid_request_error"),
     "body_timeout": Kind(408, "invalid_request_error"),
     "head_timeout": Kind(408, "invalid_request_error"),

@@ -100,7 +100,7 @@ def _parse(head: bytes) -> RequestHead | None:
             forwarded.append(raw[1])
         headers.append(raw)
     keep_alive = _PERSISTENCE.get(once.get(b"connection", b"").lower())
-    if b"host" not in once or keep_alive is None:
+    if not once.get(b"host") or keep_alive is None:
         return None
     request_id = once.get(b"x-request-id")
     path = found[1].decode("ascii")

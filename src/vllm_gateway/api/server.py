@@ -30,6 +30,8 @@ from vllm_gateway.relay import AiohttpClient, CarriedResponse
 from vllm_gateway.routing import ModelCard
 from vllm_gateway.telemetry.cut import cut
 
+_REALTIME = "/v1/realtime"
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -156,7 +158,10 @@ class Api:
             carried = await self.inference.ask(client, body, caller, progress)
             return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))
         if request.method != hdrs.METH_POST and not body:
-            text = f"{request.method} {progress.path} names no model: it has no body. WebSockets are not carried."
+            if progress.path == _REALTIME or request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+                text = "WebSockets, and the realtime API with them, are not carried: the gateway speaks HTTP/1.1 alone."
+                raise ApiError("websocket_not_carried", text)
+            text = f"{request.method} {progress.path} names no model: it has no body."
             raise ApiError("model_missing", text, param="model")
         carried = await self.inference.serve(client, body, caller, progress)
         return CarriedResponse(request, carried, partial(self.inference.settle, client, carried))

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from vllm_gateway.api.begun_head import END, BegunHead, Fate, too_large, too_slow, unreadable
+from vllm_gateway.api.begun_head import END, BegunHead, Blanks, Fate, too_large, too_slow, unreadable
 from vllm_gateway.api.buffers import Pace
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.guests import MAX_AHEAD_BYTES
@@ -29,6 +29,7 @@ class Visitor(asyncio.Protocol):
 
     __slots__ = (
         "_begun",
+        "_blanks",
         "_body",
         "_caller",
         "_door",
@@ -65,6 +66,7 @@ class Visitor(asyncio.Protocol):
         self.ahead = bytearray()  # what has come of the next requests
         self._is_last = False  # the request at hand: there was no room for what has come of the next ones
         self._begun: BegunHead | None = None  # of the next request, while none is at hand
+        self._blanks: Blanks | None = None
         self._heard_at = 0.0
         self.reads_no_more = False  # for the requests ahead are more than are kept
         self._peer = ""
@@ -185,8 +187,11 @@ class Visitor(asyncio.Protocol):
         """Of a head that comes in several reads, or is large: then aiohttp's parser reads it."""
         bounds = self._door.bounds
         if self._begun is None:
-            data = data.lstrip(b"\r\n")  # what some clients send after a body
+            data, blanks = data.lstrip(b"\r\n"), data  # what some clients send after a body
             if not data:
+                self._blanks = self._blanks or Blanks()
+                if self._blanks.are_too_many(len(blanks), self._heard_at):
+                    self._refuse(unreadable("line ends and no head"), b"")
                 return
             self._begun = BegunHead(bounds.head_bytes, self._door.loop.time())
         fate = self._begun.add(data)

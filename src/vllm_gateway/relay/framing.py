@@ -44,20 +44,20 @@ class Framing(Protocol):
 class Length:
     """A body of known length; 0 for replies that have none."""
 
-    __slots__ = ("_left", "done")
+    __slots__ = ("done", "left")
     self_delimiting = True
     instead: bytes | None = None
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        self.left = length
         self.done = length == 0
 
     def feed(self, data: bytes) -> int:
-        left = self._left
+        left = self.left
         if len(data) < left:
-            self._left = left - len(data)
+            self.left = left - len(data)
             return len(data)
-        self._left = 0
+        self.left = 0
         self.done = True
         return left
 

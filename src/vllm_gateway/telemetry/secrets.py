@@ -3,6 +3,7 @@
 
 import json
 import re
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote, quote_plus
 
@@ -18,6 +19,11 @@ _IN_URLS = (
         r"([?&;][\w.-]*(?:token|key|secret|passw(?:or)?d|credential|signature|sig)=)[^\s&;\"'<>]+()", re.IGNORECASE
     ),
 )
+_SCHEME = r"(?:(?:bearer|basic|token)\s{1,8})?"
+_IS = r"[\"']?\s{0,8}[:=]\s{0,8}[\"']?" + _SCHEME
+_IN_HEADERS = re.compile(rf"(\b(?:proxy-)?authorization{_IS})[^\s\"',;]+", re.IGNORECASE)
+_NAMED = re.compile(rf"(?<![\w.-])([\w.-]{{1,64}})(?={_IS}([^\s\"',;{{}}\[\]]+))", re.IGNORECASE)
+_CARRIES_ONE = frozenset({"authorization", "proxy-authorization", "cookie"})
 
 
 def names_a_secret(name: str) -> bool:
@@ -27,10 +33,10 @@ def names_a_secret(name: str) -> bool:
 
 
 def mask_urls(text: str) -> str:
-    """Without the credentials that URLs carry, known or not."""
+    """Without the credentials that URLs and `Authorization` headers carry, known or not."""
     for pattern in _IN_URLS:
         text = pattern.sub(rf"\1{MASK}\2", text)
-    return text
+    return _IN_HEADERS.sub(rf"\1{MASK}", text)
 
 
 class Secrets:
@@ -48,14 +54,16 @@ class Secrets:
         self.learn(value for name, value in environment.items() if names_a_secret(name))
         for value in environment.values():
             self.learn(re.findall(r"://[^\s/:@]*:([^\s/]*)@", value))
+            self.learn(_named_in(value))
 
     def learn_arguments(self, arguments: Sequence[str]) -> None:
-        """Of a command line's options whose names say so: `--hf-token X`, `--hf-token=X`."""
+        """Of a command line's options whose names say so, `--hf-token X` or `--hf-token=X`, and what values name."""
         for index, argument in enumerate(arguments):
             name, is_joined, value = argument.partition("=")
             if name.startswith("-") and names_a_secret(name):
                 values = [value] if is_joined else arguments[index + 1 : index + 2]
                 self.learn(value for value in values if not value.startswith("-"))
+            self.learn(_named_in(value if name.startswith("-") else argument))
 
     def mask(self, text: str, *, is_cut: bool = False) -> str:
         """`is_cut`: more followed, so that its end may be the beginning of a secret."""
@@ -67,14 +75,33 @@ class Secrets:
         return mask_urls(text)
 
 
+def _named_in(text: str) -> list[str]:
+    """The secrets that a list of headers or a JSON text names: `Authorization: Bearer X`, `{"api_key": "X"}`."""
+    found = _NAMED.findall(text)
+    return [value for name, value in found if name.lower() in _CARRIES_ONE or names_a_secret(name)]
+
+
 def _forms(value: str) -> set[str]:
-    """As it may be written: plain, in a URL, in JSON or Python."""
+    """As it may be written: plain, in a URL, in JSON or Python, in base64 or hexadecimal."""
     if len(value) < _SHORTEST or value.lower() in _NO_SECRETS:
         return set()
     quoted = {quote(value), quote(value, safe=""), quote_plus(value)}
     lower = {re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), form) for form in quoted}
     escaped = {json.dumps(value), json.dumps(value, ensure_ascii=False), repr(value)}
-    return {value, *quoted, *lower, *(form[1:-1] for form in escaped)}
+    escaped |= {form.replace("/", "\\/") for form in escaped}  # as JSON may be written, and PHP's is
+    encoded = _encoded(value.encode("utf-8", "surrogateescape")) if len(value) >= _SURELY_ONE else set()
+    return {value, *quoted, *lower, *(form[1:-1] for form in escaped), *encoded}
+
+
+def _encoded(value: bytes) -> set[str]:
+    """In base64 wherever it begins in what is encoded, as behind `user:`: the characters that it alone decides on."""
+    found = {value.hex(), value.hex().upper()}
+    for encode in (b64encode, urlsafe_b64encode):
+        found.add(encode(value).decode())
+        for before in range(3):
+            text = encode(bytes(before) + value).decode()
+            found.add(text[(before * 8 + 5) // 6 : (before + len(value)) * 8 // 6])
+    return found
 
 
 def _places(text: str, form: str) -> Iterable[tuple[int, int]]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """No known secret is seen, however it is written, cut or joined with others; and little else is masked."""
 
+import base64
+import json
 import string
 from itertools import pairwise
 
@@ -75,6 +77,21 @@ def test_every_form_is_masked(text: str, shown: str) -> None:
     assert knowing(TOKEN, ODD).mask(text) == shown
 
 
+@pytest.mark.parametrize("value", [TOKEN, ODD, "aws+sec/ret==9"])
+def test_every_encoding_is_masked(value: str) -> None:
+    secrets = knowing(value)
+    data = value.encode()
+    slashes = json.dumps(value).replace("/", "\\/")
+    assert secrets.mask(slashes) == f'"{MASK}"'
+    assert secrets.mask(f"{data.hex()} {data.hex().upper()}") == f"{MASK} {MASK}"
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        assert secrets.mask(encode(data).decode()) == MASK
+        for before in ("u:", "me:", "user:"):
+            shown = secrets.mask(encode(f"{before}{value}\n".encode()).decode())
+            assert MASK in shown
+            assert len(shown.replace(MASK, "")) <= 4 * len(before)
+
+
 def test_secrets_that_overlap_leave_nothing_of_each_other() -> None:
     secrets = knowing("abcdefgh1", "gh1ijklmn", "abcdefgh1ij")
     assert secrets.mask("-abcdefgh1ijklmn-") == f"-{MASK}-"
@@ -101,8 +118,30 @@ def test_what_engines_are_given_is_learnt() -> None:
 
 
 @pytest.mark.parametrize(
+    "argument",
+    [
+        "--header=Authorization: Bearer made-up-1",
+        "Authorization: Basic made-up-1",
+        "X-Api-Key: made-up-1",
+        '{"timeout": 1000, "api_key":"made-up-1"}',
+        '--config={"headers": {"Authorization": "made-up-1"}}',
+        "authorization=Bearer made-up-1,x=y",
+    ],
+)
+def test_secrets_within_a_value_are_learnt(argument: str) -> None:
+    by_argument, by_environment = Secrets(), Secrets()
+    by_argument.learn_arguments(["serve", "--header", argument, "--max-tokens=1000"])
+    by_environment.learn_environment({"OTEL_EXPORTER_OTLP_HEADERS": argument})
+    for secrets in (by_argument, by_environment):
+        assert secrets.mask("got made-up-1 and 1000") == f"got {MASK} and 1000"
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
+        ("Authorization: Bearer sk-12345", f"Authorization: Bearer {MASK}"),
+        ("{'authorization': 'Basic dTpw'}", f"{{'authorization': 'Basic {MASK}'}}"),
+        ("the authorization failed", "the authorization failed"),
         ("git clone https://me:secret@host/x.git", f"git clone https://{MASK}@host/x.git"),
         ("redis://:p@ss@host", f"redis://{MASK}@host"),
         ("GET https://cdn/x?X-Amz-Signature=abc&a=b", f"GET https://cdn/x?X-Amz-Signature={MASK}&a=b"),
@@ -110,7 +149,7 @@ def test_what_engines_are_given_is_learnt() -> None:
         ("mail me@host, see https://host/a@b and http://host", "mail me@host, see https://host/a@b and http://host"),
     ],
 )
-def test_credentials_in_urls_are_masked_though_nobody_knows_them(text: str, shown: str) -> None:
+def test_credentials_in_urls_and_headers_are_masked_though_nobody_knows_them(text: str, shown: str) -> None:
     assert mask_urls(text) == shown
 
 
@@ -134,5 +173,12 @@ def test_wherever_a_long_line_is_cut(before: int, masks: int) -> None:
 def test_reading_costs_little_whatever_comes() -> None:
     """Every pattern is linear: a line of the longest kind takes milliseconds, not seconds."""
     secrets = knowing(*(f"secret-number-{n}" for n in range(200)), "a" * 40)
-    for text in ("a" * 4000, "://" * 1300, "?token" * 600, "secret-number-" * 280, "://" + "a" * 4000):
+    for text in (
+        "a" * 4000,
+        "://" * 1300,
+        "?token" * 600,
+        "secret-number-" * 280,
+        "://" + "a" * 4000,
+        "authorization:" * 280,
+    ):
         secrets.mask(text, is_cut=True)
