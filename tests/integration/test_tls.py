@@ -2,6 +2,8 @@
 """TLS at the door: both lanes, certificates that change, clients that show theirs, and what is no TLS at all."""
 
 import asyncio
+import os
+import signal
 import ssl
 from pathlib import Path
 from typing import Any
@@ -162,3 +164,31 @@ async def test_a_key_that_all_can_read_is_a_warning(files: dict[str, str], tmp_p
     Path(files["key"]).chmod(0o644)
     async with running_gateway(tmp_path, served(files)) as gateway:
         await gateway.event("tls_key_exposed")
+
+
+async def test_a_pipe_in_the_place_of_a_file_stops_no_later_reload(files: dict[str, str], tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, served(files)) as gateway:
+        for path in (Path(files["certificate"]), gateway.file):
+            content = path.read_bytes()
+            path.unlink()
+            os.mkfifo(path)
+            seen = len(gateway.events("config_reload_failed"))
+            gateway.process.send_signal(signal.SIGHUP)
+            failed = await gateway.event("config_reload_failed", count=seen + 1)
+            assert "not a plain file" in failed["problems"][0]
+            path.unlink()
+            path.write_bytes(content)
+        gateway.process.send_signal(signal.SIGHUP)
+        await gateway.event("config_reloaded")
+
+
+async def test_the_advice_is_noticed_when_it_is_taken_and_everything_is_said_once(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    async with running_gateway(tmp_path, served(files)) as gateway:
+        key = Path(files["key"])
+        key.chmod(0o666)
+        assert "chmod 600" in (await gateway.event("tls_reload_failed"))["problem"]
+        key.chmod(0o600)
+        await gateway.event("tls_loaded")
+        assert len(gateway.events("tls_reload_failed")) == len(gateway.events("tls_loaded")) == 1

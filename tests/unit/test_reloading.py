@@ -2,6 +2,9 @@
 """A changed configuration counts as a whole or not at all, and what needs a restart is named."""
 
 import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import pytest
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.configuration.loading import ConfigError, Problem
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.files.aside import aside
 from vllm_gateway.scheduling import StrategyError
+from vllm_gateway.service import reloading
 from vllm_gateway.service.reloading import FIXED, Reloader, Watch, keep_fixed
 
 OLD = Settings.model_validate({"server": {"port": 8000}, "models": {"a": {"repository": "a"}}})
@@ -75,6 +80,23 @@ async def test_a_bad_one_changes_nothing_and_says_why() -> None:
         assert said.lines[-1] == ("config_reload_failed", {"problems": [str(error)]})
 
 
+async def test_files_that_do_not_answer_fail_one_reload_and_not_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, applied, answers = Said(), Applied(), threading.Event()
+    monkeypatch.setattr(reloading, "aside", partial(aside, limit_s=0.01))
+
+    def load(current: Settings) -> Settings:
+        answers.wait()
+        return current
+
+    reloader = Reloader(OLD, load, applied, said, asyncio.Event())
+    await reloader.reload()
+    assert "do not answer" in str(said.lines[0])
+    answers.set()
+    monkeypatch.setattr(reloading, "aside", aside)
+    await reloader.reload()
+    assert [name for name, _ in said.lines] == ["config_reload_failed", "config_reloaded"]
+
+
 async def test_who_asks_while_one_is_applied_is_served_after_it() -> None:
     said = Said()
     applied = asyncio.Queue[Settings]()
@@ -112,17 +134,13 @@ async def test_an_unforeseen_error_is_told_as_a_failed_reload_and_goes_on_to_who
 
 
 class Watched:
-    """`told` is set once the watch has told of a change; `looks` does not wait between two looks."""
+    """`looks` does not wait between two looks."""
 
-    def __init__(self, path: Path) -> None:
-        self.told = asyncio.Event()
-        self._watch = Watch(path, self.told.set)
+    def __init__(self, *paths: Path) -> None:
+        self._watch = Watch(paths)
 
     async def looks(self, times: int = 1) -> bool:
-        self.told.clear()
-        for _ in range(times):
-            await self._watch.look()
-        return self.told.is_set()
+        return any([await self._watch.look() for _ in range(times)])
 
 
 async def test_a_file_that_is_written_little_by_little_counts_when_it_is_whole(tmp_path: Path) -> None:
@@ -141,6 +159,37 @@ async def test_a_file_that_is_written_little_by_little_counts_when_it_is_whole(t
     assert not await watched.looks(3)
     file.write_text("models: {a: {}}\n")
     assert await watched.looks(2)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_text("")], ids=["gone", "empty"])
+async def test_a_file_that_stays_away_is_told_of_once(spoil: Callable[[Path], object], tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    file.write_text("a key")
+    watched = Watched(file)
+    spoil(file)
+    assert await watched.looks(6)
+    assert not await watched.looks(6)
+
+
+async def test_who_may_read_a_file_is_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "key.pem"
+    file.write_text("a key")
+    watched = Watched(file)
+    file.chmod(0o640)
+    assert await watched.looks(2)
+
+
+async def test_files_that_change_together_are_one_change(tmp_path: Path) -> None:
+    files = [tmp_path / "certificate.pem", tmp_path / "key.pem"]
+    for file in files:
+        file.write_text("old")
+    watched = Watched(*files)
+    files[0].write_text("a new one")
+    assert not await watched.looks()
+    files[1].write_text("a new one")
+    assert not await watched.looks(), "they have not come to rest"
+    assert await watched.looks()
+    assert not await watched.looks(3)
 
 
 async def test_a_file_that_is_replaced_is_noticed_behind_links_too(tmp_path: Path) -> None:

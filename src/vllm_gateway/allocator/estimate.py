@@ -6,8 +6,11 @@ import math
 import re
 from pathlib import Path
 
+from vllm_gateway.files.plain import read_plain
+
 WEIGHTS_FACTOR = 1.2
 FIXED_MIB = 3072  # activation, CUDA graphs, the smallest useful KV cache
+_MOST_BYTES = 64 << 20  # of an index of weights
 WHOLE_CARD = 0.92  # vLLM's own default share
 
 _SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
@@ -61,7 +64,7 @@ def _directory(repository: str, cache_dir: Path | None) -> Path | None:
         if not snapshots.is_dir():
             continue
         main = root / "refs" / "main"
-        if main.is_file() and (named := snapshots / main.read_text().strip()).is_dir():
+        if main.is_file() and (named := snapshots / read_plain(main, 4096).decode().strip()).is_dir():
             return named
         if found := [path for path in snapshots.iterdir() if path.is_dir()]:
             return max(found, key=lambda path: path.stat().st_mtime)
@@ -84,7 +87,7 @@ def _weights_in(directory: Path) -> int | None:
 
 def _indexed_bytes(index: Path) -> int:
     try:
-        total = json.loads(index.read_bytes())["metadata"]["total_size"]
+        total = json.loads(read_plain(index, _MOST_BYTES))["metadata"]["total_size"]
         return max(0, int(total))
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0

@@ -13,7 +13,11 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
+from vllm_gateway.files.plain import read_plain
+
 VERSION = 1
+_MOST_BYTES = 16 << 20
+_SAVING_S = 10.0
 
 
 def footprint_key(repository: str, image: str, arguments: Sequence[str], gpu_name: str) -> str:
@@ -41,7 +45,7 @@ class FootprintStore:
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)  # of one that was killed while it saved
         try:
-            content = self._path.read_bytes()
+            content = read_plain(self._path, _MOST_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -66,8 +70,12 @@ class FootprintStore:
 
     def save(self) -> None:
         """Writes the file whole or not at all, from any thread. Raises OSError, with the old file intact."""
-        with self._saving:
+        if not self._saving.acquire(timeout=_SAVING_S):
+            raise TimeoutError(f"{self._path} is being written, and its drive does not answer")
+        try:
             self._save({"version": VERSION, "footprints_mib": dict(self._mib)})
+        finally:
+            self._saving.release()
 
     def _save(self, document: Mapping[str, object]) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

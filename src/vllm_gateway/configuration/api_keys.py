@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from vllm_gateway.files.plain import read_plain
+
 Role = Literal["inference", "metrics", "viewer", "admin"]
 
 _MOST_BYTES = 4096
@@ -68,14 +70,11 @@ def _read(name: str) -> str:
     """Raises ValueError."""
     path = Path(name)
     try:
-        if not path.is_file():
-            raise ValueError(f"key_file: {path} is not a file that is there")
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
+        text = read_plain(path, _MOST_BYTES)
     except OSError as error:
         raise ValueError(f"key_file: {path} cannot be read ({error.strerror})") from None
     try:
-        return _api_key(text.decode("ascii").strip() if len(text) <= _MOST_BYTES else "")
+        return _api_key(text.decode("ascii").strip())
     except ValueError:
         raise ValueError(f"key_file: {path} must hold one key and nothing else: a line of printable ASCII") from None
 

@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
+from vllm_gateway.files.plain import read_plain
 
+_MOST_BYTES = 1 << 20
 _MAX_DEPTH = 30
 _MAX_NODES = 100_000  # a few aliases of aliases stand for millions
 
@@ -17,7 +19,7 @@ _WRITTEN_PLAINLY = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "flo
 
 def read_file(draft: Draft, path: Path) -> None:
     try:
-        text = path.read_text("utf-8")
+        text = read_plain(path, _MOST_BYTES).decode()
     except OSError as error:
         draft.problems.append(Problem(str(path), f"cannot be read ({error.strerror}): name a file that is there"))
         return

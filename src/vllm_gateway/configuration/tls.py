@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Never
 
 from vllm_gateway.configuration.settings import Tls
+from vllm_gateway.files.plain import read_plain
+
+_MOST_BYTES = 4 << 20
 
 
 class BadTls(ValueError):
@@ -50,10 +53,11 @@ def is_exposed(tls: Tls) -> bool:
 
 def _check_readable(setting: str, path: Path) -> None:
     try:
-        with path.open("rb") as file:
-            file.read(1)
+        content = read_plain(path, _MOST_BYTES)
     except OSError as error:
         raise BadTls(setting, f"{path} cannot be read ({error.strerror})") from None
+    if not content:
+        raise BadTls(setting, f"{path} is empty")
 
 
 def _no_passphrase() -> Never:

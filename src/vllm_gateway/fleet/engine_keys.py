@@ -7,6 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
+from vllm_gateway.files.plain import read_plain
+
 _FILE = "engines.key"
 _BYTES = 32
 
@@ -30,7 +32,7 @@ class EngineKeys:
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileExistsError):
                 self._make()
-            kept = self._path.read_bytes()
+            kept = read_plain(self._path, _BYTES)
             if len(kept) == _BYTES:
                 return kept
         return secrets.token_bytes(_BYTES)

@@ -9,6 +9,7 @@ from functools import partial
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.probe import GpuProbe, ProbeError
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.files.aside import aside
 from vllm_gateway.fleet import engine_metrics
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import adopt, follow, gone, remove_strangers
@@ -296,7 +297,7 @@ class Fleet:
 
     async def _save_footprints(self) -> None:
         try:
-            await asyncio.to_thread(self.footprints.save)
+            await aside(self.footprints.save)
         except OSError as error:
             file = self._catalogue.settings.memory_footprint_file
             self._emit(log_events.FOOTPRINT_FILE_NOT_WRITTEN, file=file, problem=str(error))

@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import msgspec
+
+from vllm_gateway.files.plain import open_plain
 
 BLOCK_TOKENS = 512  # of the published traces
 CSV_COLUMNS = ("timestamp", "input_length", "output_length")
@@ -59,8 +61,10 @@ def read_trace(path: Path, model: str | None = None) -> Trace:
     kind = path.with_suffix("").suffix if compressed else path.suffix
     read = _csv_rows if kind == ".csv" else _json_rows
     try:
-        with (gzip.open if compressed else open)(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8", newline="") as text:
-            return _trace(path, read(path, text), model)
+        with open_plain(path) as file:
+            raw = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if compressed else file
+            with io.TextIOWrapper(raw, "utf-8", newline="") as text:
+                return _trace(path, read(path, text), model)
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TraceError(f"{path} cannot be read: {error}") from None
 

@@ -15,9 +15,11 @@ from typing import Any, cast, get_type_hints
 
 import msgspec
 
+from vllm_gateway.files.plain import read_plain
 from vllm_gateway.scheduling.types import Scheduler
 
 GROUP = "vllm_gateway.strategies"
+_MOST_BYTES = 1 << 20
 SHIPPED = "vllm_gateway.strategies"
 
 Factory = Callable[..., Scheduler]
@@ -92,6 +94,7 @@ def _module_of(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     try:
+        read_plain(path, _MOST_BYTES)  # Python would wait for a pipe
         spec.loader.exec_module(module)
     except Exception as error:
         raise StrategyError(f"strategy file {path} cannot be loaded: {error!r}") from error

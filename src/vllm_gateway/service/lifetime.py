@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vllm_gateway import __version__
@@ -48,7 +49,7 @@ async def serve(
     `load` reads the settings again, given those that count.
     """
     hung_up = asyncio.Event()  # by SIGHUP: read the configuration again, once that can be done
-    watch = Watch(config_file, hung_up.set) if config_file is not None and settings.reload == "watch" else None
+    watch = Watch([config_file]) if config_file is not None and settings.reload == "watch" else None
     log.configure(settings.log)
     _keep_freed_memory()
     ending = Ending(asyncio.current_task())
@@ -70,7 +71,7 @@ async def serve(
             reloader = Reloader(settings, load, server.reconfigure, emit, hung_up)
             reloading = [tasks.repeat(reloader.follow, 0.0), tasks.repeat(server.tls.watch, TLS_WATCH_S)]
             if watch is not None:
-                reloading.append(tasks.repeat(watch.look, WATCH_S))
+                reloading.append(tasks.repeat(partial(_look, watch, hung_up), WATCH_S))
             successor = _successor_of(server, settings, emit)
             emit(events.GATEWAY_READY, address=server.address)
             _tell_people(settings, server)
@@ -91,6 +92,11 @@ async def serve(
         await tasks.end()
         log.shutdown()
     return 0
+
+
+async def _look(watch: Watch, hung_up: asyncio.Event) -> None:
+    if await watch.look():
+        hung_up.set()
 
 
 async def _take_its_place(server: Serving, predecessor: Predecessor) -> None:

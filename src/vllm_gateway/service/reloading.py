@@ -2,19 +2,22 @@
 """Takes a changed configuration while the gateway runs: all of it, or, if anything in it is wrong, nothing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.configuration.loading import ConfigError
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.files.aside import aside
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.telemetry import events
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, ...] | None
 
 WATCH_S = 0.5  # a change counts at the second look that finds it
+_GONE_LOOKS = 5  # and what is missing or empty, for it may be written at this moment, at the fifth
 # What is built once: the listening socket, the runtime, the GPUs, the log and other files.
 FIXED = (
     "server.host",
@@ -78,12 +81,12 @@ class Reloader:
 
     async def reload(self) -> None:
         try:
-            settings, differing = keep_fixed(self._current, await asyncio.to_thread(self._load, self._current))
+            settings, differing = keep_fixed(self._current, await aside(partial(self._load, self._current)))
             await self._apply(settings)
         except ConfigError as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=list(map(str, error.problems)))
             return
-        except (StrategyError, ProbeError, RuntimeDown) as error:
+        except (StrategyError, ProbeError, RuntimeDown, TimeoutError) as error:
             self._emit(events.CONFIG_RELOAD_FAILED, problems=[str(error)])
             return
         except Exception as error:
@@ -96,27 +99,36 @@ class Reloader:
 
 
 class Watch:
-    """Of a file that may be written in place, replaced, or missing in between: it counts once it has come to rest."""
+    """Of files that may be written in place, replaced, or missing in between: a change counts once all are at rest.
 
-    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
-        self._path = path
-        self._changed = changed
-        self._told = self._before = _stamp(path)
+    Make one before the files are read: a change while they are read is one.
+    """
 
-    async def look(self) -> None:
-        now = await asyncio.to_thread(_stamp, self._path)
-        if now is not None and now == self._before and now != self._told:
-            self._told = now
-            self._changed()
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._told = self._before = self._stamps()
+        self._looks = 0  # that have found the same
+
+    async def look(self) -> bool:
+        """Whether there is a change to tell of. Of a drive that does not answer there is one look, until it does."""
+        now = await aside(self._stamps, None)
+        self._looks = self._looks + 1 if now == self._before else 1
         self._before = now
+        if now == self._told or self._looks < (_GONE_LOOKS if None in now else 2):
+            return False
+        self._told = now
+        return True
+
+    def _stamps(self) -> tuple[Stamp, ...]:
+        return tuple(map(_stamp, self._paths))
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """What differs once a file was written or replaced, behind links too; None: there is nothing in it."""
+def _stamp(path: Path) -> Stamp:
+    """What differs once a file was written, replaced or given to others, behind links too; None: nothing is in it."""
     try:
         status = path.stat()
     except OSError:
         return None
     if not status.st_size:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode, status.st_uid, status.st_gid

@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from aiohttp import web
 from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.app import Gateway
 from vllm_gateway.configuration.settings import Gpus, Settings
+from vllm_gateway.files.aside import aside
 from vllm_gateway.service.accepting import Accepting
 from vllm_gateway.service.descriptors import raise_limit, share_out
 from vllm_gateway.service.ending import Ending
@@ -60,8 +62,7 @@ class Serving:
         self._drained_by: float | None = None
         self._emit: Callable[..., None] = emit
         self.tls = TlsDoor(door, emit)
-        tls = gateway.settings.server.tls
-        self.tls.configure(tls, read_tls(tls))
+        self.tls.configure(read_tls(gateway.settings.server.tls))
         self._accepting = Accepting(sockets, door, self.tls.let_in, most=1, emit=emit)
         self._share_out_descriptors(gateway.settings)
 
@@ -72,9 +73,9 @@ class Serving:
     async def reconfigure(self, settings: Settings) -> None:
         """As the gateway does. Raises ConfigError too, before anything changed."""
         check_openness(self._sockets, settings.server)
-        context = read_tls(settings.server.tls)
+        certificate = await aside(partial(read_tls, settings.server.tls))
         await self.gateway.reconfigure(settings)
-        self.tls.configure(settings.server.tls, context)
+        self.tls.configure(certificate)
         self._share_out_descriptors(settings)
 
     def _share_out_descriptors(self, settings: Settings) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,7 @@ from vllm_gateway.api.front_door import FrontDoor
 from vllm_gateway.configuration.draft import ConfigError, Problem
 from vllm_gateway.configuration.settings import Tls
 from vllm_gateway.configuration.tls import BadTls, context_of, is_exposed
+from vllm_gateway.files.aside import aside
 from vllm_gateway.service.reloading import Watch
 from vllm_gateway.telemetry import events
 
@@ -23,10 +26,23 @@ _SEEN_BYTES = 2048
 _SAY_S = 60.0
 
 
-def read(tls: Tls | None) -> ssl.SSLContext | None:
-    """Raises ConfigError."""
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Of `server.tls`, as its files were when they were read."""
+
+    tls: Tls
+    context: ssl.SSLContext
+    watch: Watch
+    is_exposed: bool
+
+
+def read(tls: Tls | None) -> Certificate | None:
+    """May take long, as files may. Raises ConfigError."""
+    if tls is None:
+        return None
+    watch = Watch([Path(name) for name in (tls.certificate, tls.key, tls.client_ca) if name is not None])
     try:
-        return context_of(tls) if tls is not None else None
+        return Certificate(tls, context_of(tls), watch, is_exposed(tls))
     except BadTls as error:
         raise ConfigError([Problem(f"server.tls.{error.setting}", str(error))]) from None
 
@@ -39,8 +55,8 @@ class TlsDoor:
         self._emit: Callable[..., None] = emit
         self._loop = asyncio.get_running_loop()
         self._tls: Tls | None = None
+        self._watch: Watch | None = None
         self._context: ssl.SSLContext | None = None
-        self._watches: list[Watch] = []
         self._said_at = -_SAY_S
         self._failures = 0
 
@@ -48,28 +64,29 @@ class TlsDoor:
     def is_closed_to_plain(self) -> bool:
         return self._context is not None
 
-    def configure(self, tls: Tls | None, context: ssl.SSLContext | None) -> None:
-        """`context`: of `tls`, by `read`."""
-        if tls != self._tls:
-            names = [tls.certificate, tls.key, *filter(None, [tls.client_ca])] if tls is not None else []
-            self._watches = [Watch(Path(name), self._read_again) for name in names]
-        self._tls, self._context = tls, context
-        if tls is not None and is_exposed(tls):
-            self._emit(events.TLS_KEY_EXPOSED, key=tls.key)
+    def configure(self, certificate: Certificate | None) -> None:
+        """As it was read; None: no TLS."""
+        self._tls = self._context = self._watch = None
+        if certificate is not None:
+            self._tls, self._context, self._watch = certificate.tls, certificate.context, certificate.watch
+            if certificate.is_exposed:
+                self._emit(events.TLS_KEY_EXPOSED, key=certificate.tls.key)
 
     async def watch(self) -> None:
         """Looks once whether the files have changed."""
-        for one in self._watches:
-            await one.look()
-
-    def _read_again(self) -> None:
-        assert self._tls is not None
+        watch, tls = self._watch, self._tls
+        if watch is None or tls is None or not await watch.look() or watch is not self._watch:
+            return
         try:
-            self._context = context_of(self._tls)
+            context = await aside(partial(context_of, tls))
         except BadTls as error:
             self._emit(events.TLS_RELOAD_FAILED, setting=error.setting, problem=str(error))
+        except TimeoutError as error:
+            self._emit(events.TLS_RELOAD_FAILED, setting="certificate", problem=str(error))
         else:
-            self._emit(events.TLS_LOADED, certificate=self._tls.certificate)
+            if watch is self._watch:  # and no reload came in between
+                self._context = context
+                self._emit(events.TLS_LOADED, certificate=tls.certificate)
 
     async def let_in(self, connection: socket.socket) -> None:
         """Raises OSError: the client is gone, or wants something else."""

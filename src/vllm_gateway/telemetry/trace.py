@@ -102,7 +102,7 @@ class TraceRecorder:
     def _begin(self) -> IO[bytes]:
         if self._path.is_file():  # not a device or a pipe
             os.replace(self._path, f"{self._path}.1")
-        return open(self._path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
+        return open(self._path, "wb", opener=_private)
 
     def _run(self) -> None:
         try:
@@ -134,6 +134,13 @@ class TraceRecorder:
     def _secret(self, block: int) -> int:
         digest = blake2b(block.to_bytes(16, "little"), digest_size=6, key=self._key).digest()
         return int.from_bytes(digest, "little")  # a number that every JSON reader keeps exact
+
+
+def _private(path: str, flags: int) -> int:
+    """A pipe that nobody reads is refused; one that is read may be slow. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def regular(tokens: int, blocks: Sequence[int], block_tokens: int) -> Iterator[int]:
