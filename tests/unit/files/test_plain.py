@@ -28,7 +28,7 @@ STRANGE = {"a pipe": os.mkfifo, "a device": _device, "a folder": Path.mkdir}
 Lay = Callable[[Path], object]
 
 
-@pytest.fixture(params=STRANGE.values(), ids=STRANGE)
+@pytest.fixture(params=[*STRANGE.values()], ids=[*STRANGE])
 def lay(request: pytest.FixtureRequest) -> Lay:
     return request.param  # type: ignore[no-any-return]
 
