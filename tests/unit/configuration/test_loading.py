@@ -165,7 +165,7 @@ def test_nor_does_the_file(tmp_path: Path, key: str) -> None:
         ("{name: a, key_sha256: sesame}", "api_keys.1.key_sha256: a SHA-256 is 64 hexadecimal digits"),
         ("{name: a, key: sesame, role: root}", "api_keys.1.role: must be 'inference', 'metrics', 'viewer' or 'admin'"),
         ("{name: a, kee: sesame}", "api_keys.1.kee: unknown setting 'kee'; did you mean 'key'?"),
-        ("{name: a, key_file: /nowhere}", "api_keys.1: key_file: /nowhere is not a file that is there"),
+        ("{name: a, key_file: /nowhere}", "api_keys.1: key_file: /nowhere cannot be read (No such file or directory)"),
         ("{name: a, key_file: /dev/zero}", "api_keys.1: key_file: /dev/zero is not a file that is there"),
         ("{name: a, key_file: /usr/bin/env}", "api_keys.1: key_file: /usr/bin/env must hold one key and nothing else"),
         ("{name: a, key: open}", "api_keys.1: the same key stands before it"),
