@@ -166,7 +166,10 @@ def test_nor_does_the_file(tmp_path: Path, key: str) -> None:
         ("{name: a, key: sesame, role: root}", "api_keys.1.role: must be 'inference', 'metrics', 'viewer' or 'admin'"),
         ("{name: a, kee: sesame}", "api_keys.1.kee: unknown setting 'kee'; did you mean 'key'?"),
         ("{name: a, key_file: /nowhere}", "api_keys.1: key_file: /nowhere cannot be read (No such file or directory)"),
-        ("{name: a, key_file: /dev/zero}", "api_keys.1: key_file: /dev/zero is not a file that is there"),
+        (
+            "{name: a, key_file: /dev/zero}",
+            "api_keys.1: key_file: /dev/zero cannot be read (it is a pipe or a device, not a plain file)",
+        ),
         ("{name: a, key_file: /usr/bin/env}", "api_keys.1: key_file: /usr/bin/env must hold one key and nothing else"),
         ("{name: a, key: open}", "api_keys.1: the same key stands before it"),
         ("7", "api_keys.1: must be text; put it in quotes"),
