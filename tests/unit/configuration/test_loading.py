@@ -170,7 +170,10 @@ def test_nor_does_the_file(tmp_path: Path, key: str) -> None:
             "{name: a, key_file: /dev/zero}",
             "api_keys.1: key_file: /dev/zero cannot be read (it is a pipe or a device, not a plain file)",
         ),
-        ("{name: a, key_file: /usr/bin/env}", "api_keys.1: key_file: /usr/bin/env must hold one key and nothing else"),
+        (
+            "{name: a, key_file: /usr/bin/env}",
+            "api_keys.1: key_file: /usr/bin/env cannot be read (it is larger than 4096 bytes)",
+        ),
         ("{name: a, key: open}", "api_keys.1: the same key stands before it"),
         ("7", "api_keys.1: must be text; put it in quotes"),
     ],
