@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from vllm_gateway.api.cors import OF_ENGINES
 from vllm_gateway.api.errors import ApiError
+from vllm_gateway.api.failures import MOST_HUNG, NOBODY_GOT_IT, Failures
 from vllm_gateway.api.forms import id_headers
 from vllm_gateway.api.giving_up import is_clients_fault, is_dead, is_giving_up
 from vllm_gateway.api.journal import Progress
@@ -14,18 +15,12 @@ from vllm_gateway.api.terms import Terms
 from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.relay import Carried, Instructions, NoStream, OwnHeaders, Rename, UpstreamFailed, own_headers
 from vllm_gateway.routing import Demand, Refusal
-from vllm_gateway.scheduling import InstanceView, Lost, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
+from vllm_gateway.scheduling import InstanceView, ModelQueue, NotAgain, Outcome, Refused, RequestInfo
 
-_NOBODY_GOT_IT = frozenset({"connect_refused", "connect_failed"})
-"""With these an instance has failed, but no try was used up."""
-_GIVEN_UP_BY_US = frozenset({"instance_silent", "instance_hung"})
-_LIVES_ON = _NOBODY_GOT_IT | _GIVEN_UP_BY_US | {"connect_timeout", "first_byte_timeout", "idle_timeout"}
-"""With these it has not died while it had the request."""
-_MOST_HUNG = 2
-"""A request that has been on so many engines when they hung is not given a further one: it may be its doing."""
 _NOT_ITS_FAULT = frozenset({"request_timeout", "shortage", "relay_closed", "event_too_long", "refused"})
 """These say nothing about an instance: another one would have done the same."""
 
+_NO_FAILURES = Failures()
 _ID = "%id"
 
 
@@ -51,14 +46,9 @@ class Attempts:
     """Between two calls the request has a place on no instance, or on `instance`."""
 
     __slots__ = (
-        "_blames_client",
         "_demand",
-        "_failed",
+        "_failures",
         "_goodbye",
-        "_hung",
-        "_lives",
-        "_lost",
-        "_never",
         "_placed_at",
         "_tries",
         "body",
@@ -69,7 +59,6 @@ class Attempts:
         "own",
         "progress",
         "queue",
-        "reason",
         "rename",
         "terms",
         "watch",
@@ -84,19 +73,14 @@ class Attempts:
         progress: Progress,
         *,
         body: Payload,
+        rename: Rename | None,
         goodbye: Callable[[], Refusal],
     ) -> None:
         """`body` goes on to the instance. `goodbye`: what the client is told when the gateway ends."""
         self._demand = demand
         self._goodbye = goodbye
-        self._failed: frozenset[str] = frozenset()
-        self._never: frozenset[str] = frozenset()
-        self._hung = 0  # engines that hung while they had it
-        self._lost: Lost | None = None
+        self._failures: Failures | None = None
         self._placed_at = 0.0
-        self._lives = False  # the instance says that it cannot go on, and not that it has died
-        self.reason = ""  # why the last instance failed
-        self._blames_client = False  # what an instance says that it could not do
         self._tries = 0  # instances that got the request
         self.info = info
         self.body = body
@@ -107,7 +91,7 @@ class Attempts:
         self.own = OwnHeaders(names, lines.replace(_ID, info.request_id).encode(), progress.cors.lines)
         self.deadline = None if terms.request_s is None else progress.began + terms.request_s
         self.watch: Callable[[bytes], None] | None = None  # is shown the reply
-        self.rename: Rename | None = None
+        self.rename = rename
         self.home: str | None = None  # the only instance that can serve it
         self.instance: InstanceView
 
@@ -126,17 +110,29 @@ class Attempts:
 
     def _has_given_up(self, status: int, body: bytes) -> bool:
         """At the last try the client gets what there is."""
-        self._blames_client = is_clients_fault(status, body)
-        self._lives = not is_dead(body)
+        failures = self._some_failures()
+        failures.blames_client = is_clients_fault(status, body)
+        failures.lives = not is_dead(body)
         return self.has_tries_left and is_giving_up(status, body)
 
     @property
     def has_tries_left(self) -> bool:
-        return self.home is None and self._hung < _MOST_HUNG and self.queue.has_tries_left(self._tries)
+        hung = self._failures.hung if self._failures is not None else 0
+        return self.home is None and hung < MOST_HUNG and self.queue.has_tries_left(self._tries)
+
+    @property
+    def reason(self) -> str:
+        """Why the last instance failed."""
+        return self._failures.reason if self._failures is not None else ""
+
+    def _some_failures(self) -> Failures:
+        if self._failures is None:
+            self._failures = Failures()
+        return self._failures
 
     def place_at_once(self) -> InstanceView | None:
         """As `place`, while nothing has failed the request; None: a place has to be waited for."""
-        if self._failed or self.home is not None:
+        if self._failures is not None or self.home is not None:
             return None
         instance = self.queue.acquire_at_once(self.info)
         if instance is not None:
@@ -152,8 +148,9 @@ class Attempts:
             if self.home is not None:
                 acquired = self.queue.acquire_at(self.home, self.info)
             else:
+                past = self._failures or _NO_FAILURES
                 acquired = self.queue.acquire(
-                    self.info, self._failed, never=self._never, lost=self._lost, waited_s=progress.queue_s
+                    self.info, past.failed, never=past.never, lost=past.lost, waited_s=progress.queue_s
                 )
             async with asyncio.timeout_at(self.deadline):
                 instance = await acquired
@@ -171,7 +168,7 @@ class Attempts:
         return instance
 
     def _begin(self, instance: InstanceView, now: float) -> None:
-        self.instance, self._placed_at, self._lives = instance, now, False
+        self.instance, self._placed_at = instance, now
         self._tries += 1
         self.progress.attempts += 1
         self.progress.instance = instance.name
@@ -186,9 +183,10 @@ class Attempts:
             self.progress.limit_reached(carried.broken)
             ours = carried.broken in _NOT_ITS_FAULT or carried.broken.startswith("client")
             return Outcome.CLIENT_GONE if ours else Outcome.BROKEN
-        if carried.status >= 500 and not self._blames_client:
-            return Outcome.SERVER_ERROR
-        return Outcome.CLIENT_ERROR if carried.status >= 400 else Outcome.OK
+        if carried.status < 400:
+            return Outcome.OK
+        blames_client = self._failures is not None and self._failures.blames_client
+        return Outcome.SERVER_ERROR if carried.status >= 500 and not blames_client else Outcome.CLIENT_ERROR
 
     def show(self, carried: Carried) -> None:
         """The client has got so far."""
@@ -204,7 +202,7 @@ class Attempts:
         if reason == "redirected":
             raise ApiError("engine_redirect", "The engine wants the request elsewhere, which is not followed.")
         if isinstance(failure, NoStream):
-            self._lives = not is_dead(failure.body)
+            self._some_failures().lives = not is_dead(failure.body)
         self.suspect(reason)
         if not (failure.retryable and self.has_tries_left):
             raise self._last_try_failed()
@@ -219,18 +217,9 @@ class Attempts:
 
     def suspect(self, reason: str) -> None:
         """The instance that had the request last failed it."""
-        self.reason = reason
-        self._tries -= reason in _NOBODY_GOT_IT
-        here = self.instance.instance_id
-        self._failed |= {here}
-        self._hung += reason == "instance_hung"
-        if reason == "first_byte_timeout":  # it has had its time there
-            self._never |= {here}
-        if self._lives or reason in _LIVES_ON:
-            self._lost = None
-        else:
-            ran_s = asyncio.get_running_loop().time() - self._placed_at
-            self._lost = Lost(here, ran_s, (self._lost.all if self._lost else frozenset()) | {here})
+        self._tries -= reason in NOBODY_GOT_IT
+        ran_s = asyncio.get_running_loop().time() - self._placed_at
+        self._some_failures().add(reason, self.instance.instance_id, ran_s)
         self._demand.suspect(self.instance.instance_id, reason)
 
     def late(self) -> ApiError:
@@ -245,7 +234,7 @@ class Attempts:
             "first_byte_timeout": f"An instance said nothing for {limits.first_byte_s} s (timeouts.first_byte_s).",
         }
         failed = f"The instance that had the request failed before it answered ({reason}). Try again."
-        if self._hung >= _MOST_HUNG:
-            failed = f"{self._hung} engines hung while they had this request; no other one is given it."
+        if self._failures is not None and self._failures.hung >= MOST_HUNG:
+            failed = f"{self._failures.hung} engines hung while they had this request; no other one is given it."
         code = reason if reason in texts else "instance_failed"
         return LastTryFailed(code, texts.get(reason, failed), retry_after_s=self.queue.retry_after_s())

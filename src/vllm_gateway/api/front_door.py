@@ -73,7 +73,9 @@ class FrontDoor(AiohttpServer):
         judged = gate.judge(head.host, head.origin)
         if judged.refusal is not None:
             return None
-        client = gate.addresses.client_of(peer, head.forwarded)
+        client = gate.addresses.client_of(peer, head.forwarded) if head.forwarded else peer
+        if not gate.asks_for_keys:
+            return client, client, judged.cors
         try:
             return gate.caller(head.keys, client, "infer"), client, judged.cors
         except ApiError:

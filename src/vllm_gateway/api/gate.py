@@ -53,7 +53,7 @@ class Gate:
 
     def __init__(self, server: Server) -> None:
         self._keys = ApiKeys(server.api_keys)
-        self._asks_for_keys = bool(server.api_keys)
+        self.asks_for_keys = bool(server.api_keys)
         self.addresses = ClientAddresses(server.trusted_proxies)
         self._hosts = frozenset({"localhost", server.host.lower(), *map(str.lower, server.hosts)})
         self._origins = frozenset(map(str.lower, server.allowed_origins))
@@ -62,11 +62,11 @@ class Gate:
 
     def caller(self, offered: Iterable[bytes], client: str, task: Task) -> str:
         """Whose turn it is in the queues. Raises ApiError invalid_api_key or role_not_allowed."""
-        return self._keys.caller(offered, task) if self._asks_for_keys else client
+        return self._keys.caller(offered, task) if self.asks_for_keys else client
 
     def _judge(self, host: bytes, origin: bytes) -> Judged:
         cors = self._cors(origin.decode("latin-1").lower())
-        if self._asks_for_keys:
+        if self.asks_for_keys:
             return Judged(cors=cors)
         if host and not self._is_ours(host.decode("latin-1").lower()):
             text = f"Ask by address, as localhost, or by a name in server.hosts; {_shown(host)} is none of these."

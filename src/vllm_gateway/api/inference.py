@@ -89,26 +89,32 @@ class Inference:
         else:
             found = wanted(body, content_type, self.body_limits)
         assert found.model
-        info.model, served_as = self._names.resolve(found.model)
-        progress.model = info.model
-        terms = self._terms[info.model]
+        model, served_as = self._names.resolve(found.model)
+        info.model = progress.model = model
+        terms = self._terms[model]
         taken = terms.media_types.get(info.path)
         if content_type != taken and taken is not None:
             check_media_type(info.path, content_type, taken)
         payload: Payload | None = None
+        rename: Rename | None = None
         if found.model != served_as:
+            rename = Rename(served_as, found.model) if terms.echo_aliases else None
             if large is None:
                 info.body = with_model(body, content_type, served_as, self.body_limits)
             else:
                 payload = large_with_model(body, large, served_as)
                 info.fields.model = msgspec.Raw(msgspec.json.encode(served_as))
         info.stream = progress.stream = bool(found.stream)
-        queue = self._queues.of(info.model)
-        attempts = Attempts(info, queue, self._demand, terms, progress, body=payload or info.body, goodbye=self.goodbye)
-        if found.model != served_as and terms.echo_aliases:
-            attempts.rename = Rename(served_as, found.model)
-        if info.path == kept.PATH:
-            attempts.home = self.kept.home_of(kept.previous_in(info.body, large), info)
+        attempts = Attempts(
+            info,
+            self._queues.of(model),
+            self._demand,
+            terms,
+            progress,
+            body=payload or info.body,
+            rename=rename,
+            goodbye=self.goodbye,
+        )
         if self._recorder is not None or info.path == kept.PATH:
             return await self._watched(client, attempts, large)
         return await self._answer(client, attempts, large)
@@ -120,7 +126,10 @@ class Inference:
     async def _watched(self, client: Client, attempts: Attempts, large: Large | None) -> Carried:
         """A reply of which something is to be known afterwards: its length, or the name under which it is kept."""
         length = None if self._recorder is None else ReplyLength()
-        learner = self.kept.learner(attempts) if attempts.info.path == kept.PATH else None
+        learner = None
+        if attempts.info.path == kept.PATH:
+            attempts.home = self.kept.home_of(kept.previous_in(attempts.info.body, large), attempts.info)
+            learner = self.kept.learner(attempts)
         watches: list[Callable[[bytes], None]] = [one.watch for one in (length, learner) if one is not None]
         attempts.watch = partial(_show_all, watches)
         try:

@@ -20,6 +20,7 @@ class ModelNames:
         self._adapters = adapters
         self._list_aliases = list_aliases
         self._names = {**names, **adapters}
+        self._resolved = {name: (of, name if name in adapters else of) for name, of in self._names.items()}
 
     def served(self) -> list[str]:
         """What engines know by its name: models and adapters."""
@@ -47,5 +48,4 @@ class ModelNames:
 
     def resolve(self, name: str) -> tuple[str, str]:
         """The model, and what engines call it: they know adapters, but no aliases. Raises ApiError model_not_found."""
-        model = self.model_of(name)
-        return model, name if name in self._adapters else model
+        return self._resolved.get(name) or (self.model_of(name), name)

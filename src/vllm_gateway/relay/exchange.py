@@ -169,6 +169,8 @@ class Exchange:
             self._rest = data
             self._connection.transport.pause_reading()
             self._next_turn()
+        elif self.phase is _BODY:
+            self._pass_on(data)
         else:
             self._take(data)
 
@@ -219,7 +221,7 @@ class Exchange:
                 self._fail("bad_reply", retryable=True, detail=str(error))
                 return
             data = data[end:]
-            if head.is_redirect:
+            if head.status >= 300 and head.is_redirect:
                 self._fail("redirected", retryable=False, detail=f"status {head.status}")
                 return
             if head.status >= 500 and instructions.has_given_up is not None:

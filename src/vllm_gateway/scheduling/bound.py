@@ -17,41 +17,41 @@ GONE = Refusal(
 class Bound:
     """In the order in which they came."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting: dict[Waiter, str] = {}
+        self.waiting: dict[Waiter, str] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def __contains__(self, waiter: Waiter) -> bool:
-        return waiter in self._waiting
+        return waiter in self.waiting
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(self._waiting)
+        return iter(self.waiting)
 
     def add(self, waiter: Waiter, instance_id: str) -> None:
-        self._waiting[waiter] = instance_id
+        self.waiting[waiter] = instance_id
 
     def remove(self, waiter: Waiter) -> bool:
         """Whether it was one of them."""
-        return self._waiting.pop(waiter, None) is not None
+        return self.waiting.pop(waiter, None) is not None
 
     def clear(self) -> None:
-        self._waiting.clear()
+        self.waiting.clear()
 
     def listed(self, instances: frozenset[str]) -> None:
         """Only these are there: who is bound to another one is refused."""
-        for waiter in [waiter for waiter, instance_id in self._waiting.items() if instance_id not in instances]:
-            del self._waiting[waiter]
+        for waiter in [waiter for waiter, instance_id in self.waiting.items() if instance_id not in instances]:
+            del self.waiting[waiter]
             waiter.refuse(GONE)
 
     def next(self, views: Sequence[InstanceView]) -> tuple[Waiter, InstanceView] | None:
         """Takes out the first one whose instance is among these, and has a place."""
         by_id = {view.instance_id: view for view in views if view.in_flight < view.max_in_flight}
-        for waiter, instance_id in self._waiting.items():
+        for waiter, instance_id in self.waiting.items():
             if (view := by_id.get(instance_id)) is not None:
-                del self._waiting[waiter]
+                del self.waiting[waiter]
                 return waiter, view
         return None

@@ -20,6 +20,7 @@ from vllm_gateway.scheduling.waiting import NO_PAST, NORMAL, NotAgain, Past, Que
 
 _WITHOUT_WORK = frozenset({"/tokenize", "/detokenize"})
 """Answered by what stands in front of an engine: says nothing of it."""
+_OK = Outcome.OK  # looked up for each request: as an attribute of the class it costs ten times as much
 _FAILURES = frozenset({Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.SERVER_ERROR})
 
 
@@ -322,7 +323,7 @@ class ModelQueue:
         """A place may be free."""
         if self._quarantine.active:
             self._suspicion.serve(self._views, self._let_in)
-        if self._bound:
+        if self._bound.waiting:
             self._serve_bound()
         for past, waiters in list(self._again.items()) if self._again else ():
             while waiters and (open_to_it := self._open(past, may_repeat=next(iter(waiters)).may_repeat)):
@@ -369,25 +370,28 @@ class ModelQueue:
 
     def release(self, view: InstanceView, request: RequestInfo, outcome: Outcome) -> None:
         """Gives a place back; who is next takes it at once."""
-        view.count(-1)
+        view.ended()
         view.last_used = now = asyncio.get_running_loop().time()
         assert view.own >= 0, view
-        if outcome in _FAILURES:
-            view.failures += 1
-        if outcome in _FAILURES or self._health.troubled:
-            self._judge(view, request, outcome)
         placement, placed_at = self._placed.pop(request, (self.placement, now))
-        if outcome in _FAILURES or self._quarantine.active or self._quarantine.awaited or self._suspicion.cut.any:
-            self._suspicion.ended(view, request, outcome, now - placed_at)
-        if outcome is Outcome.OK:
+        if outcome is _OK:
+            failed = False
             self._turnover.kept(now - placed_at)
             if request.path not in _WITHOUT_WORK:
                 view.answered_at = now
-        placement.finished(request, view, outcome)  # a strategy hears only of what it has placed
-        if view.instance_id in self._listed:
-            self.serve_waiters()
         else:
+            failed = outcome in _FAILURES
+            view.failures += failed
+        if failed or self._health.troubled:
+            self._judge(view, request, outcome)
+        quarantine = self._quarantine
+        if failed or quarantine.active or quarantine.awaited or self._suspicion.cut.any:
+            self._suspicion.ended(view, request, outcome, now - placed_at)
+        placement.finished(request, view, outcome)  # a strategy hears only of what it has placed
+        if view.instance_id not in self._listed:
             self._left(view)
+        elif self._line.length or quarantine.active or self._again or self._bound.waiting:
+            self.serve_waiters()
 
     def began(self, view: InstanceView, request: RequestInfo) -> Callable[[], None] | None:
         """Who wants to know of the first byte of a reply that is no error."""
@@ -466,7 +470,8 @@ class ModelQueue:
             self._health.placed(chosen.instance_id, request)
         if self._quarantine.active:
             self._quarantine.placed(chosen, request)
-        chosen.count(1)
+        chosen.own += 1  # nobody is placed on what is listed anew
+        chosen.in_flight += 1
         chosen.total += 1
         chosen.last_used = now
         self.served += 1

@@ -36,13 +36,12 @@ class InstanceView:
     elsewhere: int = 0  # of those in flight: another gateway's
     again: "InstanceView | None" = None  # the same engine, since it came back to the table while these went on
 
-    def count(self, one: int) -> None:
-        """One more or less of its own: it runs on the engine, under whatever name that is listed."""
-        self.own += one
-        self.in_flight += one
-        here = self.again
+    def ended(self) -> None:
+        """One less of its own: it ran on the engine, under whatever name that is listed."""
+        self.own -= 1
+        here: InstanceView | None = self
         while here is not None:
-            here.in_flight += one
+            here.in_flight -= 1
             here = here.again
 
     def latest(self) -> "InstanceView":
