@@ -178,7 +178,7 @@ class Attempts:
 
     def note(self, carried: Carried) -> Outcome:
         """What came of a reply that has begun."""
-        self.show(carried)
+        self.progress.show(carried)
         if carried.broken:
             self.progress.limit_reached(carried.broken)
             ours = carried.broken in _NOT_ITS_FAULT or carried.broken.startswith("client")
@@ -187,10 +187,6 @@ class Attempts:
             return Outcome.OK
         blames_client = self._failures is not None and self._failures.blames_client
         return Outcome.SERVER_ERROR if carried.status >= 500 and not blames_client else Outcome.CLIENT_ERROR
-
-    def show(self, carried: Carried) -> None:
-        """The client has got so far."""
-        self.progress.show(carried)
 
     def check_again(self, failure: UpstreamFailed) -> None:
         """Raises ApiError if the request is not to be tried again."""

@@ -195,7 +195,7 @@ class StreamedRequest:
 
     def _shown(self, broken: str | None) -> Carried:
         carried = self._stream.carried(broken)
-        self._attempts.show(carried)
+        self._attempts.progress.show(carried)
         return carried
 
 

@@ -247,37 +247,36 @@ class Visitor(asyncio.Protocol):
         self._task = self._door.loop.create_task(self._serve(body, self._progress, came_whole=came_whole))
 
     async def _serve(self, body: Body, progress: Progress, *, came_whole: bool) -> None:
+        door = self._door
         keep = False
         try:
-            keep = await self._try(body, progress, came_whole=came_whole)
+            if came_whole:
+                door.buffers.take(len(body))
+            carried = await door.inference.serve(self, body, self._caller, progress)
+            if self.writing_paused or carried.broken is not None:
+                await door.inference.settle(self, carried)
+            keep = carried.keeps_client
         except asyncio.CancelledError:
             progress.outcome = "client_gone"
             raise
+        except Exception as error:
+            keep = self._failed(error, progress)
         finally:
-            self._door.buffers.give(len(body))
-            self._door.journal.finished(progress)
+            door.buffers.give(len(body))
+            door.journal.finished(progress)
             self._over(keep)
 
-    async def _try(self, body: Body, progress: Progress, *, came_whole: bool) -> bool:
+    def _failed(self, error: Exception, progress: Progress) -> bool:
         """Whether the connection can take another request."""
-        inference = self._door.inference
-        try:
-            if came_whole:
-                self._door.buffers.take(len(body))
-            carried = await inference.serve(self, body, self._caller, progress)
-        except Exception as error:
-            failed = self._door.journal.failed(error, progress)
-            if failed is None:
-                return False
-            if progress.bytes_out:
-                self.transport.abort()  # nothing can be said after a reply that has begun
-                return False
-            keep = self.keep_alive
-            self.transport.write(failed.reply(progress, keep_alive=keep))
-            return keep
-        if self.writing_paused or carried.broken is not None:
-            await inference.settle(self, carried)
-        return carried.keeps_client
+        failed = self._door.journal.failed(error, progress)
+        if failed is None:
+            return False
+        if progress.bytes_out:
+            self.transport.abort()  # nothing can be said after a reply that has begun
+            return False
+        keep = self.keep_alive
+        self.transport.write(failed.reply(progress, keep_alive=keep))
+        return keep
 
     def _over(self, keep: bool) -> None:
         self._task = self._head = self._progress = None

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from vllm_gateway.relay.framing import FIELD_NAME, Chunked, Framing, Length, UntilClose
+from vllm_gateway.routing import Address
 
 _NAME = re.compile(FIELD_NAME)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01])( ([1-5][0-9][0-9])(?: .{0,200})?)")
@@ -131,10 +132,10 @@ def _names(names: tuple[str, ...], more: frozenset[bytes]) -> frozenset[bytes]:
 # --- The request, to the instance
 
 
-def request_head(method: str, target: str, authority: str, lines: bytes, *, own: OwnHeaders, body_length: int) -> bytes:
+def request_head(method: str, target: str, to: Address, lines: bytes, *, own: OwnHeaders, body_length: int) -> bytes:
     """The head for the instance; `lines` are the client's headers. Raises ValueError for what is no request line."""
     length = b"Content-Length: %d\r\n" % body_length if body_length or method not in _ASKS_FOR_NO_LENGTH else b""
-    return b"".join((_request_line(method, target, authority), lines, own.lines, length, b"\r\n"))
+    return b"".join((_request_line(method, target, to), lines, own.lines, length, b"\r\n"))
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> bytes:
@@ -153,12 +154,12 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[byte
 
 
 @lru_cache(maxsize=256)  # nearly all requests ask for the same few targets
-def _request_line(method: str, target: str, authority: str) -> bytes:
+def _request_line(method: str, target: str, to: Address) -> bytes:
     if _METHOD.fullmatch(method) is None or method == "CONNECT":
         raise ValueError(f"method not carried: {method!r}")
     if _TARGET.fullmatch(target) is None:
         raise ValueError("control character or space in the request's target")
-    return f"{method} {target} HTTP/1.1\r\nHost: {authority}\r\n".encode("utf-8", "surrogateescape")
+    return f"{method} {target} HTTP/1.1\r\nHost: {to.authority}\r\n".encode("utf-8", "surrogateescape")
 
 
 def tokens(values: Iterable[bytes]) -> frozenset[bytes]:

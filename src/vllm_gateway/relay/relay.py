@@ -167,7 +167,7 @@ class Relay:
         return request_head(
             client.method,
             target,
-            address.authority,
+            address,
             client.header_lines(self._dropped_with(own.names)),
             own=own if not address.key else OwnHeaders(own.names, own.lines + _key_line(address.key)),
             body_length=body_length,

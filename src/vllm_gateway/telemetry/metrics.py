@@ -74,7 +74,10 @@ class RequestMetrics(Collector):
         if of_model is None:
             of_model = self._models[model] = ModelRequests()
         of_model.duration.observe(duration_s)
-        of_model.queue.observe(queue_s)
+        if queue_s:
+            of_model.queue.observe(queue_s)
+        else:
+            of_model.queue.counts[0] += 1
         if first_byte_s is not None:
             of_model.first_byte.observe(first_byte_s)
         of_model.bytes_out += bytes_out

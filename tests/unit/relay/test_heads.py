@@ -18,6 +18,7 @@ from vllm_gateway.relay.heads import (
     request_head,
     tokens,
 )
+from vllm_gateway.routing import Address
 
 NONE = own_headers(())
 
@@ -25,7 +26,7 @@ NONE = own_headers(())
 def a_request(*headers: tuple[bytes, bytes], target: str = "/v1/x?a=b", method: str = "POST", length: int = 3) -> bytes:
     own = own_headers([("X-Request-Id", "r1")])
     lines = header_lines(headers, REQUEST_ONLY_HERE | own.names)
-    return request_head(method, target, "127.0.0.1:8000", lines, own=own, body_length=length)
+    return request_head(method, target, Address("127.0.0.1", 8000), lines, own=own, body_length=length)
 
 
 class TestRequestHead:

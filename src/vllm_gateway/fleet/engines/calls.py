@@ -54,7 +54,7 @@ async def call(
     """What the engine says, from where it stands: redirects are not followed. Raises CallFailed."""
     lines = _HEADERS + (f"Authorization: Bearer {address.key}\r\n".encode() if address.key else b"")
     lines += f"Content-Type: {content_type}\r\n".encode() if body else b""
-    head = request_head(method, path, address.authority, lines, own=NO_HEADERS, body_length=len(body))
+    head = request_head(method, path, address, lines, own=NO_HEADERS, body_length=len(body))
     pool = Pool(asyncio.get_running_loop(), max_idle=0, max_idle_s=0.0)
     try:
         async with asyncio.timeout(limit_s):
