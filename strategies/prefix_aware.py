@@ -8,14 +8,13 @@ from typing import Annotated
 from msgspec import Meta
 
 from vllm_gateway.scheduling import InstanceView, Outcome, RequestInfo, Scoring
-from vllm_gateway.scheduling.prefill import Book, PrefillBooks, work_of
+from vllm_gateway.scheduling.prefill import STEP_TOKENS, Book, PrefillBooks, work_of
 from vllm_gateway.scheduling.regrets import Regrets
 
 _Positive = Annotated[int, Meta(gt=0)]
-# Of a reply's time, for each other one there. In truth they slow each other by more, the longer their contexts; but
-# that hardly delays a first token, and to mind it more in each choice would send conversations away from their caches.
-REPLY_SHARE = 0.005
-# All of it, where an instance has nothing to do and the lack of a prefix keeps it so; for models from 7B to 70B.
+ASSUMED_REPLY_S = 2.0  # until one has ended
+REPLY_STEPS = 0.25  # that a reply under way costs a newcomer: so that as many go everywhere where nothing else differs
+# Of a reply's time, for each other one and for each token of their contexts; for models from 7B to 70B.
 STRAIN_SHARE = 0.01
 STRAIN_OF_TOKEN = 1e-5
 
@@ -35,13 +34,17 @@ class _Cost:
 class PrefixAware(Scoring):
     """The score is in seconds of delay, for this request and for others.
 
-    Until the prompts that were sent there are read, then for this one's tokens that no instance has cached; and a
-    little for each request in flight. Then for what others have cached and this one has not: once for the request
-    itself, and once for each that waits to be read, on average, for while all are busy whatever is read twice delays
-    them all. Less what requests have lost already because it was not cached there: so a popular prefix is read on a
-    second instance as soon as its queue has cost as much as that, and a conversation, which has its cache to itself,
-    stays at its home while that is quick. No home is so good that others queue there while an instance has nothing to
-    do.
+    Until the prompts that were sent there are read, then for this one's tokens that no instance has cached. A step of
+    an engine for each that waits to be read, as whoever shares a step waits for all of it: short prompts cost by their
+    number rather than by their length; and a part of a step for each request in flight. Then for what others have
+    cached and this one has not: for the request itself, and for each that is in flight there and stands still
+    meanwhile. Less what requests have lost already because it was not cached there: so a popular prefix is read on a
+    second instance as soon as its lack has cost as much as that, and a conversation, which has its cache to itself,
+    stays at its home while that is quick.
+    No home is so good that others queue there while an instance has nothing to do.
+
+    By how much replies slow each other counts only in what has been lost: it hardly delays a first token, and to mind
+    it in each choice would send conversations away from their caches.
     """
 
     name = "prefix_aware"
@@ -83,17 +86,17 @@ class PrefixAware(Scoring):
         books = [self._books.of(instance, now) for instance in instances]
         left = [book.remaining(now) for book in books]
         cached = [book.cached(prompt) for book in books]
-        behind = sum(len(book.unread) for book in books) / len(books)
         # Of them all: one's own speed says more of the prompts it got than of its GPU, for which there are weights.
         speed = sum(book.tokens_per_s for book in books) / len(books)
         replies = [book.reply_s for book in books if book.reply_s is not None]
-        reply_s = sum(replies) / len(replies) if replies else 0.0
+        reply_s = sum(replies) / len(replies) if replies else ASSUMED_REPLY_S
         least = work_of(prompt, max(cached))
         costs = []
         for instance, book, ahead, known in zip(instances, books, left, cached, strict=True):
-            common = (ahead + least) / speed + REPLY_SHARE * reply_s * instance.in_flight
-            more = (work_of(prompt, known) - least) / speed * (1 + behind)
-            strain = (STRAIN_SHARE * instance.in_flight + STRAIN_OF_TOKEN * book.context_tokens) * reply_s
+            there = instance.in_flight
+            common = (ahead + least + STEP_TOKENS * (len(book.unread) + REPLY_STEPS * there)) / speed
+            more = (work_of(prompt, known) - least) / speed * (1 + there)
+            strain = (STRAIN_SHARE * there + STRAIN_OF_TOKEN * book.context_tokens) * reply_s
             costs.append(_Cost(book, known, *(one / instance.weight for one in (common, more, strain))))
         return costs
 
@@ -107,9 +110,9 @@ class PrefixAware(Scoring):
             if chosen.more:
                 self._regrets.settle(self._shared)
             else:
-                idle = any(not one.strain for one in costs)
-                lost_s = chosen.common - min(one.common for one in costs) + (chosen.strain if idle else 0.0)
-                if lost_s:
+                lost_s = chosen.common - min(one.common for one in costs)
+                lost_s += chosen.strain - min(one.strain for one in costs)
+                if lost_s > 0:
                     self._regrets.add(self._shared, lost_s)
         book.take(request, now)
 

@@ -11,6 +11,7 @@ from vllm_gateway.scheduling.types import InstanceView, RequestInfo
 
 _FORGETS = 0.98  # of the counts behind a hit rate, at each new sample
 _SPEED_FORGETS = 0.998  # an engine keeps its speed; what differs from minute to minute is the traffic
+_SHARE_FORGETS = 0.99  # of the time that requests take, at each that ends
 _SHARE_GAIN = 0.01  # half of an error within a window of samples: slower than the noise in it
 _ASSUMED_TOKENS_PER_S = 8000.0
 _SLOWEST, _FASTEST = 100.0, 1_000_000.0
@@ -18,6 +19,7 @@ _ASSUMED_FOR_S = 2.0  # how much measured time outweighs the assumption
 _STEP = 0.05  # of the speed, at each reading of the metrics, while no stream tells it
 _REPLY_STEP = 0.01  # of the speed, at each reply that is there before its prompt is believed to be read
 _REPLIES = 100  # whose times are averaged
+STEP_TOKENS = 200.0  # a step reads the weights once, whatever else it does: as long as an H100 takes to read so many
 _LEAST_SHARE = 0.02
 _ATTENTION = 3e-5  # a token looks back on all before it: behind 33,000 it is twice the work, in models from 7B to 70B
 
@@ -35,20 +37,26 @@ def work_of(prompt: Prompt, cached: int) -> float:
 
 
 class Book:
-    """One engine's. It reads prompts in the order in which they come: the first byte of a reply says how far it is."""
+    """One engine's. It reads prompts in the order in which they come, short ones together: the first byte of a reply
+    says how far it is. Where no reply is streamed, only the time from a prompt's coming to the end of its reply is
+    known, so that its being read is a guess."""
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.unread: OrderedDict[RequestInfo, float] = OrderedDict()  # in order, with the work that is left
         self.reply_s: float | None = None  # from the first byte to the end, on average; None: none has ended
         self.context_tokens = 0  # of the prompts that are in flight there
+        self._taken: dict[RequestInfo, tuple[float, float]] = {}  # all in flight: when they came, and their work
+        self._work = 0.0  # sum over `_taken`
         self._replying: dict[RequestInfo, float] = {}  # read, and since when
         self._replies = 0
+        self._in_flight_s = self._replying_s = 0.0  # of those that have ended: all their time, and that since read
         self._expected: dict[RequestInfo, int] = {}  # of `unread`: the tokens that should be cached
         self._limits = limits
         self.metrics: EngineMetrics | None = None
         self._timed = False  # by streams
         self._queued = 0.0  # sum over `unread`
         self._since = now  # when it began with the first of them
+        self._begun = 0.0  # what there was to read then
         self._mirror = PrefixMirror()
         self._cache = _CacheSize(limits.cache_tokens)
         self._read_tokens = _ASSUMED_TOKENS_PER_S * _ASSUMED_FOR_S
@@ -60,22 +68,27 @@ class Book:
         return min(self._mirror.leading(prompt.blocks) * prompt.block_tokens, prompt.tokens - 1)
 
     def remaining(self, now: float) -> float:
-        """The work before a newcomer's turn. Afterwards `unread` holds none whose reading must be over."""
+        """The work before a newcomer's turn. Afterwards `unread` holds none whose reading must be over.
+
+        Where nothing is streamed: of all that is in flight, as much as the share of their time in which requests are
+        not read yet. To follow a queue by time alone, errors would add up for as long as it does not run empty.
+        """
         self._expire(now)
-        if not self.unread:
-            return 0.0
-        first = next(iter(self.unread.values()))
-        return self._queued - min(first, (now - self._since) * self.tokens_per_s)
+        if not self._timed:
+            return self._work * (1 - self._replying_s / self._in_flight_s if self._in_flight_s else 1.0)
+        return self._queued - min(self._begun, (now - self._since) * self.tokens_per_s)
 
     def take(self, request: RequestInfo, now: float) -> int:
         """The request is sent there; returns how many of its tokens are cached."""
         self._expire(now)
         prompt = request.prompt
-        if not self.unread:
-            self._since = now
         cached = self._expected[request] = self.cached(prompt)
         work = self.unread[request] = work_of(prompt, cached)
         self._queued += work
+        self._taken[request] = now, work
+        self._work += work
+        if len(self.unread) == 1:
+            self._since, self._begun = now, work
         self.context_tokens += prompt.tokens
         self._mirror.use(prompt.blocks, now)
         blocks = int(self._cache.tokens / prompt.block_tokens)
@@ -95,22 +108,30 @@ class Book:
                 work += self._was_read(before, now)
             if before is request:
                 break
+        if (now - self._since) * self.tokens_per_s > STEP_TOKENS / 2:  # else it was read in the same step as the last
+            work += STEP_TOKENS
         if request.stream:
             self._timed = True
             self._read_tokens = self._read_tokens * _SPEED_FORGETS + work
             self._read_s = self._read_s * _SPEED_FORGETS + now - self._since
             self.tokens_per_s = self._read_tokens / self._read_s
-        self._since = now
+        self._since, self._begun = now, self._queued
 
     def drop(self, request: RequestInfo, now: float) -> None:
         """It has ended, perhaps before it was read."""
+        if request not in self._taken:
+            return
+        came, work = self._taken.pop(request)
+        self._work = self._work - work if self._taken else 0.0
+        self.context_tokens -= request.prompt.tokens
+        since = self._replying.pop(request, now)
+        self._in_flight_s = self._in_flight_s * _SHARE_FORGETS + now - came
+        self._replying_s = self._replying_s * _SHARE_FORGETS + now - since
         if request in self.unread:
             if next(iter(self.unread)) is request:
                 self._since = now
             self._pop(request)
-            self.context_tokens -= request.prompt.tokens
-        elif (since := self._replying.pop(request, None)) is not None:
-            self.context_tokens -= request.prompt.tokens
+        else:
             self._replies = min(_REPLIES, self._replies + 1)
             mean = self.reply_s or 0.0
             self.reply_s = mean + (now - since - mean) / self._replies
@@ -141,7 +162,7 @@ class Book:
             if first.stream or done > now:
                 return
             self._was_read(first, done)
-            self._since = done
+            self._since, self._begun = done, self._queued
 
     def _was_read(self, request: RequestInfo, at: float) -> float:
         """Only now is it in the engine's counters too: it may have waited there for long."""
@@ -152,7 +173,8 @@ class Book:
     def _pop(self, request: RequestInfo) -> float:
         work = self.unread.pop(request)
         del self._expected[request]
-        self._queued -= work
+        self._queued = self._queued - work if self.unread else 0.0
+        self._begun = min(self._begun, self._queued)
         return work
 
 

@@ -24,9 +24,10 @@ SLICE = {
 
 @pytest.mark.parametrize("name", SLICE)
 def test_nowhere_surely_worse_than_strategies_that_know_of_no_prefixes(name: str) -> None:
-    most = 1 + grid.read_grid().most_worse
+    most_worse = grid.read_grid().most_worse
     compared = grid.compare(SLICE[name], seeds=3)
-    assert {figure: one for figure, one in compared.items() if one[1] > most} == {}
+    against = compared[grid.yardstick(compared)]
+    assert {figure: against[figure] for figure in grid.over(against, most_worse)} == {}
 
 
 def test_the_file_draws_distinct_cells_of_all_sizes() -> None:

