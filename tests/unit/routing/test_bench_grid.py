@@ -21,6 +21,11 @@ SLICE = {
     "open, fast engines": replace(SHARED_BY_ALL, clients=None, load=0.6, prefix_tokens=4096, engine_speed=3.0),
 }
 
+COMPARED: grid.Compared = {
+    "least_connections": {"total p50": (1.2, 1.1, 1.3), "total p99": (0.5, 0.4, 0.6)},
+    "round_robin": {"total p50": (0.4, 0.3, 0.5), "total p99": (1.3, 1.2, 1.4)},
+}
+
 
 @pytest.mark.parametrize("name", SLICE)
 def test_nowhere_surely_worse_than_strategies_that_know_of_no_prefixes(name: str) -> None:
@@ -43,9 +48,9 @@ def test_the_file_draws_distinct_cells_of_all_sizes() -> None:
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[grid.Cell] = []
 
-    def compare(cell: grid.Cell, seeds: int) -> dict[str, tuple[float, float, float]]:
+    def compare(cell: grid.Cell, seeds: int) -> grid.Compared:
         ran.append(cell)
-        return {"total p50": (1.2, 1.1, 1.3), "total p99": (0.5, 0.4, 0.6)}
+        return COMPARED
 
     monkeypatch.setattr(grid, "compare", compare)
     page, out = tmp_path / "page.md", tmp_path / "new" / "rows.jsonl"
@@ -54,9 +59,23 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["grid", "--out", str(out), "--cells", "3", "--write", str(page)]) == 0
     assert ran == grid.read_grid().cells[:3]
     text = page.read_text(encoding="utf-8")
-    assert "| total p50 | 1.20 | 1.20 | 1.20 | 3 | 3 |" in text and "| total p99 | 0.50 | 0.50 | 0.50 | 0 | 3 |" in text
-    assert text.count(": total p50 1.20") == 3 and "old" not in text and text.endswith("after\n")
+    assert "| total p50 | 1.20 | 1.20 | 1.20 | 3 | 3 | 3 |" in text
+    assert "| total p99 | 0.50 | 0.50 | 0.50 | 0 | 0 | 3 |" in text
+    assert text.count(": total p50 1.20 (p99 0.50)") == 3 and "old" not in text and text.endswith("after\n")
+    assert text.count(": total p99 1.30 of round_robin (p50 0.40)") == 3
     assert [row["cell"] for row in grid.read_rows(out)] == [asdict(cell) for cell in ran]
+
+
+def test_the_yardstick_is_the_better_on_the_whole_and_only_a_median_is_traded() -> None:
+    assert grid.yardstick(COMPARED) == "least_connections"
+    assert grid.over(COMPARED["least_connections"], 0.05) == ["total p50"]
+    worse = (1.2, 1.1, 1.3)
+    for than, traded in (((0.8, 0.7, 0.9), True), ((0.9, 0.8, 1.0), False)):
+        assert grid.is_trade("total p50", {"total p50": worse, "total p99": than}, 0.05) is traded
+        assert not grid.is_trade("total p99", {"total p99": worse, "total p50": than}, 0.05)
+    assert not grid.is_trade(
+        "total p50", {"total p50": worse, "total p99": (0.1,) * 3, grid.TIME_FOR_EACH: worse}, 0.05
+    )
 
 
 def test_the_interval_is_students() -> None:

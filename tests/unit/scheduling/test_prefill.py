@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_gateway.scheduling import EngineMetrics, Prompt, RequestInfo
-from vllm_gateway.scheduling.prefill import Book, Limits
+from vllm_gateway.scheduling.prefill import STEP_TOKENS, Book, Limits
 from vllm_gateway.scheduling.prefix_mirror import PrefixMirror
 
 
@@ -39,9 +39,26 @@ def test_the_speed_is_learned_from_first_bytes() -> None:
         now += 0.5
         books.read(one, now)
         now += 3.0  # idle
-    assert books.tokens_per_s == pytest.approx(2000, rel=0.1)
+    assert books.tokens_per_s == pytest.approx((1000 + STEP_TOKENS) / 0.5, rel=0.1)
     books.take(request(1000), now)
-    assert books.remaining(now + 0.25) == pytest.approx(500, rel=0.15), "it is half way"
+    assert books.remaining(now + 0.2) == pytest.approx(500, rel=0.15), "it is half way"
+
+
+def test_what_is_read_in_one_step_took_one_step() -> None:
+    """Ten prompts come while a step is under way, and the next one reads them all: fixed costs count once for them."""
+    books = book()
+    step_s, token_s = 0.0062, 31e-6
+    now = 0.0
+    for turn in range(2000):
+        prompts = [request(20) for n in range(10 if turn % 2 else 1)]
+        for one in prompts:
+            books.take(one, now)
+        now += step_s + len(prompts) * 20 * token_s
+        for one in prompts:
+            books.read(one, now)
+            books.drop(one, now)
+    assert 1 / books.tokens_per_s == pytest.approx(token_s, rel=0.1)
+    assert books.remaining(now) == 0
 
 
 def test_a_reply_at_once_says_nothing_of_the_speed() -> None:
@@ -49,10 +66,13 @@ def test_a_reply_at_once_says_nothing_of_the_speed() -> None:
     before = books.tokens_per_s
     one = request(1000, stream=False)
     books.take(one, 0.0)
-    assert books.remaining(60.0) == 0, "it has been read long ago"
+    assert books.remaining(60.0) > 1000, "it may not be read yet, for all that is known"
+    assert not books.unread, "but it should have been long ago"
     books.read(one, 60.0)
     books.drop(one, 60.0)
     assert books.tokens_per_s == before
+    books.take(request(1000, stream=False), 61.0)
+    assert 0 < books.remaining(61.0) < 10, "next to all of the last one's time went by after it had been read"
 
 
 @pytest.mark.parametrize(("waiting", "slower"), [(50, True), (0, False)])

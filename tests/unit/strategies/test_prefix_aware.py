@@ -97,6 +97,36 @@ def test_an_instance_with_nothing_to_do_is_chosen_while_others_wait_for_a_place_
     assert fleet.ask(prefix_tokens, stream=False)[1] is not home
 
 
+@given(
+    tokens=st.integers(1, 32_000),
+    more=st.integers(1, 40),
+    fewer=st.integers(0, 40),
+    seconds=st.floats(0, 600),
+)
+@settings(deadline=None, max_examples=60)
+def test_without_streams_more_in_flight_is_more_to_do_however_long_it_takes(
+    tokens: int, more: int, fewer: int, seconds: float
+) -> None:
+    """By time alone, all would be taken for read long before it is, or long after."""
+    fleet = Fleet([1.0, 1.0])
+    busy, other = fleet.views
+    for _ in range(fewer + more):
+        fleet.ask(0, tokens, only=busy, stream=False)
+    for _ in range(fewer):
+        fleet.ask(0, tokens, only=other, stream=False)
+    fleet.now += seconds
+    assert fleet.ask(0, tokens, stream=False)[1] is other
+
+
+def test_a_shared_prefix_keeps_nobody_at_one_instance_while_it_is_not_known_how_long_replies_take() -> None:
+    """In one piece and long: none has ended yet, and all that is cached is cached at the first."""
+    fleet = Fleet([1.0] * 4)
+    for _ in range(40):
+        fleet.ask(32_000, stream=False)
+        fleet.now += 0.3
+    assert min(one.in_flight for one in fleet.views) >= 5
+
+
 def test_a_popular_prefix_is_read_on_a_second_instance_once_its_lack_has_cost_as_much() -> None:
     """One comes after the other, so nobody queues; but replies are under way at home, and slow each other."""
     fleet = Fleet([1.0, 1.0])

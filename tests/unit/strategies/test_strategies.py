@@ -125,6 +125,7 @@ def test_the_longer_the_queues_the_more_a_cached_prefix_is_worth() -> None:
             chosen = strategy.choose(request, offered)
             if number == 0:
                 strategy.first_byte(request, chosen)  # type: ignore[attr-defined]
+            chosen.in_flight += 1
             return chosen
 
         ask(0, 2000, tuple(range(20)), [home])
