@@ -26,6 +26,7 @@ class _Cost:
 
     book: Book
     cached: int
+    ahead: float  # work, not seconds
     common: float
     more: float
     strain: float
@@ -84,7 +85,9 @@ class PrefixAware(Scoring):
     def _weigh(self, request: RequestInfo, instances: Sequence[InstanceView], now: float) -> list[_Cost]:
         prompt = request.prompt
         books = [self._books.of(instance, now) for instance in instances]
-        left = [book.remaining(now) for book in books]
+        in_flight_s = sum(book.in_flight_s for book in books)
+        unread_share = 1 - sum(book.replying_s for book in books) / in_flight_s if in_flight_s else 1.0
+        left = [book.remaining(now, unread_share) for book in books]
         cached = [book.cached(prompt) for book in books]
         # Of them all: one's own speed says more of the prompts it got than of its GPU, for which there are weights.
         speed = sum(book.tokens_per_s for book in books) / len(books)
@@ -92,12 +95,12 @@ class PrefixAware(Scoring):
         reply_s = sum(replies) / len(replies) if replies else ASSUMED_REPLY_S
         least = work_of(prompt, max(cached))
         costs = []
-        for instance, book, ahead, known in zip(instances, books, left, cached, strict=True):
+        for instance, book, (ahead, unread), known in zip(instances, books, left, cached, strict=True):
             there = instance.in_flight
-            common = (ahead + least + STEP_TOKENS * (len(book.unread) + REPLY_STEPS * there)) / speed
+            common = (ahead + least + STEP_TOKENS * (unread + REPLY_STEPS * there)) / speed
             more = (work_of(prompt, known) - least) / speed * (1 + there)
             strain = (STRAIN_SHARE * there + STRAIN_OF_TOKEN * book.context_tokens) * reply_s
-            costs.append(_Cost(book, known, *(one / instance.weight for one in (common, more, strain))))
+            costs.append(_Cost(book, known, ahead, *(one / instance.weight for one in (common, more, strain))))
         return costs
 
     def placed(self, request: RequestInfo, instance: InstanceView) -> None:
@@ -105,7 +108,7 @@ class PrefixAware(Scoring):
         book = self._books.of(instance, now)
         costs, self._costs = self._costs, ()
         chosen = next(one for one in costs if one.book is book)
-        self._reason = self._told(request, chosen, costs, book.remaining(now))
+        self._reason = self._told(request, chosen, costs)
         if self._shared is not None:
             if chosen.more:
                 self._regrets.settle(self._shared)
@@ -116,11 +119,10 @@ class PrefixAware(Scoring):
                     self._regrets.add(self._shared, lost_s)
         book.take(request, now)
 
-    def _told(self, request: RequestInfo, chosen: _Cost, costs: Sequence[_Cost], ahead: float) -> str:
+    def _told(self, request: RequestInfo, chosen: _Cost, costs: Sequence[_Cost]) -> str:
         tokens, most = request.prompt.tokens, max(one.cached for one in costs)
-        text = (
-            f"about {chosen.cached} of {tokens} prompt tokens are cached there, {ahead:.0f} are to be read before them"
-        )
+        ahead = f"{chosen.ahead:.0f} are to be read before them"
+        text = f"about {chosen.cached} of {tokens} prompt tokens are cached there, {ahead}"
         if not chosen.more:
             return text
         if chosen.common + chosen.more <= min(one.common + one.more for one in costs):

@@ -79,7 +79,7 @@ async def _one(trace: Trace, strategy: str, *, instances: int, traffic: Traffic)
                 asked = [group.create_task(one) for one in coming]
             took_s = loop.time() - began
             times = [time for task in asked for time in task.result()]
-            counted = [await _counters(http, engine) for engine in engines]
+            counted = [await _counters(engine) for engine in engines]
             served = await _served(http)
     queries, hits = (sum(one[name] for one in counted) for name in ("queries", "hits"))
     first, total = (sorted(column) for column in zip(*times, strict=True))
@@ -113,6 +113,8 @@ async def _gateway(folder: Path, strategy: str, instances: int) -> AsyncIterator
             }
         },
         "strategy": strategy,
+        "engine_address": "socket",
+        "state_dir": str(folder / "state"),
         "slow_start_s": 0,
         "memory_footprint_file": str(folder / "footprints.json"),
     }
@@ -139,7 +141,7 @@ async def _gateway(folder: Path, strategy: str, instances: int) -> AsyncIterator
 
 
 async def _engines(http: aiohttp.ClientSession, instances: int) -> list[str]:
-    """The addresses of the instances, when all are ready."""
+    """The sockets of the instances, when all are ready."""
     async with asyncio.timeout(_START_LIMIT_S):
         async with http.post("/v1/completions", json={"model": MODEL, "prompt": "the", "max_tokens": 1}) as reply:
             await reply.read()
@@ -148,7 +150,7 @@ async def _engines(http: aiohttp.ClientSession, instances: int) -> list[str]:
                 page = await reply.json()
             ready = [one for one in page["active_containers_by_name"].values() if one["state"] == "ready"]
             if len(ready) == instances:
-                return [f"http://{one['address']}/metrics" for one in ready]
+                return [one["address"] for one in ready]
             await asyncio.sleep(0.1)
 
 
@@ -203,6 +205,9 @@ def _words(seed: int, count: int) -> str:
     return " " + " ".join(Random(seed).choices(_WORDS, k=count)) if count else ""
 
 
-async def _counters(http: aiohttp.ClientSession, address: str) -> dict[str, float]:
-    async with http.get(address) as reply:
+async def _counters(socket: str) -> dict[str, float]:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as engine,
+        engine.get("http://localhost/metrics") as reply,
+    ):
         return {name: float(value) for name, value in _COUNTERS.findall(await reply.text())}

@@ -49,7 +49,7 @@ class Book:
         self._work = 0.0  # sum over `_taken`
         self._replying: dict[RequestInfo, float] = {}  # read, and since when
         self._replies = 0
-        self._in_flight_s = self._replying_s = 0.0  # of those that have ended: all their time, and that since read
+        self.in_flight_s = self.replying_s = 0.0  # of those that have ended: all their time, and that since read
         self._expected: dict[RequestInfo, int] = {}  # of `unread`: the tokens that should be cached
         self._limits = limits
         self.metrics: EngineMetrics | None = None
@@ -67,16 +67,16 @@ class Book:
         """Tokens of the prompt that need not be read. The last one always is."""
         return min(self._mirror.leading(prompt.blocks) * prompt.block_tokens, prompt.tokens - 1)
 
-    def remaining(self, now: float) -> float:
-        """The work before a newcomer's turn. Afterwards `unread` holds none whose reading must be over.
+    def remaining(self, now: float, unread_share: float = 1.0) -> tuple[float, float]:
+        """The work before a newcomer's turn, and of how many. Afterwards `unread` holds none that must be read by now.
 
-        Where nothing is streamed: of all that is in flight, as much as the share of their time in which requests are
-        not read yet. To follow a queue by time alone, errors would add up for as long as it does not run empty.
+        Where nothing is streamed: of all that is in flight, `unread_share`, which is the same for all instances. To
+        follow each one's queue by time alone, errors would add up for as long as it does not run empty.
         """
         self._expire(now)
         if not self._timed:
-            return self._work * (1 - self._replying_s / self._in_flight_s if self._in_flight_s else 1.0)
-        return self._queued - min(self._begun, (now - self._since) * self.tokens_per_s)
+            return self._work * unread_share, len(self._taken) * unread_share
+        return self._queued - min(self._begun, (now - self._since) * self.tokens_per_s), len(self.unread)
 
     def take(self, request: RequestInfo, now: float) -> int:
         """The request is sent there; returns how many of its tokens are cached."""
@@ -125,8 +125,8 @@ class Book:
         self._work = self._work - work if self._taken else 0.0
         self.context_tokens -= request.prompt.tokens
         since = self._replying.pop(request, now)
-        self._in_flight_s = self._in_flight_s * _SHARE_FORGETS + now - came
-        self._replying_s = self._replying_s * _SHARE_FORGETS + now - since
+        self.in_flight_s = self.in_flight_s * _SHARE_FORGETS + now - came
+        self.replying_s = self.replying_s * _SHARE_FORGETS + now - since
         if request in self.unread:
             if next(iter(self.unread)) is request:
                 self._since = now
