@@ -47,6 +47,7 @@ class Book:
         self.context_tokens = 0  # of the prompts that are in flight there
         self._taken: dict[RequestInfo, tuple[float, float]] = {}  # all in flight: when they came, and their work
         self._work = 0.0  # sum over `_taken`
+        self._ended = now  # the last of them; or when the first one came
         self._replying: dict[RequestInfo, float] = {}  # read, and since when
         self._replies = 0
         self.in_flight_s = self.replying_s = 0.0  # of those that have ended: all their time, and that since read
@@ -75,8 +76,15 @@ class Book:
         """
         self._expire(now)
         if not self._timed:
-            return self._work * unread_share, len(self._taken) * unread_share
+            return (self._work - self._read_of_oldest(now)) * unread_share, len(self._taken) * unread_share
         return self._queued - min(self._begun, (now - self._since) * self.tokens_per_s), len(self.unread)
+
+    def _read_of_oldest(self, now: float) -> float:
+        """Since the one before it ended. Until one has, nothing is known of the speed."""
+        if not self._taken or not self.in_flight_s:
+            return 0.0
+        _, work = next(iter(self._taken.values()))
+        return min(work, (now - self._ended) * self.tokens_per_s)
 
     def take(self, request: RequestInfo, now: float) -> int:
         """The request is sent there; returns how many of its tokens are cached."""
@@ -85,6 +93,8 @@ class Book:
         cached = self._expected[request] = self.cached(prompt)
         work = self.unread[request] = work_of(prompt, cached)
         self._queued += work
+        if not self._taken:
+            self._ended = now
         self._taken[request] = now, work
         self._work += work
         if len(self.unread) == 1:
@@ -122,6 +132,7 @@ class Book:
         if request not in self._taken:
             return
         came, work = self._taken.pop(request)
+        self._ended = now
         self._work = self._work - work if self._taken else 0.0
         self.context_tokens -= request.prompt.tokens
         since = self._replying.pop(request, now)
