@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vllm_gateway.cli.main import _parser
+from vllm_gateway.cli.parser import parser
 from vllm_gateway.configuration.loading import ConfigError, load_settings
 from vllm_gateway.configuration.openness import is_loopback
 
@@ -32,7 +32,7 @@ def test_the_service_unit_starts_the_gateway() -> None:
     service = unit("vllm-gateway.service")
     program, *arguments = service["Service"]["ExecStart"].split()
     assert program.endswith("/vllm-gateway")
-    assert _parser().parse_args(arguments).config == Path("/etc/vllm-gateway/gateway.yaml")
+    assert parser().parse_args(arguments).config == Path("/etc/vllm-gateway/gateway.yaml")
     assert service["Unit"]["Requires"] == "vllm-gateway.socket"
     assert service["Service"]["WorkingDirectory"] == f"/var/lib/{service['Service']['StateDirectory']}"
 
@@ -40,7 +40,7 @@ def test_the_service_unit_starts_the_gateway() -> None:
 def image_arguments() -> dict[str, object]:
     """What the image's command line sets."""
     (command,) = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
-    return {"server.host": _parser().parse_args(json.loads(command)).host}
+    return {"server.host": parser().parse_args(json.loads(command)).host}
 
 
 def test_the_image_serves_nobody_by_mistake() -> None:

@@ -1,62 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as a whole: which commands there are, and the exit status."""
+"""The command line as a whole: signals from the first moment on, and the exit status.
 
-import argparse
+What takes time to import is imported where it is needed.
+"""
+
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
-from vllm_gateway import __version__
-from vllm_gateway.cli import check, logs, retry, serve, simulate, status
-from vllm_gateway.telemetry.terminal import printable
+from vllm_gateway.service import first_signals
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_NOBODY_READS = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
     try:
+        if given[:1] == ["serve"]:
+            first_signals.hear()
         try:
-            return _run(argv)
+            return _run(given)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except KeyboardInterrupt:  # before or after the gateway's own handling of it
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
         return EXIT_NOBODY_READS
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:  # before or after the gateway's own handling of it
-        return EXIT_INTERRUPTED
+def _run(argv: Sequence[str]) -> int:
+    from vllm_gateway.cli.parser import parse
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vllm-gateway", description="One OpenAI-compatible address in front of vLLM.")
-    parser.add_argument("--version", action="version", version=f"vllm-gateway {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in (
-        ("serve", serve),
-        ("check", check),
-        ("status", status),
-        ("retry", retry),
-        ("logs", logs),
-        ("simulate", simulate),
-    ):
-        added = commands.add_parser(
-            name, help=command.WHAT, description=f"{command.WHAT[0].upper()}{command.WHAT[1:]}."
-        )
-        command.add_arguments(added)
-        added.set_defaults(run=command.run)
-    return parser
+    arguments = parse(argv)
+    status: int = arguments.run(arguments)
+    return status

@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from vllm_gateway.configuration.loading import ConfigError, load_settings
+    from vllm_gateway.service import first_signals
 
     given = {"server.host": arguments.host, "server.port": arguments.port}
     load = partial(load_settings, arguments.config, os.environ, given)
+    first_signals.about_to_read()
     try:
         settings = load(None)
     except ConfigError as error:
@@ -35,4 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from vllm_gateway.service.lifetime import serve
 
-    return uvloop.run(serve(settings, load, arguments.config, take_over=arguments.take_over))
+    try:
+        return uvloop.run(serve(settings, load, arguments.config, take_over=arguments.take_over))
+    finally:
+        first_signals.hear()  # the last ones

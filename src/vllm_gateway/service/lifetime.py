@@ -20,6 +20,7 @@ from vllm_gateway.fleet.predecessor import CannotTakeOver
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
 from vllm_gateway.scheduling import StrategyError
+from vllm_gateway.service import first_signals
 from vllm_gateway.service.control_socket import ControlSocket
 from vllm_gateway.service.ending import Ending
 from vllm_gateway.service.handover import Predecessor, Successor
@@ -50,10 +51,10 @@ async def serve(
     """
     hung_up = asyncio.Event()  # by SIGHUP: read the configuration again, once that can be done
     watch = Watch([config_file]) if config_file is not None and settings.reload == "watch" else None
-    log.configure(settings.log)
-    _keep_freed_memory()
     ending = Ending(asyncio.current_task())
     _hear_signals(ending, hung_up)
+    log.configure(settings.log)
+    _keep_freed_memory()
     emit = log.get_logger().emit
     tasks = Tasks(emit)
     try:
@@ -143,6 +144,8 @@ def _hear_signals(ending: Ending, hung_up: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.ask)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    if first_signals.hung_up():
+        hung_up.set()
 
 
 def _tell_people(settings: Settings, server: Serving) -> None:
