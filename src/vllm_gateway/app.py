@@ -23,7 +23,7 @@ from vllm_gateway.api.terms import shortest, terms_of
 from vllm_gateway.bodies.limits import BodyLimits
 from vllm_gateway.configuration.known_secrets import learn_settings
 from vllm_gateway.configuration.settings import Settings
-from vllm_gateway.configuration.state_dir import engines_folder, open_state_dir, wanted_folder
+from vllm_gateway.configuration.state_dir import State
 from vllm_gateway.control.logs import Logs
 from vllm_gateway.control.routes import Control
 from vllm_gateway.control.status import DecisionsPage, Status
@@ -86,17 +86,14 @@ class Gateway:
         log.mask_with(self._secrets.mask)
         self.outputs = Outputs(self._secrets)
         self._probe = self._make_probe(settings)
-        state = open_state_dir(settings, os.environ)
-        if state.problem is not None:
-            emit(events.STATE_DIR_UNUSABLE, folder=str(wanted_folder(settings, os.environ)), problem=state.problem,
-                 instead=str(state.folder))  # fmt: skip
+        self._state = State(settings, os.environ, fits, emit)
         self.fleet = Fleet(
             settings,
-            self._runtime(state.folder),
+            self._runtime(),
             self._probe,
             footprints,
             emit,
-            keys=EngineKeys(state.folder),
+            keys=EngineKeys(self._state.folder),
             mask=self._secrets.mask,
         )
         terms = terms_of(settings, MEDIA_TYPES)
@@ -148,7 +145,7 @@ class Gateway:
             inference=self.inference,
             journal=journal,
             control=control,
-            problems=self.fleet.problems,
+            problems=self.problems,
             state_of=lambda model: self.status().models[model].state,
             card_of=self.fleet.cards.of,
             max_body=settings.server.max_body_mib << 20,
@@ -157,9 +154,9 @@ class Gateway:
         self._handed_over = False
         self._began = 0.0
 
-    def _runtime(self, state: Path) -> Runtime:
+    def _runtime(self) -> Runtime:
         """Raises OSError."""
-        sockets = EngineSockets(engines_folder(state, fits))
+        sockets = EngineSockets(self._state.engines(), self._state.engines)
         if self.settings.runtime == "process":
             simulated = str(self._simulated_gpu_dir) if self._simulated_gpu_dir else None
             return ProcessRuntime(
@@ -306,9 +303,14 @@ class Gateway:
     def _departed(self, view: InstanceView) -> None:
         self.relay.forget(view.address)
 
+    def problems(self) -> list[str]:
+        """What is wrong with the machine."""
+        has_engines = self._probe is not None
+        return [*(self._state.problems if has_engines else []), *self.fleet.problems()]
+
     def status(self) -> Status:
         now = asyncio.get_running_loop().time()
-        return status_of(self.settings, self.fleet, self.queues, now=now, uptime_s=now - self._began)
+        return status_of(self.settings, self.fleet, self.queues, self.problems(), now=now, uptime_s=now - self._began)
 
 
 def names_of(settings: Settings) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.telemetry import events
 
 _NAME = "vllm-gateway"
 _OF_THIS_USER = f"{_NAME}-{os.getuid()}"
@@ -41,6 +42,50 @@ def open_state_dir(settings: Settings, environ: Mapping[str, str]) -> StateDir:
         return StateDir(private_folder(wanted_folder(settings, environ), parents=True))
     except OSError as error:
         return StateDir(private_folder(Path(tempfile.gettempdir(), _OF_THIS_USER)), str(error))
+
+
+class State:
+    """The folder while the gateway runs: should it vanish, it is made anew when it is needed, there or elsewhere."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        fits: Callable[[Path], bool],
+        emit: Callable[..., None],
+    ) -> None:
+        """`fits`: as for `engines_folder`. Raises OSError if there can be none."""
+        self._settings = settings
+        self._environ = environ
+        self._fits = fits
+        self._emit: Callable[..., None] = emit
+        self._now = StateDir(Path())
+        self._look()
+
+    @property
+    def folder(self) -> Path:
+        return self._now.folder
+
+    @property
+    def problems(self) -> list[str]:
+        if self._now.problem is None:
+            return []
+        return [f"state_dir: {self._now.problem}; {self.folder} takes its place, and may not last"]
+
+    def engines(self) -> Path:
+        """For the sockets of engines, and there at this moment. Raises OSError."""
+        self._look()
+        return engines_folder(self.folder, self._fits)
+
+    def _look(self) -> None:
+        before, self._now = self._now, open_state_dir(self._settings, self._environ)
+        if self._now.problem is not None and self._now != before:
+            self._emit(
+                events.STATE_DIR_UNUSABLE,
+                folder=str(wanted_folder(self._settings, self._environ)),
+                problem=self._now.problem,
+                instead=str(self.folder),
+            )
 
 
 def engines_folder(state: Path, fits: Callable[[Path], bool]) -> Path:

@@ -13,7 +13,9 @@ from vllm_gateway.fleet.models import ModelState
 from vllm_gateway.scheduling import Queues
 
 
-def status_of(settings: Settings, fleet: Fleet, queues: Queues, *, now: float, uptime_s: float) -> Status:
+def status_of(
+    settings: Settings, fleet: Fleet, queues: Queues, problems: list[str], *, now: float, uptime_s: float
+) -> Status:
     """`now` is the loop's time."""
     ordered = sorted(fleet.registry, key=lambda one: (one.model, one.number))
     instances = {one.name: _instance(one, settings, fleet, queues, now) for one in ordered}
@@ -24,7 +26,7 @@ def status_of(settings: Settings, fleet: Fleet, queues: Queues, *, now: float, u
         version=__version__,
         uptime_s=round(uptime_s, 1),
         runtime=settings.runtime,
-        problems=fleet.problems(),
+        problems=problems,
         parallel_model_config={name: model.instances for name, model in settings.models.items()},
         active_models_by_id=active,
         active_containers_by_name=instances,

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NAME = "engine.sock"
@@ -23,14 +24,20 @@ def fits(folder: Path) -> bool:
 class EngineSockets:
     """Of one folder, which is this user's alone and may be shared by several gateways."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, anew: Callable[[], Path] | None = None) -> None:
+        """`anew`: makes it again, should it have vanished, or another one in its place. Raises OSError."""
         self._folder = folder
+        self._anew = anew
+        self._all = {folder}
 
     def make(self, *, in_container: bool = False) -> Path:
         """The path for one engine's socket. Raises OSError.
 
         A container's user may be anyone: its folder is open, and closed off by the one around it.
         """
+        if self._anew is not None:
+            self._folder = self._anew()
+            self._all.add(self._folder)
         own = self._folder / secrets.token_hex(_FOLDER_LETTERS // 2)
         own.mkdir(mode=0o700)
         if in_container:
@@ -40,7 +47,7 @@ class EngineSockets:
     def remove(self, path: str | Path) -> None:
         """With its folder, of which of another gateway's no more goes than the socket."""
         own = Path(path).parent
-        if own.parent == self._folder:
+        if own.parent in self._all:
             shutil.rmtree(own, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.unlink(path)
