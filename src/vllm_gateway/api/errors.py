@@ -66,6 +66,7 @@ KINDS = {
     "connect_timeout": Kind(504, "timeout_error"),
     "first_byte_timeout": Kind(504, "timeout_error"),
     "idle_timeout": Kind(504, "timeout_error"),
+    "loop_detected": Kind(508, "upstream_error", "api_error"),
     "request_timeout": Kind(504, "timeout_error"),
     "stream_interrupted": Kind(502, "upstream_error", "api_error"),
     "event_too_long": Kind(502, "upstream_error", "api_error"),

@@ -13,6 +13,7 @@ from functools import lru_cache
 from vllm_gateway.api.begun_head import MAX_FIELDS
 from vllm_gateway.api.keys import offered_keys
 from vllm_gateway.relay.framing import FIELD_NAME
+from vllm_gateway.relay.loops import came_back
 
 _BEGINNING = b"POST /v1/"
 
@@ -125,4 +126,6 @@ def _header(line: bytes) -> tuple[bytes, tuple[bytes, bytes]] | None:
     if found is None:
         return None
     name = found[1].lower()
-    return None if name in _NOT_PLAIN else (name, (found[1], found[2].strip(b" \t")))
+    if name in _NOT_PLAIN or (name == b"via" and came_back(line)):
+        return None
+    return name, (found[1], found[2].strip(b" \t"))

@@ -27,6 +27,7 @@ from vllm_gateway.api.paths import CarriedPaths, origin_form
 from vllm_gateway.api.receiving import Receiving
 from vllm_gateway.bodies.payload import Body
 from vllm_gateway.relay import AiohttpClient, CarriedResponse
+from vllm_gateway.relay.loops import came_back
 from vllm_gateway.routing import ModelCard
 from vllm_gateway.telemetry.cut import cut
 
@@ -101,6 +102,9 @@ class Api:
         return response
 
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
+        if any(map(came_back, _given(request, hdrs.VIA))):
+            text = "This request came back to the gateway that sent it: one of the model's `endpoints` leads back here."
+            raise ApiError("loop_detected", text)
         path, query = origin_form(request)
         methods = self.paths.methods(path)
         is_inference = bool(methods) or path.startswith("/v1/")

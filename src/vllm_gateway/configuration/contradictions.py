@@ -7,6 +7,7 @@ from typing import Any
 from vllm_gateway.configuration.api_keys import digest_of, name_of
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
 from vllm_gateway.configuration.openness import open_to_others
+from vllm_gateway.configuration.own_address import is_own
 from vllm_gateway.configuration.parallelism import BadSize
 from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.configuration.tls import BadTls, context_of
@@ -90,6 +91,15 @@ def find_open_door(draft: Draft, settings: Settings) -> None:
     server = settings.server
     if server.socket is None and (problem := open_to_others(server, server.host)):
         draft.complain(("server", "host"), problem)
+
+
+def find_own_address(draft: Draft, settings: Settings) -> None:
+    """An endpoint that is this gateway. By another name, or through others, it shows when a request comes back."""
+    for name, model in settings.models.items():
+        for index, url in enumerate(model.endpoints):
+            if is_own(url, settings.server):
+                message = f"{url} is this gateway itself (`server`); name the engine's address"
+                draft.complain(("models", name, "endpoints", index), message)
 
 
 def find_keys_twice(draft: Draft, settings: Settings) -> None:

@@ -16,6 +16,7 @@ from vllm_gateway.configuration.contradictions import (
     find_lost_models,
     find_missing_gpus,
     find_open_door,
+    find_own_address,
 )
 from vllm_gateway.configuration.draft import ConfigError, Draft, Problem, without_repeats
 from vllm_gateway.configuration.environment import (
@@ -74,6 +75,7 @@ def load_settings(
     if before is not None and not says_models:
         find_lost_models(draft, settings, before, config_file)
     find_open_door(draft, settings)
+    find_own_address(draft, settings)
     find_keys_twice(draft, settings)
     find_bad_tls(draft, settings)
     find_missing_gpus(draft, settings)

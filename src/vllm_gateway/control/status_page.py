@@ -116,7 +116,13 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
 
 
 def _why_fewer(state: ModelState, sick: Sequence[Instance], fleet: Fleet, now: float) -> str | None:
-    return state.why_fewer or "; ".join(f"{one.name}: {fleet.supervisor.outlook(one, now)}" for one in sick) or None
+    unfit = fleet.unfit_endpoints(state.spec.name)
+    return (
+        state.why_fewer
+        or unfit
+        or "; ".join(f"{one.name}: {fleet.supervisor.outlook(one, now)}" for one in sick)
+        or None
+    )
 
 
 def _image_pull(name: str, fleet: Fleet, now: float) -> ImagePull | None:

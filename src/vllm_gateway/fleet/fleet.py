@@ -67,7 +67,7 @@ class Fleet:
         self._tasks = Tasks(emit)
         self._memory = GpuMemory(probe, runtime, self._tasks, emit)
         self.cards = Cards(lambda: self._catalogue.settings)
-        self._endpoints = Endpoints(self.registry, self._tasks, self._hear, self.cards.learn)
+        self._endpoints = Endpoints(self.registry, self._tasks, self._hear, self.cards.learn, emit=emit, mask=mask)
         self._pulls = Pulls(runtime, self._tasks, self._hear, mask)
         self._lives = Lives(
             runtime=runtime,
@@ -316,6 +316,10 @@ class Fleet:
         image = self.supervisor.models[model].image.fetching
         pull = self._pulls.of(image)
         return None if pull is None else (image, pull)
+
+    def unfit_endpoints(self, model: str) -> str | None:
+        """Those that get no requests, and why."""
+        return self._endpoints.why_fewer(model)
 
     def problems(self) -> list[str]:
         """What is wrong with the machine; requests may be served nevertheless."""

@@ -12,6 +12,7 @@ from vllm_gateway.routing import Address, ModelCard
 
 POLL_S = 0.05
 _LIMIT_S = 2.0
+_NO_SUCH_PAGE = frozenset({404, 405, 501})
 _LONGEST_ROOT = 4096
 _MOST_TOKENS = 1 << 40
 
@@ -65,8 +66,21 @@ async def ailment(address: Address, limit_s: float = _LIMIT_S) -> Ailment | None
 
 async def models(address: Address) -> Mapping[str, ModelCard] | None:
     """What the engine lists, by name; None: it does not say."""
+    found = await listed(address)
+    return None if isinstance(found, Ailment) else found
+
+
+async def listed(address: Address) -> Mapping[str, ModelCard] | Ailment | None:
+    """What the engine lists, by name; None: it has no such page; an ailment: what it sends is no list."""
     try:
         answer = await call(address, "/v1/models", limit_s=_LIMIT_S)
-        return {one.id: one.card() for one in _models(answer.body).data} if answer.status == 200 else None
-    except (CallFailed, ValueError):
+    except CallFailed as error:
+        return Ailment(f"its list of models cannot be read: {error}")
+    if answer.status in _NO_SUCH_PAGE:
         return None
+    if answer.status != 200:
+        return Ailment(f"its list of models gets status {answer.status}")
+    try:
+        return {one.id: one.card() for one in _models(answer.body).data}
+    except (ValueError, RecursionError):
+        return Ailment("what it sends as its list of models (/v1/models) is none")

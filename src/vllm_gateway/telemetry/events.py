@@ -201,6 +201,13 @@ INSTANCE_SICK = Event(
     "replaced unless it recovers.",
     ("instance", "model", "reason", "hung"),
 )
+ENDPOINT_UNFIT = Event(
+    "endpoint_unfit",
+    "warning",
+    "An engine at one of `endpoints` gets no requests: it does not pass its health check, does not list the model, or "
+    "sends no list that can be read.",
+    ("model", "endpoint", "reason"),
+)
 INSTANCE_WELL = Event(
     "instance_well", "info", "A sick instance takes requests again, after `seconds`.", ("instance", "model", "seconds")
 )

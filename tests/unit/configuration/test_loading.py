@@ -230,6 +230,26 @@ def test_a_gateway_without_keys_that_others_reach_names_the_line_to_add(tmp_path
         load_settings(None, {}, {"server.host": host.strip("'")})
 
 
+@pytest.mark.parametrize(
+    ("host", "own", "others"),
+    [
+        ("127.0.0.1", ["127.0.0.1", "localhost", "0.0.0.0"], ["127.0.0.2", "[::1]", "10.0.0.5", "gpu-box"]),
+        ("0.0.0.0", ["127.0.0.1", "127.0.0.2", "localhost"], ["[::1]", "192.0.2.1", "gpu-box"]),
+        ("''", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "LOCALHOST"], ["192.0.2.1", "[2001:db8::1]"]),
+        ("gpu-box", ["gpu-box", "GPU-Box"], ["127.0.0.1", "localhost"]),
+    ],
+)
+def test_an_endpoint_that_is_the_gateway_itself(tmp_path: Path, host: str, own: list[str], others: list[str]) -> None:
+    server = f"server: {{host: {host}, port: 8123, open: true}}\n"
+    endpoints = [f"http://{name}:8123" for name in own] + [f"http://{name}:8123" for name in others]
+    endpoints += [f"http://{name}:8124" for name in own]
+    told = problems(tmp_path, server + f"models:\n  m: {{endpoints: {json.dumps(endpoints)}}}\n")
+    expected = [
+        f"models.m.endpoints.{index}: http://{name}:8123 is this gateway itself" for index, name in enumerate(own)
+    ]
+    assert [problem.partition(" (`server`)")[0].partition(": ")[2] for problem in told] == expected
+
+
 def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
     text = "server:\n  prot: 9\n  port: abc\nmodels:\n  a:\n    repository: x\n    instances: 2.5\n"
     found = problems(tmp_path, text, VLLM_INACTIVITY_TIMEOUT="soon", PARALLEL_MODELS_JSON='{"x": 1}')

@@ -83,10 +83,14 @@ class House:
         await until(lambda: self.ticks >= before + 5)
 
 
+LISTS = {"now": '{"data": [{"id": "m"}]}'}
+
+
 @pytest.fixture
 async def engine() -> AsyncIterator[str]:
     async def answer(request: web.BaseRequest) -> web.Response:
-        return web.Response(text="vllm:num_requests_running 1\n" if request.path == "/metrics" else "")
+        texts = {"/metrics": "vllm:num_requests_running 1\n", "/v1/models": LISTS["now"]}
+        return web.Response(text=texts.get(request.path, ""))
 
     runner = web.ServerRunner(web.Server(answer))
     await runner.setup()
@@ -160,6 +164,39 @@ async def test_an_endpoint_is_followed_on_after_an_error(house: House, monkeypat
     (route,) = house.requests.table.of("m")
     house.fleet._hear(e.Died(route.instance_id, "its health check fails"))
     await until(lambda: house.requests.table.of("m"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "why"),
+    [
+        ('{"data": [{"id": "other"}, {"id": "\\u001b[31m"}]}', "it serves \x1b[31m, other, and not m"),
+        ('{"data": []}', "it serves no model, and not m"),
+        (
+            f'{{"data": [{", ".join(f"""{{"id": "n{n}"}}""" for n in range(9))}]}}',
+            "it serves n0, n1, n2, n3, n4 and 4 more, and not m",
+        ),
+        ("", "what it sends as its list of models (/v1/models) is none"),
+        ('{"data": [{"id": "m", "root": ' + "[" * 200_000, "what it sends as its list of models (/v1/models) is none"),
+        ("x" * (2 << 20), "its list of models cannot be read: its reply is over 1 MiB"),
+    ],
+    ids=["others", "none", "many", "garbage", "deep", "long"],
+)
+async def test_an_endpoint_that_does_not_list_the_model_gets_no_requests(
+    listed: str, why: str, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: house.requests.table.of("m"))
+    (route,) = house.requests.table.of("m")
+    monkeypatch.setitem(LISTS, "now", listed)
+    house.fleet._hear(e.Died(route.instance_id, "its health check fails"))
+    await until(lambda: house.fleet.unfit_endpoints("m"))
+    told = [line for line in house.told if line["event"] == "endpoint_unfit"]
+    assert [line["reason"] for line in told] == [why], "told once"
+    assert house.fleet.unfit_endpoints("m") == f"{told[0]['endpoint']}: {why}"
+    assert not house.requests.table.of("m")
+    monkeypatch.setitem(LISTS, "now", '{"data": [{"id": "m"}]}')
+    await until(lambda: house.requests.table.of("m"))
+    assert house.fleet.unfit_endpoints("m") is None
+    assert house.errors() == []
 
 
 async def test_engines_are_measured_on_after_an_error(house: House) -> None:
