@@ -69,6 +69,23 @@ async def test_a_stream_outlives_the_hand_over(tmp_path: Path) -> None:
                     await ended(first)
 
 
+async def test_a_stream_that_outlasts_the_drain_timeout_is_told_that_this_is_the_end(tmp_path: Path) -> None:
+    """What the docs say of restarts: nothing but that is lost."""
+    async with engines_of_somebody_else("a", 1, {**FAST, "SIM_TOKENS_PER_S": "20"}) as addresses:
+        models = {"a": {"endpoints": addresses}}
+        settings = {"runtime": "process", "models": models, "server": {"drain_timeout_s": 0.5}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 1)
+            body = {"model": "a", "prompt": "x", "max_tokens": 1000, "stream": True, "ignore_eos": True}
+            async with first.http.post("/v1/completions", json=body) as stream:
+                await stream.content.readline()
+                async with running_gateway(folder_of(tmp_path, "1"), settings, arguments=taking_over(first)) as second:
+                    *_, last, end = (await stream.content.read()).split(b"\n\n")
+                    assert (json.loads(last.removeprefix(b"data: "))["error"]["code"], end) == ("stopping", b"")
+                    await ended(first)
+                    assert (await second.chat("a"))[0] == 200
+
+
 async def test_child_processes_cannot_be_handed_over(tmp_path: Path) -> None:
     settings = config(models={"a": model("a")})
     async with running_gateway(folder_of(tmp_path, "0"), settings) as first:

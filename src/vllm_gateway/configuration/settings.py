@@ -175,7 +175,7 @@ class Server(_Strict):
     list_aliases: bool = Field(True, description="GET /v1/models lists aliases beside the models' own names.")
     max_event_mib: Mib = Field(8, description="An engine's stream with a larger event is ended with an error.")
     control_socket: str | None = Field(None, description="Where a new gateway takes over from this one; none: derived.")
-    drain_timeout_s: Seconds = Field(30, description="On SIGTERM: how long requests in flight may take to finish.")
+    drain_timeout_s: Seconds = Field(30, description="At a stop or take-over: how long requests in flight may take.")
 
 
 class Docker(_Strict):

@@ -37,7 +37,7 @@ FAULTS = (
     ),
     Fault(
         "gateway-take-over",
-        "gives over to a new one (`--take-over`); engines in containers",
+        "gives over to a new one (`--take-over`); requests end within `server.drain_timeout_s`; engines in containers",
         Side.GATEWAY,
         strikes.gateway_gives_over,
         always(UNDISTURBED),
