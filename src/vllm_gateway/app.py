@@ -176,11 +176,16 @@ class Gateway:
         return MaskedProbe(NvmlProbe(gpus.memory_mib), gpus, os.environ)
 
     def _trace_recorder(self, file: str | None, now_s: float) -> TraceRecorder | None:
+        """Raises OSError."""
         if file is None:
             return None
-        return TraceRecorder(
-            Path(file), now_s, lambda problem: self._emit(events.TRACE_INCOMPLETE, file=file, problem=problem)
-        )
+        try:
+            return TraceRecorder(
+                Path(file), now_s, lambda problem: self._emit(events.TRACE_INCOMPLETE, file=file, problem=problem)
+            )
+        except OSError as error:
+            text = f"record_trace: {file} cannot be written ({error.strerror})"
+            raise OSError(error.errno, text) from error
 
     def _placements(self, settings: Settings) -> dict[str, Placement]:
         """What a strategy has learned stays with it while nothing about it changes. Raises StrategyError."""

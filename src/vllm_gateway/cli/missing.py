@@ -16,10 +16,13 @@ _IN_CONTAINERS = Path("/.dockerenv")
 
 def missing(settings: "Settings", environ: Mapping[str, str]) -> list[str]:
     """Where it stands, and what is wrong. Of what a repository on the net has, nothing is said."""
+    from vllm_gateway.configuration.places import lesser_places, needed_places
+
+    places = [*needed_places(settings, environ), *lesser_places(settings, environ)]
     if settings.runtime == "process":
-        return list(dict.fromkeys([*_commands(settings, environ), *_local_paths(settings)]))
+        return list(dict.fromkeys([*places, *_commands(settings, environ), *_local_paths(settings)]))
     is_remote = not environ.get("DOCKER_HOST", "unix:").startswith("unix:") or _IN_CONTAINERS.exists()
-    return [] if is_remote else list(_mounted_paths(settings))
+    return places if is_remote else [*places, *_mounted_paths(settings)]
 
 
 def _commands(settings: "Settings", environ: Mapping[str, str]) -> Iterator[str]:

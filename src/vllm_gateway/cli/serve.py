@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from vllm_gateway.configuration.loading import ConfigError, load_settings
+    from vllm_gateway.configuration.places import needed_places
     from vllm_gateway.service import first_signals
 
     given = {"server.host": arguments.host, "server.port": arguments.port}
@@ -32,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
         settings = load(None)
     except ConfigError as error:
         say(error, sys.stderr)
+        return EXIT_BAD_CONFIG
+    if problems := list(needed_places(settings, os.environ)):
+        say("\n".join(problems), sys.stderr)
         return EXIT_BAD_CONFIG
     import uvloop
 

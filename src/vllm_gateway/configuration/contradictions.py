@@ -43,6 +43,7 @@ def find_contradictions(draft: Draft) -> None:
     for name, model in models.items():
         _find_names_taken(draft, name, owner)
         _find_bad_arguments(draft, name)
+        _find_endpoints_twice(draft, name)
         if model.get("endpoints"):
             _find_settings_of_engines(draft, name)
 
@@ -71,6 +72,18 @@ def _find_bad_arguments(draft: Draft, model: str) -> None:
             )
         elif option.startswith("-") and len(pieces := option.split()) > 1:
             draft.complain(keys, f"an option and its value are two items of the list: [{pieces[0]}, ...]")
+
+
+def _find_endpoints_twice(draft: Draft, model: str) -> None:
+    """One engine would get two shares of the requests, and twice as many at once as it may."""
+    seen: set[str] = set()
+    for index, endpoint in enumerate(_list(draft, model, "endpoints")):
+        if isinstance(endpoint, str):
+            known_as = endpoint.rstrip("/").lower()
+            if known_as in seen:
+                message = f"{endpoint} stands before it; give each engine once, and its strength in `weights`"
+                draft.complain(("models", model, "endpoints", index), message)
+            seen.add(known_as)
 
 
 def _find_settings_of_engines(draft: Draft, model: str) -> None:

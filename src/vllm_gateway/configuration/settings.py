@@ -3,8 +3,8 @@
 
 import re
 from collections.abc import Sequence
-from ipaddress import ip_network
-from typing import Annotated, Any, Literal
+from ipaddress import ip_address, ip_network
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -26,12 +27,34 @@ from vllm_gateway.configuration.api_keys import AnyKey
 def _endpoint(url: str) -> str:
     try:
         parts = urlsplit(url)
-        good = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
+        good = parts.scheme == "http" and bool(parts.hostname) and bool(parts.port)
     except ValueError:
         good = False
     if not good or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("an endpoint must be of the form http://host:port")
     return url.rstrip("/")
+
+
+def _listen_host(host: str) -> str:
+    try:
+        if host:  # else it is every address
+            ip_address(host)
+    except ValueError:
+        if re.fullmatch(r"\w(?:[\w.-]*[\w.])?", host) is None:
+            raise ValueError("must be an address of this machine or a name, as in 127.0.0.1, :: or localhost") from None
+    return host
+
+
+def _variable(name: str) -> str:
+    if not name or "=" in name:
+        raise ValueError("the name of a variable must not be empty, and has no = in it")
+    return name
+
+
+def _repository(name: str) -> str:
+    if name.startswith("-"):
+        raise ValueError("an engine would take it for an option: a repository or a path does not begin with -")
+    return name
 
 
 def _host_name(name: str) -> str:
@@ -109,6 +132,26 @@ PriorityName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """For Python, it is 1."""
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in inside):
+            assert info.field_name is not None
+            if _is_of_numbers(cls.model_fields[info.field_name].annotation):
+                raise ValueError("must be a number, not true or false")
+        return value
+
+
+def _is_of_numbers(annotation: object) -> bool:
+    """Whether it is a number, or a list or mapping of numbers."""
+    if get_origin(annotation) is dict:
+        return _is_of_numbers(get_args(annotation)[1])
+    if get_origin(annotation) is Literal:
+        return False
+    return annotation in (int, float) or any(map(_is_of_numbers, get_args(annotation)))
+
 
 class Tls(_Strict):
     """Files in PEM form; they are read again when they change."""
@@ -123,7 +166,7 @@ class Tls(_Strict):
 class Server(_Strict):
     """Where clients reach the gateway."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     socket: str | None = Field(None, min_length=1, description="A Unix socket for clients, instead of host and port.")
     socket_mode: str = Field(
@@ -208,7 +251,7 @@ class Docker(_Strict):
 class Process(_Strict):
     """The `process` runtime: engines are child processes of the gateway."""
 
-    command: tuple[str, ...] = Field(
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("vllm", "serve"), min_length=1, description="`simulated` alone is the simulated engine."
     )
 
@@ -329,7 +372,7 @@ Sleep = Annotated[Literal["off", "level_1"], _BareOff]
 class Model(_Strict):
     """What one user-facing name means, and how to serve it."""
 
-    repository: str | None = Field(
+    repository: Annotated[str, AfterValidator(_repository)] | None = Field(
         None, min_length=1, description="Hugging Face repository or a path the engine can read."
     )
     endpoints: tuple[Endpoint, ...] = Field((), description="Engines that you run yourself: http://host:port.")
@@ -337,7 +380,7 @@ class Model(_Strict):
     aliases: tuple[ModelName, ...] = Field((), description="Other names that clients may use.")
     adapters: tuple[ModelName, ...] = Field((), description="LoRA adapters of its engines, as clients name them.")
     engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
-    environment: dict[str, TextOrNumber] = Field(default_factory=dict, repr=False)
+    environment: dict[Annotated[str, AfterValidator(_variable)], TextOrNumber] = Field(default_factory=dict, repr=False)
     image: str | None = None
     engine_address: EngineAddress | None = Field(None, description="Overrides the default.")
     tensor_parallel_size: int = Field(1, ge=1, le=64)

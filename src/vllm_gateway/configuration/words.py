@@ -26,6 +26,7 @@ _WORDS = {
     "string_pattern_mismatch": "must match {pattern}",
     "string_too_short": "must not be empty",
     "string_type": "must be text; put it in quotes",
+    "too_short": "must not be empty",
     "tuple_type": "must be a list of the form [one, two]",
 }
 

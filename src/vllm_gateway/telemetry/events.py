@@ -270,7 +270,7 @@ STATE_DIR_UNUSABLE = Event(
 FOOTPRINT_FILE_DAMAGED = Event(
     "footprint_file_damaged",
     "warning",
-    "The file of measured footprints could not be read and was put aside.",
+    "The file of measured footprints is of no use; `problem` says why, and what became of it.",
     ("file",),
     ("problem",),
 )

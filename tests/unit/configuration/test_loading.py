@@ -236,7 +236,7 @@ def test_a_gateway_without_keys_that_others_reach_names_the_line_to_add(tmp_path
         ("127.0.0.1", ["127.0.0.1", "localhost", "0.0.0.0"], ["127.0.0.2", "[::1]", "10.0.0.5", "gpu-box"]),
         ("0.0.0.0", ["127.0.0.1", "127.0.0.2", "localhost"], ["[::1]", "192.0.2.1", "gpu-box"]),
         ("''", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "LOCALHOST"], ["192.0.2.1", "[2001:db8::1]"]),
-        ("gpu-box", ["gpu-box", "GPU-Box"], ["127.0.0.1", "localhost"]),
+        ("gpu-box", ["GPU-Box"], ["127.0.0.1", "localhost"]),
     ],
 )
 def test_an_endpoint_that_is_the_gateway_itself(tmp_path: Path, host: str, own: list[str], others: list[str]) -> None:
@@ -248,6 +248,38 @@ def test_an_endpoint_that_is_the_gateway_itself(tmp_path: Path, host: str, own: 
         f"models.m.endpoints.{index}: http://{name}:8123 is this gateway itself" for index, name in enumerate(own)
     ]
     assert [problem.partition(" (`server`)")[0].partition(": ")[2] for problem in told] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("server: {port: true}", "server.port: must be a number, not true or false; got true"),
+        ("timeouts: {idle_s: false}", "timeouts.idle_s: must be a number, not true or false"),
+        ("priorities: {normal: 0, high: true}", "priorities: must be a number, not true or false"),
+        ("server: {max_buffered_mib: true}", "server.max_buffered_mib: must be a number, not true or false"),
+        ("server: {host: a b}", "server.host: must be an address of this machine or a name"),
+        ('server: {host: "a\\0b"}', "server.host: holds a NUL"),
+        (
+            "server: {host: ''}",
+            "server.host: without API keys the gateway serves this machine alone, and an empty",
+        ),
+        ("process: {command: []}", "process.command: must not be empty"),
+        ("process: {command: ['']}", "process.command.0: must not be empty"),
+        ("models: {m: {endpoints: ['http://a:0']}}", "models.m.endpoints.0: an endpoint must be of the form"),
+        (
+            "models: {m: {endpoints: ['http://a:1', 'http://A:1/']}}",
+            "models.m.endpoints.1: http://A:1/ stands before it",
+        ),
+        ("models: {m: {repository: --help}}", "models.m.repository: an engine would take it for an option"),
+        ("models: {m: {repository: a, environment: {A=B: x}}}", "models.m.environment.A=B: the name of a variable"),
+        ("models: {m: {repository: a, environment: {'': x}}}", "models.m.environment.: the name of a variable"),
+        ('models: {m: {repository: a, environment: {A: "b\\0c"}}}', "models.m.environment.A: holds a NUL"),
+        ('models: {m: {repository: a, engine_arguments: ["b\\0c"]}}', "models.m.engine_arguments.0: holds a NUL"),
+        ('state_dir: "b\\0c"', "state_dir: holds a NUL"),
+    ],
+)
+def test_what_would_fail_at_the_start_or_be_something_else(tmp_path: Path, text: str, problem: str) -> None:
+    assert problems(tmp_path, text)[0].startswith(f"g.yaml:1: {problem}")
 
 
 def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:

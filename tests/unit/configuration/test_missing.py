@@ -2,6 +2,7 @@
 """`vllm-gateway check` finds what is named and not there, and says nothing of what it cannot know."""
 
 import io
+import socket
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,31 @@ def test_a_path_in_a_container_is_looked_for_where_its_volume_is(
     assert checked(tmp_path, docker + models, {"DOCKER_HOST": "tcp://far:2375"})[0] == 0, "there is another machine"
     (tmp_path / "a").mkdir()
     assert checked(tmp_path, docker + models)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("server: {socket: SOCKET}", "server.socket: the path has "),
+        ("server: {socket: HERE}", "server.socket: HERE is there, and no socket"),
+        ("server: {socket: HERE/gateway.yaml}", "server.socket: HERE/gateway.yaml is there, and no socket"),
+        ("server: {socket: HERE/no/a.sock}", "server.socket: there is no folder HERE/no"),
+        ("server: {control_socket: HERE/no/a.sock}", "server.control_socket: there is no folder HERE/no"),
+        ("record_trace: HERE/no/a.jsonl", "record_trace: there is no folder HERE/no"),
+        ("record_trace: HERE", "record_trace: HERE is a folder"),
+        ("memory_footprint_file: HERE", "memory_footprint_file: HERE is a folder"),
+        ("state_dir: HERE/gateway.yaml", "state_dir: HERE/gateway.yaml is not a folder"),
+    ],
+)
+def test_places_where_nothing_can_be_made(setting: str, problem: str, tmp_path: Path) -> None:
+    setting = setting.replace("SOCKET", f"HERE/{'a' * 108}").replace("HERE", str(tmp_path))
+    code, said = checked(tmp_path, f"{setting}\nmodels: {{a: {{endpoints: ['http://127.0.0.1:1']}}}}\n")
+    assert code == 2
+    assert f"\n{problem.replace('HERE', str(tmp_path))}" in said
+
+
+def test_the_socket_of_a_gateway_that_runs_is_no_problem(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "a.sock"))
+        config = f"server: {{socket: {tmp_path}/a.sock}}\nmodels: {{a: {{endpoints: ['http://127.0.0.1:1']}}}}\n"
+        assert checked(tmp_path, config)[0] == 0
