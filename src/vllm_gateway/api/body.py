@@ -10,7 +10,7 @@ import msgspec
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.bodies.flags import Flag, truth
 from vllm_gateway.bodies.forms import Form, boundary_of, form, is_form
-from vllm_gateway.bodies.limits import BodyLimits, Malformed, TooComplex, is_large
+from vllm_gateway.bodies.limits import BodyLimits, Malformed, TooComplex
 from vllm_gateway.bodies.outline import Outline, outline
 from vllm_gateway.bodies.payload import Body, Payload
 from vllm_gateway.bodies.scan import Span
@@ -20,6 +20,8 @@ _LONGEST_VALUE = 4096
 """Of a field that is a name or a flag, in a large body."""
 
 
+_MOST_IN_OTHERS = 2 << 20
+"""Of a body in UTF-16 or UTF-32: taken in one go, which is some milliseconds."""
 _SPACES = b" " * len(codecs.BOM_UTF8)
 
 
@@ -51,12 +53,16 @@ def in_utf8(body: Body) -> Body:
     """JSON as the gateway reads it, from any encoding in which engines take it: they ask its first bytes.
 
     Spaces take the place of a byte order mark: a large body is not copied, and stays as long as it was counted.
+    Raises ApiError bad_request for one in another encoding, of which there would be two for as long as it lasts.
     """
     if body.startswith(codecs.BOM_UTF8):
         if isinstance(body, bytes):
             return _SPACES + body[len(_SPACES) :]
         body[: len(_SPACES)] = _SPACES
-    elif not is_large(body) and (encoding := json.detect_encoding(body)) != "utf-8":
+    elif (encoding := json.detect_encoding(body)) != "utf-8":
+        if len(body) > _MOST_IN_OTHERS:
+            limit = _MOST_IN_OTHERS >> 20
+            raise ApiError("bad_request", f"JSON in UTF-16 or UTF-32 is taken up to {limit} MiB. Send it in UTF-8.")
         try:
             return body.decode(encoding).encode()
         except UnicodeDecodeError:

@@ -11,6 +11,8 @@ from vllm_gateway.bodies.scan import Scanner, Span, Steps
 
 MOST_PIECES = 4096
 """Of a prompt that are told apart; of what comes behind only the length counts."""
+_INDENT = 64
+"""Bytes: so far behind a list's bracket its first element is looked for."""
 _LISTS = frozenset({"messages", "prompt", "input"})
 _IN_MESSAGE = (b'"role"', b'"content"', b'"tool_calls"')
 
@@ -74,7 +76,13 @@ class _Reader:
 
     def read(self) -> Steps[Outline]:
         scan, found = self._scan, self._found
-        for number, name in enumerate(scan.members(), 1):
+        yield from scan.spaces()
+        number = 0
+        for name in scan.members():
+            if name is None:
+                yield
+                continue
+            number += 1
             if number > self._limits.fields:
                 raise TooComplex("fields", self._limits.fields, "fields")
             known = _text(name)
@@ -88,17 +96,20 @@ class _Reader:
             found.spans[known] = (begin, scan.at)
             if known == "model":
                 found.models.append(found.spans[known])
-        scan.end()
+        yield from scan.end()
         return found
 
     def _list(self, listed: Listed, *, messages: bool) -> Steps[None]:
         scan = self._scan
         begin = scan.at
-        if scan.data[begin + 1 : begin + 2].isdigit():
+        if scan.data[begin + 1 : begin + _INDENT].lstrip(b" \t\r\n")[:1].isdigit():
             yield from scan.value()
             listed.ids = 1 + (yield from scan.commas((begin, scan.at)))
         else:
-            for _ in scan.elements():
+            for is_one in scan.elements():
+                if not is_one:
+                    yield
+                    continue
                 listed.elements += 1
                 self._count()
                 if scan.tired():
@@ -126,6 +137,9 @@ class _Reader:
         spans: dict[bytes, Span] = {}
         content: Listed | None = None
         for name in scan.members():
+            if name is None:
+                yield
+                continue
             begin = scan.at
             self._count(members=1)
             if name == b'"content"' and scan.data[begin : begin + 1] == b"[":
@@ -146,7 +160,10 @@ class _Reader:
 
     def _parts(self, content: Listed) -> Steps[None]:
         scan = self._scan
-        for _ in scan.elements():
+        for is_one in scan.elements():
+            if not is_one:
+                yield
+                continue
             begin = scan.at
             self._count()
             if scan.tired():
@@ -154,6 +171,9 @@ class _Reader:
             if scan.data[begin : begin + 1] == b"{" and len(content.pieces) < MOST_PIECES:
                 text: Span | None = None
                 for name in scan.members():
+                    if name is None:
+                        yield
+                        continue
                     inner = scan.at
                     self._count(members=1)
                     yield from scan.value()

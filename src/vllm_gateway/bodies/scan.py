@@ -26,6 +26,7 @@ _STEP = 128  # a call takes as long as so many bytes
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SPACES = rb"[ \t\r\n]*+"
 _SPACE = re.compile(_SPACES)
+_NAME_ALONE = re.compile(_TEXT, re.DOTALL)
 _NAME = re.compile(rb"(" + _TEXT + rb")" + _SPACES + rb":" + _SPACES, re.DOTALL)
 _NEXT = re.compile(_SPACES + rb"(?:," + _SPACES + rb"|(?=[\]}]))")
 _PLAIN = re.compile(_TEXT + rb'|[^ \t\r\n,:"\[\]{}]++', re.DOTALL)
@@ -49,23 +50,34 @@ class Scanner:
         self._items = 0
         self._work = 0  # since the last break
 
-    def members(self) -> Iterator[bytes]:
-        """The names of the object that begins here, as they are written, the cursor before each value: pass it."""
-        self._open(_OBJECT)
-        while not self._closes(_END_OF_OBJECT):
-            found = _NAME.match(self.data, self.at, self.at + _LONGEST_NAME)
-            if found is None:
-                raise self._malformed()
-            self.at = found.end()
-            yield found[1]
-            self._next()
+    def members(self) -> Iterator[bytes | None]:
+        """The names of the object that begins here, as they are written, the cursor before each value: pass it.
 
-    def elements(self) -> Iterator[None]:
-        """The cursor before each element of the list that begins here: pass it."""
+        None: it is time for a break.
+        """
+        self._open(_OBJECT)
+        yield from self.spaces()
+        while not self._closes(_END_OF_OBJECT):
+            end = self.at + _LONGEST_NAME
+            found = _NAME.match(self.data, self.at, end)
+            if found is not None and found.end() < end:
+                self.at = found.end()
+                yield found[1]
+            else:
+                yield (yield from self._name_among_spaces())
+            if not self._next():
+                yield from self._next_among_spaces()
+
+    def elements(self) -> Iterator[bool]:
+        """The cursor before each element of the list that begins here: pass it. False: it is time for a break."""
         self._open(_LIST)
+        for _ in self.spaces():
+            yield False
         while not self._closes(_END_OF_LIST):
-            yield
-            self._next()
+            yield True
+            if not self._next():
+                for _ in self._next_among_spaces():
+                    yield False
 
     def value(self) -> Steps[None]:
         """Passes a value."""
@@ -93,9 +105,9 @@ class Scanner:
                 yield
         return found
 
-    def end(self) -> None:
+    def end(self) -> Steps[None]:
         """Nothing may follow."""
-        self._space()
+        yield from self.spaces()
         if self.at < len(self.data):
             raise self._malformed()
 
@@ -168,12 +180,10 @@ class Scanner:
     # --- What stands between values
 
     def _open(self, bracket: int) -> None:
-        self._space()
         if self.at >= len(self.data) or self.data[self.at] != bracket:
             raise self._malformed()
         self.at += 1
         self._count()
-        self._space()
 
     def _closes(self, bracket: int) -> bool:
         """Whether the list or object ends here."""
@@ -182,18 +192,49 @@ class Scanner:
             return True
         return False
 
-    def _next(self) -> None:
-        """Goes on to the next element or member, or to the bracket behind the last one."""
-        found = _NEXT.match(self.data, self.at, self.at + SLICE)
-        if found is None:
-            raise self._malformed()
+    def _next(self) -> bool:
+        """Goes on to the next element or member, or to the bracket behind the last one; False: it is not in sight."""
+        end = self.at + SLICE
+        found = _NEXT.match(self.data, self.at, end)
+        if found is None or found.end() == end:
+            return False
         self._work += found.end() - self.at
         self.at = found.end()
+        return True
 
-    def _space(self) -> None:
-        found = _SPACE.match(self.data, self.at, self.at + SLICE)
-        assert found is not None
+    def _next_among_spaces(self) -> Steps[None]:
+        yield from self.spaces()
+        byte = self.data[self.at : self.at + 1]
+        if byte == b",":
+            self.at += 1
+            yield from self.spaces()
+        elif byte not in (b"]", b"}"):
+            raise self._malformed()
+
+    def _name_among_spaces(self) -> Steps[bytes]:
+        """With more of them before or behind its colon than anybody writes."""
+        found = _NAME_ALONE.match(self.data, self.at, self.at + _LONGEST_NAME)
+        if found is None:
+            raise self._malformed()
         self.at = found.end()
+        yield from self.spaces()
+        if self.data[self.at : self.at + 1] != b":":
+            raise self._malformed()
+        self.at += 1
+        yield from self.spaces()
+        return found[0]
+
+    def spaces(self) -> Steps[None]:
+        """Passes them, however many."""
+        while True:
+            found = _SPACE.match(self.data, self.at, self.at + SLICE)
+            assert found is not None
+            passed = found.end() - self.at
+            self.at = found.end()
+            if self.tired(passed):
+                yield
+            if passed < SLICE:
+                return
 
     def _count(self) -> None:
         self._items += 1

@@ -5,7 +5,7 @@ import gzip
 
 import pytest
 
-from tests.integration.front.house import LANES, a_request, house
+from tests.integration.front.house import BODY, LANES, a_request, house
 from tests.integration.relay.wire import OK, Message, Peer, answering, instance
 from tests.waiting import until
 from vllm_gateway.fleet.engines.vllm_paths import MEDIA_TYPES
@@ -76,6 +76,16 @@ async def test_other_encodings_arrive_as_utf_8(lane: str) -> None:
     async with instance(script) as engine, house(engine.port) as gateway:
         assert (await gateway.ask(a_request(text.encode("utf-16"), lane=lane))).status == 200
         assert bodies == [text.encode()]
+
+
+@EXACT
+async def test_large_bodies_pass_however_they_begin_or_are_told_why_not(lane: str) -> None:
+    async with instance(answering(OK)) as engine, house(engine.port, max_body=16 << 20) as gateway:
+        spaced = b" " * 3_000_000 + BODY + b"\r\n" * 100_000
+        assert (await gateway.ask(a_request(spaced, lane=lane))).status == 200
+        reply = await gateway.ask(a_request(('{"model":"m","x":"%s"}' % ("y" * 2_000_000)).encode("utf-16"), lane=lane))
+        assert reply.status == 400
+        assert b"UTF-16 or UTF-32 is taken up to 2 MiB" in reply.body
 
 
 @EXACT

@@ -86,6 +86,19 @@ def test_json_is_read_in_every_encoding_in_which_engines_take_it(encoding: str) 
     assert in_utf8(b"{\x00\x00\xd8") == b"{\x00\x00\xd8", "no text at all"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_large_body_in_another_encoding_is_told_the_truth(encoding: str) -> None:
+    width = 4 if "32" in encoding else 2
+    text = '{"model": "m", "x": "%s"}'
+    largest = text % ("ü" * ((2 << 20) // width - len(text)))
+    assert in_utf8(bytearray(largest, encoding)) == largest.encode()
+    dense = text % (":" * 200_000)
+    assert in_utf8(bytearray(dense, encoding)) == dense.encode(), "whatever is in it"
+    with pytest.raises(ApiError, match="UTF-16 or UTF-32 is taken up to 2 MiB") as caught:
+        in_utf8(bytearray(text % ("x" * (2 << 20)), encoding))
+    assert caught.value.code == "bad_request"
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"model": ""}', b'{"model": null}'])
 def test_a_missing_model_is_named(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:

@@ -42,6 +42,23 @@ def test_the_fields_are_those_that_a_parser_finds(body: dict[str, Any], ascii_on
     assert {name: json.loads(bytes(value)) for name, value in fields.items()} == json.loads(text)
 
 
+@pytest.mark.parametrize("space", [b" " * 40_000, b"\r\n\t " * 25_000, b" " * scan.SLICE, b" " * 4090], ids=len)
+def test_white_space_may_be_anywhere_and_of_any_length(space: bytes) -> None:
+    messages = b'[ { "role" : "user" , "content" : [ { "text" : "t" } , 1 ] } , { } ]'
+    parts = b'{ "model" : "m" , "messages" : %b , "prompt" : [ 1 , 2 ] }' % messages
+    small = found(parts)
+    spaced = parts.split(b" ")
+    for place in range(len(spaced) + 1):
+        body = b" ".join(spaced[:place]) + space + b" ".join(spaced[place:])
+        seen = found(body)
+        assert {name: json.loads(bytes(value)) for name, value in seen.fields().items()} == json.loads(parts)
+        assert {name: (one.elements + one.ids, len(one.pieces)) for name, one in seen.lists.items()} == {
+            name: (one.elements + one.ids, len(one.pieces)) for name, one in small.lists.items()
+        }
+        with pytest.raises(Malformed):
+            found(body + b"x")
+
+
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ 1a', max_size=40).map(str.encode))
 def test_of_anything_else_nothing_is_found_or_as_much_as_a_parser_would(text: bytes) -> None:
     for body in (text, b'{"a":' + text + b"}", b'{"messages":[' + text + b"]}"):
@@ -115,7 +132,20 @@ def test_what_is_over_a_limit_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize("unit", [b"1,", b'"",', b'"\\n",', b"[],", b"{},", b'{"a":1},', b"    "])
-@pytest.mark.parametrize("begin", [b'{"a":[', b'{"prompt":[', b'{"messages":[', b'{"messages":[{"content":['])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"",
+        b"{",
+        b'{"a"',
+        b'{"a":',
+        b'{"a":1',
+        b'{"a":[',
+        b'{"prompt":[',
+        b'{"messages":[',
+        b'{"messages":[{"content":[',
+    ],
+)
 def test_there_is_a_break_within_milliseconds(begin: bytes, unit: bytes) -> None:
     limits = BodyLimits(messages=10**9, items=10**9)
     steps = outline(bytearray(begin + unit * (300_000 // len(unit))), limits)
