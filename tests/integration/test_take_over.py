@@ -15,7 +15,7 @@ from tests.engines import engines_of_somebody_else
 from tests.gateway import GatewayProcess, running_gateway
 from tests.integration.test_gateway import FAST, config, model
 from tests.load import Load
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, until_refused
 
 
 def folder_of(path: Path, name: str) -> Path:
@@ -118,6 +118,53 @@ async def test_a_successor_that_dies_leaves_the_running_one_in_charge(tmp_path: 
             for _ in range(4):
                 assert (await first.chat("a"))[0] == 200
             assert not first.events("gateway_handed_over")
+
+
+SLOW = {**FAST, "SIM_TOKENS_PER_S": "20"}
+LONG = {"model": "a", "prompt": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}
+
+
+async def test_a_successor_that_is_killed_leaves_the_old_one_serving_again(tmp_path: Path) -> None:
+    async with engines_of_somebody_else("a", 2, SLOW) as addresses:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 2)
+            async with first.http.post("/v1/completions", json=LONG) as stream:
+                await stream.content.readline()
+                arguments = taking_over(first)
+                async with running_gateway(
+                    folder_of(tmp_path, "1"), settings, arguments=arguments, may_be_killed=True
+                ) as second:
+                    await first.event("gateway_handed_over")
+                    assert (await second.chat("a"))[0] == 200
+                    second.process.kill()
+                    await second.process.wait()
+                await first.event("gateway_goes_on")
+                assert (await first.chat("a"))[0] == 200
+                async with running_gateway(folder_of(tmp_path, "2"), settings, arguments=taking_over(first)) as third:
+                    await first.event("gateway_handed_over", count=2)
+                    assert (await third.chat("a"))[0] == 200
+                    stream.close()
+                    await ended(first)
+                    assert (await third.chat("a"))[0] == 200
+
+
+async def test_a_successor_that_is_stopped_leaves_an_address_that_refuses(tmp_path: Path) -> None:
+    async with engines_of_somebody_else("a", 1, SLOW) as addresses:
+        settings = {"runtime": "process", "models": {"a": {"endpoints": addresses}}}
+        async with running_gateway(folder_of(tmp_path, "0"), settings) as first:
+            await first.until(lambda page: page["models"]["a"]["running"] == 1)
+            async with first.http.post("/v1/completions", json=LONG) as stream:
+                await stream.content.readline()
+                async with running_gateway(folder_of(tmp_path, "1"), settings, arguments=taking_over(first)) as second:
+                    await first.event("gateway_handed_over")
+                    second.process.terminate()
+                    await ended(second)
+                await until_refused(first.url)
+                assert not first.events("gateway_goes_on")
+                assert await stream.content.readline()
+                stream.close()
+                await ended(first)
 
 
 async def test_who_waits_at_the_old_one_is_told_what_the_new_one_says(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ They talk over a unix socket, one JSON object a line:
                  {"in_flight": {instance: requests}, "waiting": {model: requests}}
     new -> old   whenever requests that wait for a model are to wait no longer:
                  {"model": name, "code": code, "message": why, "retry_after_s": seconds or null}
+    new -> old   {"ends": true}: it ends as it should, or gives over to a third.
 
-If the new one goes away before it is ready, the old one goes on as if nothing had been.
+If the new one goes away before it is ready, the old one goes on as if nothing had been. If it dies later, while the old
+one has still something to do, the old one accepts connections again, and decides again.
 """
 
 import asyncio
@@ -29,6 +31,7 @@ from typing import Any, cast
 from vllm_gateway.fleet.predecessor import CannotTakeOver, Work
 from vllm_gateway.routing import Refusal, not_served
 from vllm_gateway.service.control_socket import ControlSocket
+from vllm_gateway.service.unix_sockets import is_dead
 from vllm_gateway.telemetry import events
 
 REPORT_S = 0.1
@@ -39,6 +42,8 @@ FIRST_WORD_S = 40.0  # from one that says only that it is ready, as the release 
 ACCEPTED_S = 5.0
 OPEN_AGAIN_S = 5.0  # where the socket could not be made: until that is tried again
 PEER_S = 5.0  # for whoever connects to say what it wants
+_DIES_LOOKS = 100  # from the end of its connection to that of its control socket, of one that dies
+_LOOK_S = 0.02
 _MOST_PEERS = 8
 _ACCEPT_AGAIN_S = 1.0
 _SOMEBODY_ELSES = "it belongs to another user"
@@ -76,6 +81,8 @@ class Successor:
         self._silent: dict[asyncio.Task[None], None] = {}  # who have not said yet what they want, in their order
         self._giving: asyncio.Task[None] | None = None  # to whoever takes over
         self._successor: tuple[socket.socket, _Lines] | None = None
+        self._ends = False
+        self._hangs_up = asyncio.Event()  # the one that has come, or it ends
 
     @property
     def has_come(self) -> bool:
@@ -149,10 +156,33 @@ class Successor:
         connection, lines = self._successor
         await asyncio.gather(self._report(connection, accepted=True), self._hear(lines))
 
+    async def died(self) -> bool:
+        """Returns once the one that has come ends: whether nobody serves in its place. Needs `report`."""
+        await self._hangs_up.wait()
+        for _ in range(_DIES_LOOKS):
+            if self._ends or self._is_nobody_there():
+                return not self._ends
+            await asyncio.sleep(_LOOK_S)
+        return False
+
+    def _is_nobody_there(self) -> bool:
+        """Whoever has taken over listens where this one could, and so does whoever took over from it."""
+        for path in self._control.paths:
+            with contextlib.suppress(OSError):
+                if path.stat().st_uid == os.getuid() and not is_dead(path):
+                    return False
+        return True
+
     async def _hear(self, lines: "_Lines") -> None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is gone, or speaks another language
-            while (said := await lines.next()) is not None:
-                self._refuse(said["model"], Refusal(said["code"], said["message"], said["retry_after_s"]))
+        try:
+            while not self._ends and (said := await lines.next()) is not None:
+                self._ends = bool(said.get("ends"))
+                if "model" in said:
+                    self._refuse(said["model"], Refusal(said["code"], said["message"], said["retry_after_s"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # it is gone, or speaks another language
+        finally:
+            self._hangs_up.set()
 
     async def _hand_over(self, connection: socket.socket, lines: "_Lines") -> bool:
         """Whether it is ready. If it is not, or this fails, all is as before."""
@@ -293,6 +323,11 @@ class Predecessor:
             said = {"code": refusal.code, "message": refusal.message, "retry_after_s": refusal.retry_after_s}
             with contextlib.suppress(OSError):  # it is gone, or hears it the next time
                 self._connection.send(_line({"model": model, **said}))
+
+    def say_end(self) -> None:
+        """Of this one, which dies not: who was taken over leaves the address to whoever comes next."""
+        with contextlib.suppress(OSError):  # it is gone
+            self._connection.send(_line({"ends": True}))
 
     async def _hear(self) -> bool:
         """Takes the next report; False: there is none any more. Raises TimeoutError."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vllm_gateway import __version__
 from vllm_gateway.allocator.probe import ProbeError
@@ -73,11 +74,15 @@ async def serve(
             reloading = [tasks.repeat(reloader.follow, 0.0), tasks.repeat(server.tls.watch, TLS_WATCH_S)]
             if watch is not None:
                 reloading.append(tasks.repeat(partial(_look, watch, hung_up), WATCH_S))
-            successor = _successor_of(server, settings, emit)
+            successor = _successor_of(server, settings, emit, replaces_living=server.took_over)
             emit(events.GATEWAY_READY, address=server.address)
             _tell_people(settings, server)
-            await _until_its_end(server, successor, settings.server.drain_timeout_s, ending, tasks)
+            while not await _until_its_end(server, successor, settings.server.drain_timeout_s, ending, tasks):
+                emit(events.GATEWAY_GOES_ON)
+                successor = _successor_of(server, settings, emit, replaces_living=False)
             emit(events.GATEWAY_STOPPING)
+            if predecessor is not None:
+                predecessor.say_end()
             for task in reloading:
                 task.cancel()
         emit(events.GATEWAY_STOPPED)
@@ -109,10 +114,12 @@ async def _take_its_place(server: Serving, predecessor: Predecessor) -> None:
         raise
 
 
-def _successor_of(server: Serving, settings: Settings, emit: Callable[..., None]) -> Successor:
+def _successor_of(
+    server: Serving, settings: Settings, emit: Callable[..., None], *, replaces_living: bool
+) -> Successor:
     gateway = server.gateway
     successor = Successor(
-        ControlSocket(settings, server.port, emit, replaces_living=server.took_over),
+        ControlSocket(settings, server.port, emit, replaces_living=replaces_living),
         emit,
         give=server.give,
         take_back=gateway.take_back,
@@ -123,20 +130,46 @@ def _successor_of(server: Serving, settings: Settings, emit: Callable[..., None]
     return successor
 
 
-async def _until_its_end(server: Serving, successor: Successor, limit_s: float, ending: Ending, tasks: Tasks) -> None:
-    """Returns when a signal has asked for it, or another gateway has taken over and left nothing to do here."""
-    waiting = {asyncio.create_task(ending.asked.wait()), asyncio.create_task(successor.come())}
+async def _until_its_end(server: Serving, successor: Successor, limit_s: float, ending: Ending, tasks: Tasks) -> bool:
+    """Returns when a signal has asked for it, or another gateway has taken over and left nothing to do here.
+
+    False: it took over and died, and this one has to go on.
+    """
+    waiting = [asyncio.create_task(ending.asked.wait()), asyncio.create_task(successor.come())]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
-    await asyncio.wait(waiting)
+    await _end(*waiting)
     successor.close()
     handed_over = successor.has_come
-    if handed_over:
-        tasks.spawn(successor.report())
-        await server.leave(limit_s)
+    if handed_over and not await _leave(server, successor, limit_s, tasks):
+        return False
     if server.outlived and not handed_over:
         await server.finish(limit_s, ending.at_once)
+    return True
+
+
+async def _leave(server: Serving, successor: Successor, limit_s: float, tasks: Tasks) -> bool:
+    """False: the successor has died before the end."""
+    tasks.spawn(successor.report())
+    leaving = asyncio.create_task(server.leave(limit_s))
+    dying = asyncio.create_task(successor.died())
+    try:
+        await asyncio.wait({leaving, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if not leaving.done():
+            if dying.result():
+                await _end(leaving)
+                server.go_on()
+                return False
+            await server.stop_accepting()  # who connects is to be refused, not to wait for nobody
+        await leaving
+    finally:
+        await _end(leaving, dying)
+    return True
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 def _hear_signals(ending: Ending, hung_up: asyncio.Event) -> None:

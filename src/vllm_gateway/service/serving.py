@@ -108,6 +108,14 @@ class Serving:
         self._has_successor = True
         await self.finish(limit_s, self._ending.asked)
 
+    def go_on(self) -> None:
+        """As if there had been no hand-over: the successor has died."""
+        self._has_successor = False
+        self._drained_by = None
+        self._door.leaving = False
+        self.gateway.take_back()
+        self.open()
+
     async def finish(self, limit_s: float, at_once: asyncio.Event) -> None:
         """Serves the connections there are, and tells each client to open a new one next time: others take it."""
         await self._accepting.stop()

@@ -34,6 +34,9 @@ GATEWAY_READY = Event("gateway_ready", "info", "Clients can connect.", ("address
 GATEWAY_HANDED_OVER = Event(
     "gateway_handed_over", "info", "Another gateway has taken over; this one finishes the connections it has."
 )
+GATEWAY_GOES_ON = Event(
+    "gateway_goes_on", "warning", "The gateway that had taken over has died: this one accepts connections again."
+)
 CONTROL_SOCKET_PROBLEM = Event(
     "control_socket_problem",
     "warning",
