@@ -199,23 +199,29 @@ class Gateway:
     async def reconfigure(self, settings: Settings) -> None:
         """Ends only requests that wait for a model that is gone.
 
-        Raises StrategyError, ProbeError or RuntimeDown before anything changed.
+        Raises StrategyError, ProbeError or RuntimeDown, and whatever else fails, before anything changed.
         """
         placements = self._placements(settings)
+        gate, paths, bounds = Gate(settings.server), CarriedPaths(_carried(settings)), bounds_of(settings)
+        buffered = buffered_bytes(settings.server.max_buffered_mib)
+        names, adapters = names_of(settings), _adapters(settings)
+        terms, limits, queue_settings = (
+            terms_of(settings, MEDIA_TYPES),
+            _body_limits(settings),
+            _queue_settings(settings),
+        )
+        self.fleet.check(settings)
         if self._probe is None and (probe := self._make_probe(settings)) is not None:
             await self.fleet.prepare(probe)
             self._probe = probe
         self.settings = settings
         learn_settings(self._secrets, settings)
-        self.api.gate = Gate(settings.server)
+        self.api.gate, self.api.paths, self.api.bounds = gate, paths, bounds
         self.inference.kept.by_caller = bool(settings.server.api_keys)
-        self.api.paths = CarriedPaths(_carried(settings))
-        self.api.bounds = bounds_of(settings)
-        self.api.configure(buffered_bytes(settings.server.max_buffered_mib))
-        self._names.configure(names_of(settings), _adapters(settings), list_aliases=settings.server.list_aliases)
-        self.queues.configure(placements, _queue_settings(settings))
-        terms = terms_of(settings, MEDIA_TYPES)
-        self.inference.configure(terms, _body_limits(settings))
+        self.api.configure(buffered)
+        self._names.configure(names, adapters, list_aliases=settings.server.list_aliases)
+        self.queues.configure(placements, queue_settings)
+        self.inference.configure(terms, limits)
         self.relay.configure(shortest(terms))
         self.fleet.reconfigure(settings, _measured(placements))
 

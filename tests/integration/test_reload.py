@@ -70,6 +70,11 @@ async def test_a_bad_file_changes_nothing_and_what_needs_a_restart_is_said(tmp_p
         failed = await gateway.event("config_reload_failed")
         assert "did you mean 'models'" in failed["problems"][0]
         assert (await gateway.chat("a"))[0] == 200
+        write(tmp_path, config(models={"a": model("a", aliases=["again"])}, queue_size=1 << 63))
+        gateway.process.send_signal(signal.SIGHUP)
+        failed = await gateway.event("config_reload_failed", count=2)
+        assert "queue_size: must be at most 1000000000" in failed["problems"][0]
+        assert (await gateway.chat("again"))[0] == 404, "nothing of it is in force"
         await reload(gateway, tmp_path, config(models={"a": model("a")}, log={"level": "error"}, strategy="random"))
         assert not gateway.events("config_needs_restart"), "LOG_LEVEL is set, and wins"
         assert (await gateway.status())["models"]["a"]["strategy"] == "random"

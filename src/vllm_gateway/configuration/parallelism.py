@@ -36,7 +36,7 @@ def _product(arguments: Sequence[str], options: Mapping[str, str]) -> int:
         option = options.get(name, name)
         if option in options.values():
             given = value if is_joined else "".join(arguments[index + 1 : index + 2])
-            if not (given.isascii() and given.isdigit() and 1 <= int(given) <= _MOST):
+            if not (given.isascii() and given.isdigit() and len(given) < 12 and 1 <= int(given) <= _MOST):
                 text = f"{option} needs a whole number from 1 to {_MOST}: it decides how many GPUs are taken"
                 raise BadSize(index, text)
             sizes[option] = int(given)

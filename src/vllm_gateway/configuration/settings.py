@@ -115,8 +115,13 @@ _STRATEGY_SCHEMA = {
     ]
 }
 Strategy = Annotated[str | dict[str, Any], PlainValidator(_strategy), WithJsonSchema(_STRATEGY_SCHEMA)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Mib = Annotated[int, Field(gt=0)]
+MOST = 10**9
+"""No number is larger: 30 years, or 900 TiB. Sums of what is within it can be counted, timed and logged."""
+Count = Annotated[int, Field(le=MOST)]
+Seconds = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Mib = Annotated[int, Field(gt=0, le=MOST)]
+Weight = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
+PriorityNumber = Annotated[int, Field(ge=-MOST, le=MOST)]
 Volume = Annotated[str, AfterValidator(_volume)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 CarriedPath = Annotated[str, AfterValidator(_carried_path)]
@@ -192,7 +197,7 @@ class Server(_Strict):
     head_timeout_s: Seconds = Field(10, gt=0, description="From the first byte of a request's head to its last one.")
     max_head_kib: int = Field(64, ge=8, le=1024, description="Larger heads get 431.")
     idle_timeout_s: Seconds = Field(3600, gt=0, description="How long a connection may wait for its next request.")
-    max_idle_connections: int = Field(4096, ge=1, description="Beyond it, those that have waited longest are closed.")
+    max_idle_connections: Count = Field(4096, ge=1, description="Beyond it, those that have waited longest are closed.")
     max_body_mib: Mib = Field(100, description="Larger request bodies get 413.")
     body_timeout_s: Seconds = Field(
         300,
@@ -203,12 +208,12 @@ class Server(_Strict):
         None,
         description="Memory for the bodies of all requests together; none: a quarter of what there is, at most 2 GiB.",
     )
-    max_body_fields: int = Field(1000, ge=1, description="Fields of a body, or parts of a form. More get 400.")
-    max_body_messages: int = Field(
+    max_body_fields: Count = Field(1000, ge=1, description="Fields of a body, or parts of a form. More get 400.")
+    max_body_messages: Count = Field(
         20_000, ge=1, description="Messages and their parts, prompts or inputs in a large body."
     )
-    max_body_items: int = Field(200_000, ge=1, description="Lists and objects in a large body.")
-    max_body_depth: int = Field(200, ge=1, description="Lists and objects within each other in a large body.")
+    max_body_items: Count = Field(200_000, ge=1, description="Lists and objects in a large body.")
+    max_body_depth: Count = Field(200, ge=1, description="Lists and objects within each other in a large body.")
     extra_paths: tuple[CarriedPath, ...] = Field(
         (), description="Carried to engines beside those that clients of vLLM need: /path (POST), or METHOD /path."
     )
@@ -275,7 +280,7 @@ class Gpus(_Strict):
         default_factory=dict,
         description="What GPUs have, by index or UUID, where NVML cannot tell; else it is the machine's memory.",
     )
-    margin_mib: int = Field(512, ge=0, description="Left free on every GPU.")
+    margin_mib: Count = Field(512, ge=0, description="Left free on every GPU.")
     min_resident_s: Seconds = Field(60, description="How long a model in use keeps its place; 0: no quantum.")
     max_swap_wait_s: Seconds = Field(
         120,
@@ -320,7 +325,7 @@ class Decisions(_Strict):
     """Why requests went where they went; of strategies that have scores."""
 
     keep: int = Field(100, ge=0, le=10_000, description="How many of each model to keep, for GET /gateway/decisions.")
-    log_every: int = Field(0, ge=0, description="One in this many is logged; 0: none.")
+    log_every: Count = Field(0, ge=0, description="One in this many is logged; 0: none.")
 
 
 class Retry(_Strict):
@@ -328,7 +333,7 @@ class Retry(_Strict):
 
     attempts: int = Field(3, ge=1, le=10, description="Instances that may get one request; 1: never again.")
     budget: float = Field(0.2, ge=0, le=1, description="Retries of a model per request in the window, at most.")
-    floor: int = Field(10, ge=0, description="Or this many in the window, if that is more.")
+    floor: Count = Field(10, ge=0, description="Or this many in the window, if that is more.")
     window_s: Seconds = Field(60, gt=0, description="The window.")
     same_after_s: Seconds = Field(1, description="After this, an only instance gets a request again that it failed.")
 
@@ -336,7 +341,7 @@ class Retry(_Strict):
 class Ejection(_Strict):
     """An instance whose requests fail gets none for a while. Never the last one of a model."""
 
-    consecutive_failures: int = Field(3, ge=1, description="This many requests in a row without a complete reply.")
+    consecutive_failures: Count = Field(3, ge=1, description="This many requests in a row without a complete reply.")
     error_rate: float = Field(0.5, gt=0, le=1, description="Or this share of at least 10 requests; 5xx replies count.")
     window_s: Seconds = Field(30, gt=0, description="In which that share is counted.")
     max_share: float = Field(0.5, gt=0, le=1, description="Most of a model's instances at once; at least one of two.")
@@ -387,8 +392,8 @@ class Model(_Strict):
     footprint_mib: Mib | None = Field(None, description="GPU memory of one instance on each of its GPUs.")
     pinned: bool = Field(False, description="Never evicted, never stopped for idleness.")
     idle_timeout_s: Seconds | None = Field(None, description="Overrides the default; 0: never.")
-    max_in_flight: int | None = Field(None, ge=1)
-    weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+    max_in_flight: Count | None = Field(None, ge=1)
+    weights: tuple[Weight, ...] = Field(
         (), description="Relative strength of instance 1, 2, ...; 1 for those not listed."
     )
     strategy: Strategy | None = None
@@ -439,10 +444,10 @@ class Settings(_Strict):
     strategies_dir: str | None = None
     slow_start_s: Seconds = Field(10, description="How long a new instance takes to its full share; 0: at once.")
     decisions: Decisions = Decisions()
-    max_in_flight: int = Field(256, ge=1, description="Most requests at once on one instance.")
-    queue_size: int = Field(1000, ge=1, description="Most waiting requests of one model; further ones get 429.")
+    max_in_flight: Count = Field(256, ge=1, description="Most requests at once on one instance.")
+    queue_size: Count = Field(1000, ge=1, description="Most waiting requests of one model; further ones get 429.")
     queue_timeout_s: Seconds = Field(600, gt=0, description="Longest wait for an instance.")
-    priorities: dict[PriorityName, int] = Field(
+    priorities: dict[PriorityName, PriorityNumber] = Field(
         {"high": 10, "normal": 0, "low": -10},
         max_length=16,
         description="Values of the X-Priority header; higher numbers are served first.",

@@ -37,8 +37,9 @@ class Catalogue:
             host_mib=host_memory_mib() // 2 if host_mib is None else host_mib,
         )
 
-    def specs(self) -> dict[str, ModelSpec]:
-        settings = self.settings
+    def specs(self, settings: Settings | None = None) -> dict[str, ModelSpec]:
+        """Of other settings than those that count, if some are given."""
+        settings = settings or self.settings
         return {
             name: ModelSpec(
                 name,

@@ -204,6 +204,10 @@ class Fleet:
             await asyncio.gather(*(self._runtime.stop(handle, grace_s) for handle in ours), return_exceptions=True)
         await self._runtime.close()
 
+    def check(self, settings: Settings) -> None:
+        """Fails where `reconfigure` would, and changes nothing."""
+        self._catalogue.specs(settings)
+
     def reconfigure(self, settings: Settings, measured: Collection[str]) -> None:
         """What runs with other settings is replaced, one instance after another."""
         self._catalogue.settings = settings

@@ -19,6 +19,7 @@ import structlog
 
 from vllm_gateway.configuration.settings import Log
 from vllm_gateway.telemetry import events
+from vllm_gateway.telemetry.encodable import encodable
 from vllm_gateway.telemetry.events import Event, Level
 from vllm_gateway.telemetry.secrets import mask_urls
 from vllm_gateway.telemetry.terminal import printable, say
@@ -121,6 +122,10 @@ def _shown(name: str, value: object) -> object:
     return printable(value, lines=name == "traceback") if isinstance(value, str) else value
 
 
+def _text(value: object) -> str:
+    return str(encodable(value))
+
+
 class _Writer:
     """One daemon thread that takes lines from a queue and writes them in batches."""
 
@@ -219,7 +224,11 @@ class _Sink:
         if self._render is not None and self.writer is not None:
             self._put_console(fields)
         else:
-            self.line(orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS), fields["level"])
+            try:
+                line = orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS)
+            except Exception:  # an odd value may fail in its own way, and whoever logs has other things to do
+                line = orjson.dumps(encodable(fields))
+            self.line(line, fields["level"])
 
     def line(self, line: bytes, level: Level) -> None:
         if self.writer is None:
@@ -235,7 +244,11 @@ class _Sink:
     def _put_console(self, fields: dict[str, Any]) -> None:
         if self.writer is not None and self._render is not None:
             known = {name: _shown(name, value) for name, value in fields.items() if value is not None}
-            self.writer.put(str(self._render(None, "msg", known)).encode("utf-8", "replace") + b"\n")
+            try:
+                text = str(self._render(None, "msg", dict(known)))  # which it empties
+            except Exception:
+                text = str(self._render(None, "msg", {name: _text(value) for name, value in known.items()}))
+            self.writer.put(text.encode("utf-8", "replace") + b"\n")
 
     def last_words(self) -> None:
         """At exit: a process that never came to `configure` still shows its warnings and errors."""

@@ -163,3 +163,27 @@ def test_nor_does_what_libraries_log(capsys: pytest.CaptureFixture[str], token: 
     assert said.startswith("never retrieved: ***")
     assert "HF_TOKEN=***" in said
     assert token not in said
+
+
+class Sulky:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [(1 << 64, "18446744073709551616"), (10**5000, "<int>"), ("a\ud800", "a\\ud800"), (Sulky(), "<Sulky>")],
+    ids=["beyond 64 bits", "beyond what Python writes", "no character", "no text"],
+)
+def test_a_value_that_cannot_be_written_becomes_its_text(form: str, odd: object, text: str) -> None:
+    out = io.StringIO()
+    log.configure(Log.model_validate({"format": form}), out)
+    for value in (odd, [odd], {"deep": [odd]}):
+        log.get_logger().emit(events.CONFIG_NEEDS_RESTART, settings=value)
+    assert log.flush()
+    log.shutdown()
+    said = out.getvalue().replace("\\\\", "\\")
+    assert said.count("config_needs_restart") == said.count(text) == 3
