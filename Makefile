@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run quick test long fuzz lab test-vllm reliability soak bench bench-quick bench-instructions bench-tls bench-check bench-profile bench-peers routing-grid check format lock clean
+.PHONY: help setup run quick test long fuzz lab test-vllm reliability soak bench bench-quick bench-instructions bench-steps bench-tls bench-check bench-profile bench-peers routing-grid check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -83,6 +83,9 @@ bench-quick: setup ## CPU per request beside nginx, or beside another version: d
 
 bench-instructions: setup ## instructions per request, by perf or valgrind, some minutes (AGAINST=../checkout or main, LIMIT=1.03)
 	$(BENCH) instructions $(AGAINST) $(if $(LIMIT),--limit $(LIMIT))
+
+bench-steps: setup ## bytecodes of a plain request by function, in seconds (BESIDE=../checkout: what has become more)
+	$(BIN)/python -m bench.steps $(if $(BESIDE),--beside $(BESIDE))
 
 bench-tls: setup ## what TLS at the door costs a request, a token and a new connection (PAIRS=15)
 	$(BIN)/python -m bench.tls $(if $(PAIRS),--pairs $(PAIRS))
