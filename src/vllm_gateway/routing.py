@@ -118,6 +118,9 @@ class Demand(Protocol):
     def start_share(self, model: str) -> float | None:
         """How much of the start of `model` is done, by the starts there were; None if nothing tells."""
 
+    def why_none(self, model: str) -> str | None:
+        """Why nothing of `model` can serve although nothing is started for it, in words for clients; None: it may."""
+
     def drained(self, instance_id: str) -> None:
         """The last request of an instance that left the table has ended."""
 

@@ -235,3 +235,17 @@ async def test_a_request_that_was_on_two_engines_when_they_hung_is_not_given_a_t
         assert "2 engines hung" in answer["error"]["message"]
         assert (await gateway.event("request_finished", status=502))["attempts"] == 2
         assert len(gateway.events("instance_sick", hung=True)) == 2
+
+
+async def test_who_waits_for_endpoints_that_are_down_is_told_so(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9"
+    settings = {"runtime": "process", "queue_timeout_s": 1, "models": {"a": {"endpoints": [url]}}}
+    async with running_gateway(tmp_path, settings) as gateway:
+        await gateway.event("endpoint_unfit", endpoint=url)
+        status, _, answer = await gateway.chat("a")
+        assert (status, answer["error"]["code"]) == (503, "queue_timeout")
+        why = "Its endpoint cannot be used: its health check fails"
+        assert answer["error"]["message"] == f"No instance of a was free within 1 s (queue_timeout_s). {why}."
+        page = await gateway.status()
+        assert page["problems"] == [f"a: {why}"]
+        assert page["models"]["a"]["why_fewer"].startswith(f"{url}: its health check fails: ConnectionRefusedError")

@@ -75,7 +75,8 @@ class Endpoints:
         elif ailment is not None and known is None:
             self._find_unfit(place, ailment.why)
         elif ailment is not None and known is not None:
-            self._hear(e.Died(known.instance_id, "its health check fails"))
+            self._hear(e.Died(known.instance_id, self._mask(ailment.why)))
+            self._find_unfit(place, ailment.why)
 
     async def _take_in(self, place: tuple[str, str], address: str, running: Running) -> None:
         """If it serves the model, or does not say what it serves."""
@@ -102,6 +103,15 @@ class Endpoints:
     def why_fewer(self, model: str) -> str | None:
         """Why some of them get no requests."""
         return "; ".join(f"{url}: {why}" for (name, url), why in self._unfit.items() if name == model) or None
+
+    def why_none(self, model: str) -> str | None:
+        """In words for clients, who need not know where they are; None: one serves, or was not looked at yet."""
+        places = [place for place in self._numbers if place[0] == model]
+        if not places or any(place not in self._unfit for place in places):
+            return None
+        reasons = "; ".join(dict.fromkeys(self._unfit[place].partition(": ")[0] for place in places))
+        whose = "Its endpoint" if len(places) == 1 else f"None of its {len(places)} endpoints"
+        return f"{whose} {'cannot' if len(places) == 1 else 'can'} be used: {reasons}"
 
     def _instance(self, place: tuple[str, str], address: str, running: Running) -> Instance:
         spec, number = self._specs[place[0]], self._numbers[place]

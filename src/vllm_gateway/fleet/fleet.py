@@ -232,6 +232,9 @@ class Fleet:
     def expected_start_s(self, model: str) -> float:
         return self.supervisor.expected_start_s(model, self._now())
 
+    def why_none(self, model: str) -> str | None:
+        return self._endpoints.why_none(model)
+
     def drained(self, instance_id: str) -> None:
         self._hear(e.Drained(instance_id))
 
@@ -335,6 +338,7 @@ class Fleet:
         found += [
             f"{name}: {state.why_sick_stay}" for name, state in models if state.looks_sick and state.why_sick_stay
         ]
+        found += [f"{name}: {why}" for name in self._catalogue.settings.models if (why := self.why_none(name))]
         found += [f"{one.name} cannot be removed: {one.problem}" for one in self.registry.leftovers.values()]
         return found
 

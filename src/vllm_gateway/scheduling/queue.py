@@ -226,10 +226,12 @@ class ModelQueue:
 
     def _late(self, asked_s: float) -> Refusal:
         limit_s = self._settings.timeout_s
+        why = self._demand.why_none(self.model)
+        more = f" {why}." if why else ""
         if asked_s < limit_s:
-            text = f"No instance of {self.model} was free within {asked_s:g} s (X-Request-Timeout)."
+            text = f"No instance of {self.model} was free within {asked_s:g} s (X-Request-Timeout).{more}"
             return Refusal("request_timeout", text, retry_after_s=self.retry_after_s())
-        text = f"No instance of {self.model} was free within {limit_s:g} s (queue_timeout_s)."
+        text = f"No instance of {self.model} was free within {limit_s:g} s (queue_timeout_s).{more}"
         return Refusal("queue_timeout", text, retry_after_s=self.retry_after_s())
 
     def _priority(self, request: RequestInfo) -> int:

@@ -58,6 +58,9 @@ class NoFleet:
     def unwanted(self, model: str) -> None:
         self.heard.append(f"unwanted {model}")
 
+    def why_none(self, model: str) -> str | None:
+        return None
+
     def start_share(self, model: str) -> float | None:
         return None
 

@@ -199,6 +199,28 @@ async def test_an_endpoint_that_does_not_list_the_model_gets_no_requests(
     assert house.errors() == []
 
 
+async def test_of_a_model_whose_endpoint_is_down_everybody_is_told_why(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: house.requests.table.of("m"))
+    assert house.fleet.why_none("m") is None
+    answers = health.ailment
+
+    async def fails(address: Address) -> health.Ailment:
+        return health.Ailment("its health check gets status 503")
+
+    monkeypatch.setattr(health, "ailment", fails)
+    await until(lambda: not house.requests.table.of("m"))
+    why = "Its endpoint cannot be used: its health check gets status 503"
+    assert house.fleet.why_none("m") == why
+    assert f"m: {why}" in house.fleet.problems()
+    told = [line for line in house.told if line["event"] in ("instance_failed", "endpoint_unfit")]
+    assert [line["reason"] for line in told] == 2 * ["its health check gets status 503"]
+    monkeypatch.setattr(health, "ailment", answers)
+    await until(lambda: house.requests.table.of("m"))
+    assert (house.fleet.why_none("m"), house.fleet.problems()) == (None, [])
+
+
 async def test_engines_are_measured_on_after_an_error(house: House) -> None:
     house.requests.errors = [KeyError("x")]
     await until(lambda: house.requests.seen)

@@ -34,6 +34,9 @@ class RecordedDemand:
     def unwanted(self, model: str) -> None:
         self.said.append(("unwanted", model))
 
+    def why_none(self, model: str) -> str | None:
+        return None
+
     def start_share(self, model: str) -> float | None:
         return None
 
