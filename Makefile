@@ -41,7 +41,7 @@ long: setup lab ## the long ones: the same cases over more settings
 
 FUZZ_EXAMPLES ?= 20000
 fuzz: setup ## the fuzzers of requests and replies for much longer than `make test` does (FUZZ_EXAMPLES=20000)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) --timeout=0 tests/hostile -k fuzz
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) --timeout=0 --hypothesis-profile default tests/hostile -k fuzz
 
 # Installs what the tests with Docker and with real proxies need; where that cannot be they are skipped, or fail where CI=true.
 lab: setup
