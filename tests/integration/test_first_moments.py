@@ -5,6 +5,8 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,13 @@ import yaml
 
 from tests.waiting import LIMIT_S
 
-# Sends itself a signal in the middle of importing a module.
+# Something happens in the middle of importing a module.
 _STRUCK = """
 import os, sys
 class Strikes:
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[1]:
-            os.kill(os.getpid(), int(sys.argv[2]))
+            exec(sys.argv[2])
 sys.meta_path.insert(0, Strikes())
 from vllm_gateway.cli import main
 sys.exit(main(sys.argv[3:]))
@@ -27,7 +29,11 @@ MOMENTS = ["argparse", "vllm_gateway.configuration.settings", "uvloop", "vllm_ga
 
 
 def struck(moment: str, number: signal.Signals, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", _STRUCK, moment, str(int(number)), *arguments]
+    return happening(moment, f"os.kill(os.getpid(), {int(number)})", *arguments)
+
+
+def happening(moment: str, what: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", _STRUCK, moment, what, *arguments]
 
 
 @pytest.fixture
@@ -54,24 +60,40 @@ def test_ctrl_c_ends_other_commands_quietly(moment: str, file: str) -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
-@pytest.mark.parametrize(("moment", "reloads"), [("argparse", False), ("uvloop", True)])
-async def test_a_reload_asked_for_once_the_file_was_read_comes_later(moment: str, reloads: bool, file: str) -> None:
-    serve = struck(moment, signal.SIGHUP, "serve", "--config", file, "--port", "0")
-    process = await asyncio.create_subprocess_exec(*serve, stdout=subprocess.PIPE)
+async def until_said(process: asyncio.subprocess.Process, event: bytes) -> None:
     assert process.stdout is not None
+    while event not in (line := await process.stdout.readline()):
+        assert line, event
+
+
+@asynccontextmanager
+async def running(command: list[str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     try:
         async with asyncio.timeout(LIMIT_S):
-            while b"gateway_ready" not in await process.stdout.readline():
-                pass
-            if reloads:
-                while b"config_reloaded" not in await process.stdout.readline():
-                    pass
-            process.terminate()
-            rest = await process.stdout.read()
-            assert await process.wait() == 0
+            await until_said(process, b"gateway_ready")
+            yield process
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize(("moment", "reloads"), [("argparse", False), ("uvloop", True)])
+async def test_a_reload_asked_for_once_the_file_was_read_comes_later(moment: str, reloads: bool, file: str) -> None:
+    async with running(struck(moment, signal.SIGHUP, "serve", "--config", file, "--port", "0")) as process:
+        if reloads:
+            await until_said(process, b"config_reloaded")
+        process.terminate()
+        rest, _ = await process.communicate()
+        assert process.returncode == 0
     assert b"gateway_stopped" in rest
     assert b"config_reloaded" not in rest
+
+
+async def test_a_file_that_changes_once_it_was_read_is_read_again(file: str) -> None:
+    with open(file, "a") as config:
+        config.write("reload: watch\n")
+    change = f"open({file!r}, 'a').write('queue_size: 5\\n')"
+    async with running(happening("uvloop", change, "serve", "--config", file, "--port", "0")) as process:
+        await until_said(process, b"config_reloaded")

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "vllm_gateway"
 ALLOWED = {
-    "cli": {"service", "control", "configuration", "replay", "scheduling", "telemetry"},
+    "cli": {"files", "service", "control", "configuration", "replay", "scheduling", "telemetry"},
     "service": {
         "app",
         "files",

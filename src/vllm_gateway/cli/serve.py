@@ -24,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from vllm_gateway.configuration.loading import ConfigError, load_settings
     from vllm_gateway.configuration.places import needed_places
+    from vllm_gateway.files.watch import Watch
     from vllm_gateway.service import first_signals
 
     given = {"server.host": arguments.host, "server.port": arguments.port}
     load = partial(load_settings, arguments.config, os.environ, given)
     first_signals.about_to_read()
+    config_file = Watch([arguments.config]) if arguments.config is not None else None
     try:
         settings = load(None)
     except ConfigError as error:
@@ -42,6 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     from vllm_gateway.service.lifetime import serve
 
     try:
-        return uvloop.run(serve(settings, load, arguments.config, take_over=arguments.take_over))
+        return uvloop.run(serve(settings, load, config_file, take_over=arguments.take_over))
     finally:
         first_signals.hear()  # the last ones

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vllm_gateway import __version__
@@ -17,6 +16,7 @@ from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.app import names_of
 from vllm_gateway.configuration.draft import ConfigError
 from vllm_gateway.configuration.settings import Settings
+from vllm_gateway.files.watch import Watch
 from vllm_gateway.fleet.predecessor import CannotTakeOver
 from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.fleet.tasks import Tasks
@@ -26,7 +26,7 @@ from vllm_gateway.service.control_socket import ControlSocket
 from vllm_gateway.service.ending import Ending
 from vllm_gateway.service.handover import Predecessor, Successor
 from vllm_gateway.service.listening import inherited, port_of
-from vllm_gateway.service.reloading import WATCH_S, Reloader, Watch
+from vllm_gateway.service.reloading import WATCH_S, Reloader
 from vllm_gateway.service.serving import Serving, serving
 from vllm_gateway.service.tls import WATCH_S as TLS_WATCH_S
 from vllm_gateway.telemetry import events, log
@@ -44,14 +44,13 @@ def _keep_freed_memory() -> None:
 
 
 async def serve(
-    settings: Settings, load: Callable[[Settings], Settings], config_file: Path | None, *, take_over: bool = False
+    settings: Settings, load: Callable[[Settings], Settings], config_file: Watch | None, *, take_over: bool = False
 ) -> int:
     """Serves until SIGTERM or Ctrl-C, or until another one has taken over; returns the exit status.
 
-    `load` reads the settings again, given those that count.
+    `load` reads the settings again, given those that count; `config_file`: from before it was read.
     """
     hung_up = asyncio.Event()  # by SIGHUP: read the configuration again, once that can be done
-    watch = Watch([config_file]) if config_file is not None and settings.reload == "watch" else None
     ending = Ending(asyncio.current_task())
     _hear_signals(ending, hung_up)
     log.configure(settings.log)
@@ -72,8 +71,8 @@ async def serve(
                 await _take_its_place(server, predecessor)
             reloader = Reloader(settings, load, server.reconfigure, emit, hung_up)
             reloading = [tasks.repeat(reloader.follow, 0.0), tasks.repeat(server.tls.watch, TLS_WATCH_S)]
-            if watch is not None:
-                reloading.append(tasks.repeat(partial(_look, watch, hung_up), WATCH_S))
+            if config_file is not None and settings.reload == "watch":
+                reloading.append(tasks.repeat(partial(_look, config_file, hung_up), WATCH_S))
             successor = _successor_of(server, settings, emit, replaces_living=server.took_over)
             emit(events.GATEWAY_READY, address=server.address)
             _tell_people(settings, server)

@@ -2,9 +2,8 @@
 """Takes a changed configuration while the gateway runs: all of it, or, if anything in it is wrong, nothing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
 from vllm_gateway.allocator.probe import ProbeError
 from vllm_gateway.configuration.loading import ConfigError
@@ -14,10 +13,7 @@ from vllm_gateway.fleet.runtimes import RuntimeDown
 from vllm_gateway.scheduling import StrategyError
 from vllm_gateway.telemetry import events
 
-Stamp = tuple[int, ...] | None
-
-WATCH_S = 0.5  # a change counts at the second look that finds it
-_GONE_LOOKS = 5  # and what is missing or empty, for it may be written at this moment, at the fifth
+WATCH_S = 0.5
 # What is built once: the listening socket, the runtime, the GPUs, the log and other files.
 FIXED = (
     "server.host",
@@ -96,39 +92,3 @@ class Reloader:
         if differing:
             self._emit(events.CONFIG_NEEDS_RESTART, settings=differing)
         self._emit(events.CONFIG_RELOADED, models=list(settings.models))
-
-
-class Watch:
-    """Of files that may be written in place, replaced, or missing in between: a change counts once all are at rest.
-
-    Make one before the files are read: a change while they are read is one.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-        self._told = self._before = self._stamps()
-        self._looks = 0  # that have found the same
-
-    async def look(self) -> bool:
-        """Whether there is a change to tell of. Of a drive that does not answer there is one look, until it does."""
-        now = await aside(self._stamps, None)
-        self._looks = self._looks + 1 if now == self._before else 1
-        self._before = now
-        if now == self._told or self._looks < (_GONE_LOOKS if None in now else 2):
-            return False
-        self._told = now
-        return True
-
-    def _stamps(self) -> tuple[Stamp, ...]:
-        return tuple(map(_stamp, self._paths))
-
-
-def _stamp(path: Path) -> Stamp:
-    """What differs once a file was written, replaced or given to others, behind links too; None: nothing is in it."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not status.st_size:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode, status.st_uid, status.st_gid

@@ -17,10 +17,10 @@ from vllm_gateway.configuration.draft import ConfigError, Problem
 from vllm_gateway.configuration.settings import Tls
 from vllm_gateway.configuration.tls import BadTls, context_of, is_exposed
 from vllm_gateway.files.aside import aside
-from vllm_gateway.service.reloading import Watch
+from vllm_gateway.files.watch import Watch
 from vllm_gateway.telemetry import events
 
-WATCH_S = 2.0  # a change counts at the second look that finds it
+WATCH_S = 2.0
 _HANDSHAKE = b"\x16"  # the first byte of TLS
 _SEEN_BYTES = 2048
 _SAY_S = 60.0
