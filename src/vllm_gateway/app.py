@@ -10,7 +10,7 @@ from pathlib import Path
 from vllm_gateway.allocator.footprints import FootprintStore
 from vllm_gateway.allocator.mask import MaskedProbe
 from vllm_gateway.allocator.nvml import NvmlProbe
-from vllm_gateway.allocator.probe import GpuProbe, SimulatedProbe, StaticProbe
+from vllm_gateway.allocator.probe import SimulatedProbe, StaticProbe
 from vllm_gateway.api.buffers import buffered_bytes
 from vllm_gateway.api.gate import FOR_THE_GATE, Gate
 from vllm_gateway.api.guests import bounds_of
@@ -165,7 +165,7 @@ class Gateway:
         docker = self.settings.docker
         return DockerRuntime(docker, docker.container_prefix, self._secrets, sockets=sockets, outputs=self.outputs)
 
-    def _make_probe(self, settings: Settings) -> GpuProbe | None:
+    def _make_probe(self, settings: Settings) -> MaskedProbe | None:
         if all(model.endpoints for model in settings.models.values()):
             return None
         gpus = settings.gpus
@@ -173,7 +173,11 @@ class Gateway:
             return MaskedProbe(SimulatedProbe(self._simulated_gpu_dir), gpus)
         if gpus.source == "static":
             return MaskedProbe(StaticProbe(gpus.devices), gpus)
-        return MaskedProbe(NvmlProbe(gpus.memory_mib), gpus, os.environ)
+
+        def tell(gpu: str, problem: str) -> None:
+            self._emit(events.GPU_PROBLEM, gpu=gpu, problem=problem)
+
+        return MaskedProbe(NvmlProbe(gpus.memory_mib), gpus, os.environ, tell)
 
     def _trace_recorder(self, file: str | None, now_s: float) -> TraceRecorder | None:
         """Raises OSError."""
@@ -317,7 +321,8 @@ class Gateway:
     def problems(self) -> list[str]:
         """What is wrong with the machine."""
         has_engines = self._probe is not None
-        return [*(self._state.problems if has_engines else []), *self.fleet.problems()]
+        masks = [f"{place}: {problem}" for place, problem in self._probe.unknown.items()] if self._probe else []
+        return [*(self._state.problems if has_engines else []), *masks, *self.fleet.problems()]
 
     def status(self) -> Status:
         now = asyncio.get_running_loop().time()

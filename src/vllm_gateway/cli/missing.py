@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vllm_gateway.allocator.probe import GpuReading
     from vllm_gateway.configuration.settings import Settings
 
 _BY_MODULE = "[PYTHON, -m, vllm.entrypoints.openai.api_server]"
@@ -18,11 +19,39 @@ def missing(settings: "Settings", environ: Mapping[str, str]) -> list[str]:
     """Where it stands, and what is wrong. Of what a repository on the net has, nothing is said."""
     from vllm_gateway.configuration.places import lesser_places, needed_places
 
-    places = [*needed_places(settings, environ), *lesser_places(settings, environ)]
+    places = [*needed_places(settings, environ), *lesser_places(settings, environ), *_of_gpus(settings)]
     if settings.runtime == "process":
         return list(dict.fromkeys([*places, *_commands(settings, environ), *_local_paths(settings)]))
     is_remote = not environ.get("DOCKER_HOST", "unix:").startswith("unix:") or _IN_CONTAINERS.exists()
     return places if is_remote else [*places, *_mounted_paths(settings)]
+
+
+def _of_gpus(settings: "Settings") -> Iterator[str]:
+    """Of those that are declared, or that NVML lists here."""
+    from vllm_gateway.configuration.gpus import too_large
+
+    gpus = settings.gpus
+    if all(model.endpoints for model in settings.models.values()):
+        return
+    if gpus.devices:
+        there = list(zip(enumerate(gpus.ids), (device.memory_mib for device in gpus.devices), strict=True))
+    else:
+        there = [((one.index, one.gpu_id), one.total_mib) for one in _by_nvml(gpus.memory_mib)]
+        for setting, number, problem in gpus.unknown([one for one, _ in there]) if there else ():
+            yield f"gpus.{setting}.{number}: {problem}"
+    yield from too_large(settings, [mib for one, mib in there if gpus.leaves(*one)])
+
+
+def _by_nvml(memory_mib: Mapping[str, int]) -> "list[GpuReading]":
+    """None where it does not answer, or not for all: the gateway may run on another machine."""
+    from vllm_gateway.allocator.nvml import NvmlProbe
+    from vllm_gateway.allocator.probe import ProbeError
+
+    try:
+        found = NvmlProbe(memory_mib).read()
+    except ProbeError:
+        return []
+    return [] if any(one.problem for one in found) else found
 
 
 def _commands(settings: "Settings", environ: Mapping[str, str]) -> Iterator[str]:

@@ -8,7 +8,6 @@ from vllm_gateway.configuration.api_keys import digest_of, name_of
 from vllm_gateway.configuration.draft import Draft, Keys, Problem
 from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.own_address import is_own
-from vllm_gateway.configuration.parallelism import BadSize
 from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.configuration.tls import BadTls, context_of
 from vllm_gateway.scheduling import StrategyError, make_strategy
@@ -144,21 +143,6 @@ def find_bad_tls(draft: Draft, settings: Settings) -> None:
             context_of(settings.server.tls)
         except BadTls as error:
             draft.complain(("server", "tls", error.setting), str(error))
-
-
-def find_missing_gpus(draft: Draft, settings: Settings) -> None:
-    """Where the configuration names the GPUs; what NVML lists shows at the start."""
-    there, left = len(settings.gpus.devices), settings.gpus.left
-    for name, model in settings.models.items():
-        try:
-            needed = 0 if model.endpoints else model.gpu_count
-        except BadSize as error:
-            draft.complain(("models", name, "engine_arguments", error.index), str(error))
-            continue
-        if there and needed > left:
-            masks = "" if left == there else f", of which `gpus.only` and `gpus.except` leave {left}"
-            message = f"an instance needs {needed} GPUs, and `gpus.devices` has {there}{masks}"
-            draft.complain(("models", name, "tensor_parallel_size"), message)
 
 
 def find_bad_strategies(draft: Draft, settings: Settings) -> None:

@@ -72,11 +72,7 @@ class _Reader:
             return self._read_mapping(node, keys)
         if _is_text(keys) and node.tag in _WRITTEN_PLAINLY:
             return node.value
-        value = self.loader.construct_object(node)
-        if isinstance(value, str) and "\0" in value and keys[:2] != ("server", "api_keys"):
-            place = f"{self.path}:{node.start_mark.line + 1}: {'.'.join(map(str, keys))}"
-            self.draft.problems.append(Problem(place, "holds a NUL, which no file, variable or argument can"))
-        return value
+        return self.loader.construct_object(node)
 
     def _read_mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         first: dict[str, int] = {}

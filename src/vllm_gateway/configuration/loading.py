@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vllm_gateway.configuration.characters import find_odd_characters
 from vllm_gateway.configuration.contradictions import (
     find_bad_strategies,
     find_bad_tls,
     find_contradictions,
     find_keys_twice,
     find_lost_models,
-    find_missing_gpus,
     find_open_door,
     find_own_address,
 )
@@ -29,6 +29,7 @@ from vllm_gateway.configuration.environment import (
     read_models,
 )
 from vllm_gateway.configuration.file import read_file
+from vllm_gateway.configuration.gpus import find_missing_gpus, find_wrong_gpus
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.telemetry import events
 from vllm_gateway.telemetry.log import get_logger
@@ -66,6 +67,7 @@ def load_settings(
     for name, value in (overrides or {}).items():
         if value is not None:
             draft.put(tuple(name.split(".")), value, "command line")
+    find_odd_characters(draft)
     find_contradictions(draft)
     try:
         settings = Settings.model_validate(draft.data)
@@ -78,6 +80,7 @@ def load_settings(
     find_own_address(draft, settings)
     find_keys_twice(draft, settings)
     find_bad_tls(draft, settings)
+    find_wrong_gpus(draft, settings)
     find_missing_gpus(draft, settings)
     find_bad_strategies(draft, settings)
     if draft.problems:

@@ -2,7 +2,7 @@
 """The shape of the configuration: every setting and every default stands here."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -298,14 +298,28 @@ class Gpus(_Strict):
     @property
     def left(self) -> int:
         """How many `devices` there are that are not masked."""
+        return sum(self.leaves(index, gpu_id) for index, gpu_id in enumerate(self.ids))
+
+    @property
+    def ids(self) -> list[str]:
+        """Of `devices`."""
         prefix = "GPU-sim-" if self.source == "simulated" else ""
-        ids = enumerate(device.id or f"{prefix}{index}" for index, device in enumerate(self.devices))
-        return sum(self.leaves(index, gpu_id) for index, gpu_id in ids)
+        return [device.id or f"{prefix}{index}" for index, device in enumerate(self.devices)]
 
     def leaves(self, index: int, gpu_id: str) -> bool:
         """Whether `only` and `except` let it be used."""
         is_named = not self.only or names_gpu(self.only, index, gpu_id)
         return is_named and not names_gpu(self.without, index, gpu_id)
+
+    def unknown(self, there: Collection[tuple[int, str]]) -> Iterator[tuple[str, str | int, str]]:
+        """What names none of those that are there (index and id): the setting, which entry of it, and the problem."""
+        listed = ", ".join(str(index) if gpu_id == str(index) else f"{index} ({gpu_id})" for index, gpu_id in there)
+        masks = {"only": self.only, "except": self.without, "memory_mib": tuple(self.memory_mib)}
+        for setting, entries in masks.items():
+            for number, entry in enumerate(entries):
+                if not any(names_gpu([entry], index, gpu_id) for index, gpu_id in there):
+                    key = entry if setting == "memory_mib" else number
+                    yield setting, key, f"there is no GPU {entry!r}; there are: {listed}"
 
 
 def names_gpu(entries: Sequence[str], index: int, gpu_id: str) -> bool:

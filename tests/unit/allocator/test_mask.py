@@ -54,3 +54,14 @@ def test_the_mask_of_the_container_toolkit_counts_where_it_has_not_been_applied(
     assert left(NVIDIA_VISIBLE_DEVICES="3", there=1) == [0], "in a container: there it is the first and only one"
     assert left(NVIDIA_VISIBLE_DEVICES="all") == left(NVIDIA_VISIBLE_DEVICES="void") == [0, 1, 2, 3]
     assert left(NVIDIA_VISIBLE_DEVICES="1,2", CUDA_VISIBLE_DEVICES="2,3") == [2]
+
+
+def test_what_names_no_gpu_is_told_once() -> None:
+    told: list[tuple[str, str]] = []
+    gpus = Gpus.model_validate({"only": ["0", "7", "GPU-no"]})
+    probe = MaskedProbe(Machine(MACHINE[:1]), gpus, None, lambda gpu, problem: told.append((gpu, problem)))
+    assert len(probe.read()) == len(probe.read()) == 1
+    problem = "there is no GPU '{}'; there are: 0 (GPU-aa)"
+    known = {"gpus.only.1": problem.format("7"), "gpus.only.2": problem.format("GPU-no")}
+    assert sorted(told) == sorted(known.items())
+    assert probe.unknown == known

@@ -343,6 +343,31 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "gpus: {memory_mib: {0: 1}, source: simulated, devices: [{name: g, memory_mib: 1}]}\n",
             "g.yaml:1: gpus: `memo",
         ),
+        (
+            "gpus: {source: static, devices: [{name: g, memory_mib: 1, id: x}, {name: g, memory_mib: 1, id: x}]}\n",
+            "g.yaml:1: gpus.devices.1.id: GPU 0 has the id 'x', too; give each its own",
+        ),
+        (
+            "gpus: {source: static, devices: [{name: g, memory_mib: 1}, {name: g, memory_mib: 1, id: '0'}]}\n",
+            "g.yaml:1: gpus.devices.1.id: GPU 0 has the id '0', too; give each its own",
+        ),
+        (
+            "gpus: {source: static, only: [0, 7, GPU-no], devices: [{name: g, memory_mib: 1, id: x}]}\n",
+            "g.yaml:1: gpus.only.1: there is no GPU '7'; there are: 0 (x)",
+        ),
+        (
+            "gpus: {source: simulated, except: [GPU-sim-1], devices: [{name: g, memory_mib: 1}]}\n",
+            "g.yaml:1: gpus.except.0: there is no GPU 'GPU-sim-1'; there are: 0 (GPU-sim-0)",
+        ),
+        ('models: {m: {repository: "a\\u001bc"}}', "g.yaml:1: models.m.repository: holds the control character U+001B"),
+        ('models: {m: {repository: a, environment: {"A\\nB": x}}}', "g.yaml:1: models.m.environment.A\nB: its name"),
+        ('models: {m: {repository: a, adapters: ["a\\u0085"]}}', "g.yaml:1: models.m.adapters.0: holds the control"),
+        (
+            'models: {m: {repository: a, image: "a\\nb"}}',
+            "g.yaml:1: models.m.image: holds the control character U+000A",
+        ),
+        ('process: {command: ["a\\0"]}', "g.yaml:1: process.command.0: holds a NUL"),
+        ('docker: {volumes: ["/a:/b\\0"]}', "g.yaml:1: docker.volumes.0: holds a NUL"),
         ("docker: {ipc: host, shm_mib: 64}\n", "g.yaml:1: docker: `shm_mib` needs `ipc: private`"),
         (
             "models: {a: {repository: x, engine_arguments: ['--max-model-len 8192']}}\n",
@@ -379,6 +404,20 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
 )
 def test_a_wrong_file(tmp_path: Path, text: str, problem: str) -> None:
     assert any(line.startswith(problem) for line in problems(tmp_path, text)), problems(tmp_path, text)
+
+
+def test_arguments_may_have_lines_and_variables_no_odd_characters(tmp_path: Path) -> None:
+    text = 'models: {m: {repository: a, engine_arguments: [--chat-template, "a\\n\\tb"], environment: {A: "b\\n"}}}'
+    file = tmp_path / "g.yaml"
+    file.write_text(text)
+    assert load_settings(file, {}).models["m"].environment == {"A": "b\n"}
+    environ = {"VLLM_IMAGE": "a\udcff", "ALLOWED_MODELS_JSON": '{"n": "b\\u0000c"}'}
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, environ)
+    assert {str(problem)[:43] for problem in caught.value.problems} == {
+        "VLLM_IMAGE: holds what is no character (not",
+        "ALLOWED_MODELS_JSON: holds a NUL, which doe",
+    }
 
 
 def test_numbers_are_good_arguments(tmp_path: Path) -> None:

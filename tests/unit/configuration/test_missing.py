@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_gateway.allocator.nvml import NvmlProbe
+from vllm_gateway.allocator.probe import GpuReading
 from vllm_gateway.cli.check import check
 
 PROCESS = "runtime: process\ngpus: {source: static, devices: [{name: CPU, memory_mib: 9000}]}\n"
@@ -121,3 +123,52 @@ def test_the_socket_of_a_gateway_that_runs_is_no_problem(tmp_path: Path) -> None
         listening.bind(str(tmp_path / "a.sock"))
         config = f"server: {{socket: {tmp_path}/a.sock}}\nmodels: {{a: {{endpoints: ['http://127.0.0.1:1']}}}}\n"
         assert checked(tmp_path, config)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "model", "problem"),
+    [
+        (
+            "",
+            "footprint_mib: 9000",
+            "models.a.footprint_mib: 9000 MiB never fit: the largest GPU has 8488 MiB for models",
+        ),
+        ("", "footprint_mib: 8488", None),
+        (
+            "margin_mib: 9000, ",
+            "pinned: true",
+            "models.a: there is no room for any model: the largest GPU has 0 MiB for",
+        ),
+        (
+            "only: [1], ",
+            "footprint_mib: 5000",
+            "models.a.footprint_mib: 5000 MiB never fit: the largest GPU has 3488 MiB",
+        ),
+        (
+            "",
+            "footprint_mib: 5000, tensor_parallel_size: 2",
+            "models.a.footprint_mib: 5000 MiB never fit: the 2. largest",
+        ),
+        ("", "tensor_parallel_size: 2", None),
+    ],
+)
+def test_what_fits_on_no_gpu(gpus: str, model: str, problem: str | None, tmp_path: Path) -> None:
+    devices = "devices: [{name: A, memory_mib: 9000}, {name: B, memory_mib: 4000}]"
+    config = f"runtime: process\nprocess: {{command: [simulated]}}\ngpus: {{source: static, {gpus}{devices}}}\n"
+    code, said = checked(tmp_path, config + f"models: {{a: {{repository: org/a, {model}}}}}\n")
+    assert (code, problem is None or problem in said) == (0 if problem is None else 2, True), said
+
+
+def test_gpus_that_nvml_does_not_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [GpuReading("GPU-aa", 0, "card", 24576)]
+    monkeypatch.setattr(NvmlProbe, "read", lambda probe: there)
+    config = "gpus: {only: [0, 7], except: [GPU-no], memory_mib: {3: 9}}\n"
+    config += "models: {a: {repository: org/a, footprint_mib: 90000}}\n"
+    code, said = checked(tmp_path, config)
+    assert code == 2
+    assert "gpus.only.1: there is no GPU '7'; there are: 0 (GPU-aa)" in said
+    assert "gpus.except.0: there is no GPU 'GPU-no'" in said
+    assert "gpus.memory_mib.3: there is no GPU '3'" in said
+    assert "models.a.footprint_mib: 90000 MiB never fit" in said
+    there.clear()
+    assert checked(tmp_path, config)[0] == 0, "the gateway may be meant for another machine"
