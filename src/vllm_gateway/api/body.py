@@ -88,8 +88,19 @@ def wanted(body: Body, content_type: str, limits: BodyLimits) -> Wanted:
     return found
 
 
+def is_json_in_python(body: Body, content_type: str) -> bool:
+    """Of a body that `wanted` has refused: whether it is what engines take, with NaN or Infinity in it."""
+    if is_form(content_type) or not (b"NaN" in body or b"Infinity" in body):
+        return False
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 async def looked_through(body: Body, content_type: str, limits: BodyLimits, turns: Turns) -> Large:
-    """As `wanted`, of a large body, while others have their turns."""
+    """As `wanted`, of a large body, or one that is JSON only in Python, while others have their turns."""
     try:
         if is_form(content_type):
             found = await turns.run(form(body, boundary_of(content_type), limits))

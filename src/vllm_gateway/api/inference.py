@@ -10,7 +10,15 @@ import msgspec
 
 from vllm_gateway.api import kept
 from vllm_gateway.api.attempts import Attempts, outcome_of
-from vllm_gateway.api.body import Large, in_utf8, large_with_model, looked_through, wanted, with_model
+from vllm_gateway.api.body import (
+    Large,
+    in_utf8,
+    is_json_in_python,
+    large_with_model,
+    looked_through,
+    wanted,
+    with_model,
+)
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.api.media_types import check_media_type
@@ -82,12 +90,17 @@ class Inference:
             body = in_utf8(body)
         info = RequestInfo(progress.request_id, "", progress.path, False, body, client.raw_headers, caller)
         large = None
-        if is_large(body):
+        found = None
+        if not is_large(body):
+            try:
+                found = wanted(body, content_type, self.body_limits)
+            except ApiError:
+                if not is_json_in_python(body, content_type):
+                    raise
+        if found is None:
             large = await looked_through(body, content_type, self.body_limits, self._turns)
             found = large.wanted
             info.outline = large.outline
-        else:
-            found = wanted(body, content_type, self.body_limits)
         assert found.model
         model, served_as = self._names.resolve(found.model)
         info.model = progress.model = model

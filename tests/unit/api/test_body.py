@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_gateway.api.body import Wanted, in_utf8, with_model
+from vllm_gateway.api.body import Wanted, in_utf8, large_with_model, looked_through, with_model
 from vllm_gateway.api.body import wanted as wanted_within
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.bodies.limits import BodyLimits
+from vllm_gateway.bodies.turns import Turns
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=cut-here"
@@ -171,3 +172,9 @@ def test_the_models_own_name_takes_the_place_of_an_alias_in_a_form(file: bytes) 
         return form(('name="file"; filename="a.wav"', b'name="model"' + file), ('name="model"', model))
 
     assert with_model(body(b"alias"), FORM, "whisper", BodyLimits()) == body(b"whisper")
+
+
+async def test_numbers_that_only_python_knows_reach_a_model_by_an_alias() -> None:
+    body = b'{"model": "alias", "logit_bias": {"7": -Infinity}, "temperature": NaN}'
+    large = await looked_through(body, JSON, BodyLimits(), Turns())
+    assert b"".join(large_with_model(body, large, "m")) == body.replace(b"alias", b"m")
