@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.front.house import LANES, a_request, house
 from tests.integration.relay.wire import Peer, instance
-from vllm_gateway.relay.loops import VIA
+from vllm_gateway.relay.loops import via
 
 THEIRS = b"Via: 1.0 theirs, 1.1 vllm-gateway-0123456789abcdef\r\n"
 EACH_LANE = pytest.mark.parametrize("lane", LANES)
@@ -41,11 +41,11 @@ async def test_two_gateways_that_are_each_others_engines(lane: str) -> None:
             reply = await gateway.ask(a_request(lane=lane, headers=THEIRS))
             assert (reply.status, orjson.loads(reply.body)["error"]["code"]) == (508, "loop_detected")
         assert len(heads) == 2
-        assert all(VIA in head and THEIRS in head for head in heads), "each says its own"
+        assert all(via() in head and THEIRS in head for head in heads), "each says its own"
 
 
 async def test_a_gateway_finds_itself_not_healthy() -> None:
     async with house() as gateway:
-        reply = await gateway.ask(b"GET /health HTTP/1.1\r\nHost: x\r\n" + VIA + b"\r\n")
+        reply = await gateway.ask(b"GET /health HTTP/1.1\r\nHost: x\r\n" + via() + b"\r\n")
         assert reply.status == 508
         assert (await gateway.ask(b"GET /health HTTP/1.1\r\nHost: x\r\n" + THEIRS + b"\r\n")).status == 200

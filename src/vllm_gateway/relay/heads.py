@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from vllm_gateway.relay.framing import FIELD_NAME, Chunked, Framing, Length, UntilClose
-from vllm_gateway.relay.loops import VIA
+from vllm_gateway.relay.loops import via
 from vllm_gateway.routing import Address
 
 _NAME = re.compile(FIELD_NAME)
@@ -160,7 +160,7 @@ def _request_line(method: str, target: str, to: Address) -> bytes:
         raise ValueError(f"method not carried: {method!r}")
     if _TARGET.fullmatch(target) is None:
         raise ValueError("control character or space in the request's target")
-    return f"{method} {target} HTTP/1.1\r\nHost: {to.authority}\r\n".encode("utf-8", "surrogateescape") + VIA
+    return f"{method} {target} HTTP/1.1\r\nHost: {to.authority}\r\n".encode("utf-8", "surrogateescape") + via()
 
 
 def tokens(values: Iterable[bytes]) -> frozenset[bytes]:

@@ -2,12 +2,21 @@
 """Tells a request that has come back to the gateway that sent it: each that goes out carries this process's mark."""
 
 import secrets
-
-_MARK = b"vllm-gateway-" + secrets.token_hex(8).encode()
-VIA = b"Via: 1.1 " + _MARK + b"\r\n"
-"""Beside what others have said in theirs."""
+from functools import cache
 
 
-def came_back(via: bytes) -> bool:
-    """`via`: what a request says of its way."""
-    return _MARK in via
+@cache
+def _mark() -> bytes:
+    """Made at its first use: processes that were forked from one have one each."""
+    return b"vllm-gateway-" + secrets.token_hex(8).encode()
+
+
+@cache
+def via() -> bytes:
+    """A line for the head of a request, beside what others have said in theirs."""
+    return b"Via: 1.1 " + _mark() + b"\r\n"
+
+
+def came_back(value: bytes) -> bool:
+    """`value`: what a request says of its way."""
+    return _mark() in value

@@ -12,7 +12,7 @@ from tests.waiting import until
 from vllm_gateway.api.visitor import Visitor
 from vllm_gateway.configuration.api_keys import NamedKey
 from vllm_gateway.relay import Limits
-from vllm_gateway.relay.loops import VIA
+from vllm_gateway.relay.loops import via
 
 EXACT = pytest.mark.parametrize("lane", LANES)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -46,7 +46,7 @@ async def test_a_request_goes_through_and_connections_are_kept(lane: str) -> Non
         assert engine.accepted == 1
         assert {request.head for request in seen} == {
             f"POST /v1/chat/completions?a=b%20c HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\n".encode()
-            + VIA
+            + via()
             + LANES[lane]
             + b"X-A: b\r\nX-Request-Id: r1\r\nContent-Length: 13\r\n\r\n"
         }

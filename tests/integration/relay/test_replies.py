@@ -9,7 +9,7 @@ import pytest
 from tests.integration.relay.wire import OK, Peer, a_request, answering, gateway, instance
 from tests.waiting import LIMIT_S, until
 from vllm_gateway.relay import Limits
-from vllm_gateway.relay.loops import VIA
+from vllm_gateway.relay.loops import via
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 BODY = b"5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nX-Check: sum\r\n\r\n"
@@ -41,8 +41,8 @@ async def test_request_and_reply_go_through_and_connections_are_kept() -> None:
         assert (
             requests[0].head
             == (
-                f"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\n{VIA.decode()}X-A: b\r\nX-Request-Id: r1\r\n"
-                "Content-Length: 7\r\n\r\n"
+                f"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\n{via().decode()}"
+                "X-A: b\r\nX-Request-Id: r1\r\nContent-Length: 7\r\n\r\n"
             ).encode()
         )
         assert requests[0].body == b'{"a":1}'

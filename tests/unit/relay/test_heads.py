@@ -18,7 +18,7 @@ from vllm_gateway.relay.heads import (
     request_head,
     tokens,
 )
-from vllm_gateway.relay.loops import VIA
+from vllm_gateway.relay.loops import via
 from vllm_gateway.routing import Address
 
 NONE = own_headers(())
@@ -42,7 +42,7 @@ class TestRequestHead:
             (b"Expect", b"100-continue"),
             (b"X-Name", b"J\xc3\xbcrgen"),
         ) == (
-            b"POST /v1/x?a=b HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n" + VIA + b"Content-Type: application/json\r\n"
+            b"POST /v1/x?a=b HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n" + via() + b"Content-Type: application/json\r\n"
             b"X-Name: J\xc3\xbcrgen\r\nX-Request-Id: r1\r\nContent-Length: 3\r\n\r\n"
         )
 
