@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import children
+from tests.waiting import until
 from vllm_gateway.configuration.loading import ENVIRONMENT
 from vllm_gateway.configuration.settings import Process
 from vllm_gateway.fleet.runtimes import Launch, Running, RuntimeDown, StartError, descendants, process
@@ -135,10 +136,15 @@ async def test_stop_kills_an_engine_that_does_not_listen(make: Make, fifo: Path)
     assert (await waiting).code == -signal.SIGKILL
 
 
-async def start_with_worker(runtime: ProcessRuntime, fifo: Path) -> tuple[Running, int]:
+async def start_unseen(runtime: ProcessRuntime, fifo: Path) -> tuple[Running, int]:
+    """An engine with a worker; nobody has asked for its processes."""
     running = await runtime.start(launch(str(fifo)))
-    pids = await told(fifo)
-    (worker,) = set(pids) - {int(running.handle)}
+    (worker,) = set(await told(fifo)) - {int(running.handle)}
+    return running, worker
+
+
+async def start_with_worker(runtime: ProcessRuntime, fifo: Path) -> tuple[Running, int]:
+    running, worker = await start_unseen(runtime, fifo)
     assert await runtime.pids(running.handle) == {int(running.handle), worker}
     return running, worker
 
@@ -212,18 +218,51 @@ async def test_who_has_left_the_group_of_an_engine_that_died_is_removed_with_it(
     assert await gone(daemon)
 
 
+# A worker with nothing of the engine's: neither its mark, nor its session, nor its group.
+STRANGE_WORKER = (
+    "import os, subprocess, sys, time\n"
+    "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}, "
+    "start_new_session=True)\n"
+    "open(sys.argv[1], 'w').write(f'{os.getpid()} {worker.pid}')" + HOLD
+)
+
+
 async def test_who_has_lost_the_mark_is_known_by_where_it_came_from(make: Make, fifo: Path) -> None:
-    script = (
-        "import os, subprocess, sys, time\n"
-        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}, "
-        "start_new_session=True)\n"
-        "open(sys.argv[1], 'w').write(f'{os.getpid()} {worker.pid}')" + HOLD
-    )
-    runtime = await make(script)
+    runtime = await make(STRANGE_WORKER)
     running, worker = await start_with_worker(runtime, fifo)
     os.kill(int(running.handle), signal.SIGKILL)
     await runtime.wait(running.handle)
     await runtime.remove(running.handle)
+    assert await gone(worker)
+
+
+async def test_who_has_no_mark_ends_with_an_engine_that_is_stopped_before_anybody_looked(
+    make: Make, fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_FIRST_LOOK_S", 600.0)
+    runtime = await make(STRANGE_WORKER)
+    running, worker = await start_unseen(runtime, fifo)
+    await runtime.stop(running.handle, 30)
+    assert await gone(worker)
+
+
+async def test_who_has_no_mark_is_seen_without_being_asked_for(make: Make, fifo: Path) -> None:
+    runtime = await make(STRANGE_WORKER)
+    running, worker = await start_unseen(runtime, fifo)
+    await until(lambda: worker in runtime._descendants.there())
+    os.kill(int(running.handle), signal.SIGKILL)
+    await runtime.wait(running.handle)
+    await runtime.remove(running.handle)
+    assert await gone(worker)
+
+
+async def test_the_guard_ends_who_has_no_mark(make: Make, fifo: Path) -> None:
+    runtime = await make(STRANGE_WORKER)
+    _, worker = await start_with_worker(runtime, fifo)
+    assert runtime._guard is not None
+    assert runtime._guard.stdin is not None
+    runtime._guard.stdin.close()  # as it is when the gateway is killed
+    await runtime._guard.wait()
     assert await gone(worker)
 
 
@@ -284,7 +323,7 @@ async def test_daemons_of_a_gateway_that_was_killed_with_its_guard_are_found(
     gateway = await asyncio.create_subprocess_exec(sys.executable, "-c", GATEWAY, DAEMON, str(fifo), str(tmp_path))
     _, daemon = await told(fifo)
     guard = next(pid for pid in children(gateway.pid) if b"killpg" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    runtime = await make("")
+    runtime = await make("pass")
 
     async def found() -> list[str]:
         handles = [one.handle for one in await runtime.find()]

@@ -81,6 +81,11 @@ class Descendants:
                     found.setdefault(known.mark, set()).add(pid)
         return {mark: frozenset(pids) for mark, pids in found.items()}
 
+    def there(self) -> Mapping[int, int]:
+        """All that were there at the last look, and when each began."""
+        with self._lock:
+            return {pid: known.began for pid, known in self._known.items() if known.mark is not None}
+
     def _read(self, pid: int, before: Mapping[int, _Known]) -> _Known:
         parent, began = _stat(pid)
         its_parent = self._known.get(parent) or before.get(parent)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines as child processes: for a machine without Docker, for development, and for the simulated engine.
 
-Every engine leads a process group of its own, and its workers bear its mark, so that they end with it wherever they
-have gone. If the gateway dies, however it dies, the kernel kills the engines and a small guard process kills their
-workers, which hold the GPU memory; so there is never an instance of an earlier gateway to adopt. If the guard is killed
-as well, the next gateway ends those workers.
+Every engine leads a process group of its own, and its workers bear its mark, or were seen when they came, so that they
+end with it wherever they have gone. If the gateway dies, however it dies, the kernel kills the engines and a small
+guard process kills their workers, which hold the GPU memory; so there is never an instance of an earlier gateway to
+adopt. If the guard is killed as well, the next gateway ends those workers.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ _END_S = 3.0  # for what is killed to end
 _SHOWN = 5
 _DO_NOT_END = "cannot be killed: what they wait for is in the kernel, or they are another user's"
 _LAST_OUTPUT_S = 1.0
+_FIRST_LOOK_S, _LATER_S, _LAST_LOOK_S = 0.1, 1.3, 1.0  # at an engine's processes: each pause is so much longer
 _NOT_FOR_ENGINES = re.compile(
     "VLLM_GATEWAY_.*|VLLM_IMAGE|VLLM_CONTAINER_PREFIX|VLLM_INACTIVITY_TIMEOUT|LISTEN_PID|LISTEN_FDS|LISTEN_FDNAMES"
 )
@@ -52,13 +53,20 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
-# Runs beside the engines and hears of every group as it comes (+) and goes (-). Its input ends with the gateway; then
-# it looks for what bears the gateway's mark, too, until nothing does.
+# Runs beside the engines and hears of every group as it comes (+) and goes (-), and of every process of theirs that was
+# seen (=, with when it began) or is no more (~). Its input ends with the gateway; then it looks for these, for their
+# children, and for what bears the gateway's mark, until nothing is left.
 _GUARD = """
 import os, signal, sys, time
-groups = set()
+groups, seen = set(), {}
 for line in sys.stdin:
-    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+    sign, numbers = line[0], [int(word) for word in line[1:].split()]
+    if sign == "=":
+        seen[numbers[0]] = numbers[1]
+    elif sign == "~":
+        seen.pop(numbers[0], None)
+    else:
+        (groups.add if sign == "+" else groups.discard)(numbers[0])
 for group in groups:
     try:
         os.killpg(group, signal.SIGKILL)
@@ -66,14 +74,24 @@ for group in groups:
         pass
 mark = os.fsencode(sys.argv[1])
 for number in range(100):
-    found = False
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    found, ours = False, set()
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if mark in file.read():
-                    os.kill(int(pid), signal.SIGKILL)
-                    found = True
-        except OSError:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state, parent, *more = file.read().rpartition(b")")[2].split()
+            began = int(more[17])
+            if int(parent) in ours:
+                seen[pid] = began
+            if seen.get(pid) == began:
+                ours.add(pid)
+            else:
+                with open(f"/proc/{pid}/environ", "rb") as file:
+                    if mark not in file.read():
+                        continue
+            if state not in (b"Z", b"X"):
+                os.kill(pid, signal.SIGKILL)
+                found = True
+        except (OSError, ValueError, IndexError):
             pass
     if not found:
         break
@@ -109,7 +127,9 @@ class ProcessRuntime:
         self._children: dict[str, _Child] = {}
         self._guard: asyncio.subprocess.Process | None = None
         self._next_look: asyncio.Task[Mapping[Mark, frozenset[int]]] | None = None
+        self._looked_at = 0.0
         self._descendants = Descendants()
+        self._told: Mapping[int, int] = {}  # the guard: of those that were seen, and when each began
         self._name = descendants.own_name()
         self._started = 0
 
@@ -230,6 +250,8 @@ class ProcessRuntime:
         if child is None:
             return
         if child.process.returncode is None:
+            with contextlib.suppress(OSError):
+                await self.pids(handle)  # while they have their parents
             with contextlib.suppress(ProcessLookupError):
                 child.process.terminate()
         await asyncio.wait({child.ended}, timeout=grace_s)
@@ -260,7 +282,29 @@ class ProcessRuntime:
     async def _look(self) -> Mapping[Mark, frozenset[int]]:
         """One for all who ask at the same time; whoever asks once it has begun gets the next one."""
         self._next_look = None
-        return await asyncio.to_thread(self._descendants.look)
+        self._looked_at = asyncio.get_running_loop().time()
+        found = await asyncio.to_thread(self._descendants.look)
+        self._tell_guard_who_is_there()
+        return found
+
+    async def _keep_looking(self, handle: str) -> None:
+        """Who has no mark is known if it was seen while its parent lived: most come soon after the start."""
+        clock, pause_s = asyncio.get_running_loop().time, _FIRST_LOOK_S
+        while True:
+            await asyncio.sleep(pause_s)
+            if clock() - self._looked_at > pause_s / 2:
+                with contextlib.suppress(OSError):
+                    await self.pids(handle)
+            pause_s = min(pause_s * _LATER_S, _LAST_LOOK_S)
+
+    def _tell_guard_who_is_there(self) -> None:
+        there = self._descendants.there()
+        for pid in self._told.keys() - there.keys():
+            self._tell_guard("~", pid)
+        for pid, began in there.items():
+            if self._told.get(pid) != began:
+                self._tell_guard("=", pid, began)
+        self._told = there
 
     async def _follow(self, process: asyncio.subprocess.Process, pipe: int, launch: Launch) -> Exit:
         """Reads what the engine says until it ends; workers it leaves behind are killed, for they hold GPU memory.
@@ -269,7 +313,12 @@ class ProcessRuntime:
         """
         with self._outputs.of_engine(launch.name, launch.model) as output:
             reading = asyncio.create_task(_read_into(output, pipe))
-            code = await process.wait()
+            looking = asyncio.create_task(self._keep_looking(str(process.pid)))
+            try:
+                code = await process.wait()
+            finally:
+                looking.cancel()
+                await asyncio.wait({looking})
             _kill_group(process.pid)
             self._tell_guard("-", process.pid)
             await asyncio.wait({reading}, timeout=_LAST_OUTPUT_S)
@@ -278,9 +327,9 @@ class ProcessRuntime:
             tail = output.lines()
         return Exit(code, says_out_of_memory(tail), log_tail=tail)
 
-    def _tell_guard(self, sign: str, group: int) -> None:
+    def _tell_guard(self, sign: str, *numbers: int) -> None:
         if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():
-            self._guard.stdin.write(f"{sign}{group}\n".encode())
+            self._guard.stdin.write(f"{sign}{' '.join(map(str, numbers))}\n".encode())
 
     def _environment(self, launch: Launch) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not _NOT_FOR_ENGINES.fullmatch(name)}
