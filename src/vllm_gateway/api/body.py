@@ -15,6 +15,7 @@ from vllm_gateway.bodies.outline import Outline, outline
 from vllm_gateway.bodies.payload import Body, Payload
 from vllm_gateway.bodies.scan import Span
 from vllm_gateway.bodies.turns import Turns, at_once
+from vllm_gateway.bodies.words import dotted, words
 
 _LONGEST_VALUE = 4096
 """Of a field that is a name or a flag, in a large body."""
@@ -80,7 +81,7 @@ def wanted(body: Body, content_type: str, limits: BodyLimits) -> Wanted:
         else:
             found = _decode(body)
         if found.stream is not True and found.stream is not False:
-            found.stream = truth(found.stream)
+            found.stream = truth(found.stream, "stream")
     except _NOT_READABLE as error:
         raise _refused(error, content_type) from None
     if not found.model:
@@ -142,13 +143,13 @@ def _in_outline(found: Outline) -> Large:
     if any(memoryview(value).nbytes > _LONGEST_VALUE for value in given.values()):
         raise Malformed("'model' or 'stream' is too long")
     wanted = _decode(msgspec.json.encode(given))
-    wanted.stream = truth(wanted.stream)
+    wanted.stream = truth(wanted.stream, "stream")
     return Large(wanted, found.models, found)
 
 
 def _in_form(body: Body, found: Form) -> Wanted:
     model, stream = (_last(body, spans) for spans in (found.model, found.stream))
-    return Wanted(model, truth(stream or None))
+    return Wanted(model, truth(stream or None, "stream"))
 
 
 def _last(body: Body, spans: list[Span]) -> str | None:
@@ -162,7 +163,12 @@ def _refused(error: Exception, content_type: str) -> ApiError:
     if isinstance(error, TooComplex):
         return ApiError("body_too_complex", str(error))
     kind = "form" if is_form(content_type) else "JSON object"
-    return ApiError("bad_request", f"The request body is not the {kind} expected: {error}")
+    text, field = str(error), error.field if isinstance(error, Malformed) else None
+    if isinstance(error, msgspec.ValidationError):
+        at, text = words(error)
+        field = dotted(at)
+        text = f"'{field}' {text}" if field else f"it {text}"
+    return ApiError("bad_request", f"The request body is not the {kind} expected: {text}", param=field or None)
 
 
 def _model_missing() -> ApiError:

@@ -19,8 +19,8 @@ _LONGEST = 16  # of the text of one, however many digits or escapes
 _decode = msgspec.json.Decoder(Flag).decode
 
 
-def truth(value: Flag) -> bool:
-    """Raises Malformed for what engines do not take.
+def truth(value: Flag, name: str = "") -> bool:
+    """Raises Malformed, which calls it by its `name`, for what engines do not take.
 
     >>> [truth(value) for value in (True, 1, 1.0, "True", "on", None)]
     [True, True, True, True, True, False]
@@ -30,7 +30,7 @@ def truth(value: Flag) -> bool:
     if isinstance(value, str):
         value = _VALUES.get(value.lower(), value)
     if value not in (0, 1):
-        raise Malformed("a truth value is none: write true or false")
+        raise Malformed(f"'{name}' must be true or false", name)
     return bool(value)
 
 

@@ -38,7 +38,11 @@ class BodyLimits:
 
 
 class Malformed(Exception):
-    """Not the JSON object, or the form, that is expected."""
+    """Not the JSON object, or the form, that is expected; `field`: what it is about, if one of its fields alone."""
+
+    def __init__(self, text: str, field: str | None = None) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class TooComplex(Exception):

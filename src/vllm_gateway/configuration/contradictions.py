@@ -10,7 +10,7 @@ from vllm_gateway.configuration.openness import open_to_others
 from vllm_gateway.configuration.own_address import is_own
 from vllm_gateway.configuration.settings import Model, Settings
 from vllm_gateway.configuration.tls import BadTls, context_of
-from vllm_gateway.scheduling import StrategyError, make_strategy
+from vllm_gateway.scheduling import StrategyError, UnknownStrategy, make_strategy
 
 _ENGINE_SETTINGS = (
     "instances",
@@ -145,18 +145,24 @@ def find_bad_tls(draft: Draft, settings: Settings) -> None:
             draft.complain(("server", "tls", error.setting), str(error))
 
 
-def find_bad_strategies(draft: Draft, settings: Settings) -> None:
-    directory = Path(settings.strategies_dir) if settings.strategies_dir else None
-    if directory is not None and not directory.is_dir():
-        draft.complain(("strategies_dir",), f"{directory} is not a folder; name one that is there")
-        return
-    named: dict[Keys, Any] = {("models", name, "strategy"): model.strategy for name, model in settings.models.items()}
-    for keys, strategy in {("strategy",): settings.strategy, **named}.items():
+def find_bad_strategies(draft: Draft) -> None:
+    """Of what is well-formed, whatever else is wrong."""
+    directory = draft.data.get("strategies_dir")
+    folder = Path(directory) if directory and isinstance(directory, str) else None
+    is_there = folder is not None and folder.is_dir()
+    if folder is not None and not is_there:
+        draft.complain(("strategies_dir",), f"{folder} is not a folder; name one that is there")
+    named: dict[Keys, Any] = {("models", name, "strategy"): one.get("strategy") for name, one in draft.models().items()}
+    for keys, strategy in {("strategy",): draft.data.get("strategy"), **named}.items():
+        if not strategy or not isinstance(strategy.get("name") if isinstance(strategy, dict) else strategy, str):
+            continue
         try:
-            if strategy is not None:
-                make_strategy(strategy, directory)
+            make_strategy(strategy, folder if is_there else None)
         except StrategyError as error:
-            draft.complain(keys, str(error))
+            if directory and not is_there and isinstance(error, UnknownStrategy):
+                continue  # it may be there
+            for at, text in error.problems:
+                draft.complain((*keys, *at), text)
 
 
 assert set(_ENGINE_SETTINGS) <= set(Model.model_fields)

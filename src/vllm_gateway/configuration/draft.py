@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from vllm_gateway.configuration.settings import Settings
 from vllm_gateway.configuration.words import words
 from vllm_gateway.telemetry.secrets import mask_urls
+from vllm_gateway.telemetry.terminal import printable
 
 Keys = tuple[str | int, ...]
 
@@ -28,7 +29,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
+        return printable(f"{self.place}: {self.message}", lines=False)
 
 
 class ConfigError(Exception):

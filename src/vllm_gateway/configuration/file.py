@@ -34,7 +34,7 @@ def read_file(draft: Draft, path: Path) -> None:
         draft.problems.append(Problem(place, f"not valid YAML: {error.problem or error.context}"))
         return
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        draft.problems.append(Problem(str(path), f"not valid YAML: {error}"))
+        draft.problems.append(Problem(str(path), f"not valid YAML: {' '.join(str(error).split())}"))
         return
     if isinstance(value, dict):
         draft.data = value

@@ -3,10 +3,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from vllm_gateway.configuration.characters import find_odd_characters
 from vllm_gateway.configuration.contradictions import (
@@ -69,25 +71,46 @@ def load_settings(
             draft.put(tuple(name.split(".")), value, "command line")
     find_odd_characters(draft)
     find_contradictions(draft)
+    find_bad_strategies(draft)
     try:
         settings = Settings.model_validate(draft.data)
     except ValidationError as error:
-        problems = [draft.explain(details) for details in error.errors(include_url=False)]
-        raise ConfigError(without_repeats(draft.problems + problems)) from None
+        problems = error.errors(include_url=False)
+        draft.problems += map(draft.explain, problems)
+        if (rest := _without(draft.data, problems)) is not None:
+            _find_what_does_not_fit(draft, rest)
+        raise ConfigError(without_repeats(draft.problems)) from None
     if before is not None and not says_models:
         find_lost_models(draft, settings, before, config_file)
+    _find_what_does_not_fit(draft, settings)
+    if draft.problems:
+        raise ConfigError(without_repeats(draft.problems))
+    counts = {name: model.instances for name, model in settings.models.items()}
+    load_parallel_models_config(environ, counts if draft.names_models else None)
+    return settings
+
+
+def _find_what_does_not_fit(draft: Draft, settings: Settings) -> None:
     find_open_door(draft, settings)
     find_own_address(draft, settings)
     find_keys_twice(draft, settings)
     find_bad_tls(draft, settings)
     find_wrong_gpus(draft, settings)
     find_missing_gpus(draft, settings)
-    find_bad_strategies(draft, settings)
-    if draft.problems:
-        raise ConfigError(without_repeats(draft.problems))
-    counts = {name: model.instances for name, model in settings.models.items()}
-    load_parallel_models_config(environ, counts if draft.names_models else None)
-    return settings
+
+
+def _without(data: Mapping[str, Any], problems: Iterable[ErrorDetails]) -> Settings | None:
+    """The settings, as if sections and models in which something is wrong were not there: the others may be, too."""
+    rest = dict(data)
+    for section, *below in (details["loc"] for details in problems):
+        if section == "models" and below and isinstance(rest.get("models"), dict):
+            rest["models"] = {name: model for name, model in rest["models"].items() if name != below[0]}
+        else:
+            rest.pop(str(section), None)
+    try:
+        return Settings.model_validate(rest)
+    except ValidationError:
+        return None
 
 
 def load_parallel_models_config(

@@ -118,7 +118,7 @@ def _model(name: str, settings: Settings, fleet: Fleet, queues: Queues, now: flo
 def _why_fewer(state: ModelState, sick: Sequence[Instance], fleet: Fleet, now: float) -> str | None:
     unfit = fleet.unfit_endpoints(state.spec.name)
     return (
-        state.why_fewer
+        state.why_fewer_at(now)
         or unfit
         or "; ".join(f"{one.name}: {fleet.supervisor.outlook(one, now)}" for one in sick)
         or None

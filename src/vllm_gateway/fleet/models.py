@@ -79,6 +79,12 @@ class ModelState:
         """Whether its back-off is none to be waited for: as long as it works at all, a death costs a delay."""
         return self.retry_at > now and (self.start_failed or self.retry_at - now > LONGEST_WAIT_S)
 
+    def why_fewer_at(self, now: float) -> str | None:
+        """A pause is counted down, and over when it is over: what was said as it began would stay."""
+        if self.active and self.retry_at > now:
+            return f"waits {math.ceil(self.retry_at - now)} s after a failed start: {self.last_error}"
+        return self.why_fewer
+
     def waited_s(self, now: float) -> float:
         return 0.0 if self.waits_since is None else now - self.waits_since
 

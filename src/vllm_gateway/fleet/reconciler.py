@@ -106,7 +106,7 @@ class Reconciler:
                 continue
             footprint = self._footprint(state)
             if state.retry_at > now:
-                state.why_fewer = f"waits {state.retry_at - now:.0f} s after a failed start: {state.last_error}"
+                state.why_fewer = None  # but for the pause, which `why_fewer_at` tells
             elif blocked:
                 state.why_fewer = "another model waits for room"
             elif not footprint.known and have > len(rollout.outdated(self.board, state)):

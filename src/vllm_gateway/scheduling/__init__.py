@@ -4,7 +4,7 @@
 from vllm_gateway.routing import Address, EngineMetrics
 from vllm_gateway.scheduling.decisions import Decision, Decisions
 from vllm_gateway.scheduling.health import Change
-from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, load_strategy, make_strategy
+from vllm_gateway.scheduling.loader import StrategyError, StrategySpec, UnknownStrategy, load_strategy, make_strategy
 from vllm_gateway.scheduling.placement import Placement
 from vllm_gateway.scheduling.prompt import Prompt
 from vllm_gateway.scheduling.quarantine import Lost
@@ -35,6 +35,7 @@ __all__ = [
     "Scoring",
     "StrategyError",
     "StrategySpec",
+    "UnknownStrategy",
     "load_strategy",
     "make_strategy",
 ]

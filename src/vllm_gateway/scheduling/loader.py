@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from random import Random
@@ -15,11 +15,13 @@ from typing import Any, cast, get_type_hints
 
 import msgspec
 
+from vllm_gateway.bodies.words import At, dotted, words
 from vllm_gateway.files.plain import read_plain
 from vllm_gateway.scheduling.types import Scheduler
 
 GROUP = "vllm_gateway.strategies"
 _MOST_BYTES = 1 << 20
+_MOST = 1 << 53
 SHIPPED = "vllm_gateway.strategies"
 
 Factory = Callable[..., Scheduler]
@@ -27,7 +29,18 @@ StrategySpec = str | Mapping[str, Any]  # a name, or `name` with options
 
 
 class StrategyError(Exception):
-    """No such strategy or option, or its file cannot be loaded. The text names what there is."""
+    """No such strategy or option, or its file cannot be loaded. The text names what there is.
+
+    `problems`: the same one by one, each with its place below the strategy.
+    """
+
+    def __init__(self, text: str, problems: Sequence[tuple[At, str]] = ()) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems) or (((), text),)
+
+
+class UnknownStrategy(StrategyError):
+    """There is none of that name."""
 
 
 def make_strategy(
@@ -44,7 +57,7 @@ def make_strategy(
     if not isinstance(name, str):
         raise StrategyError("a strategy with options needs its `name` among them")
     factory = load_strategy(name, strategies_dir)
-    given = {
+    given: dict[str, Any] = {
         "clock": clock,
         "random": random,
         "make": lambda inner: make_strategy(inner, strategies_dir, clock=clock, random=random),
@@ -55,20 +68,53 @@ def make_strategy(
     taken = parameters.keys()
     known = sorted(taken - given.keys())
     hints = get_type_hints(vars(factory).get("__init__"), include_extras=True) if options else {}
+    wrong: list[tuple[At, str]] = []
     for option, value in options.items():
         if option not in known:
-            raise StrategyError(f"strategy {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+            text = f"strategy {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
+            wrong.append(((option,), text))
+            continue
+        wrong += _odd_numbers(value, (option,))
+        if "make" in taken:
+            wrong += _wrong_members(value, (option,), given["make"])
         try:
             options[option] = msgspec.convert(value, hints.get(option, Any))
         except msgspec.ValidationError as error:
-            raise StrategyError(f"strategy {name!r}, option {option!r}: {error}") from None
+            at, text = words(error)
+            wrong.append(((option, *at), text))
     for option in known:
         if parameters[option].default is inspect.Parameter.empty and option not in options:
-            raise StrategyError(f"strategy {name!r} needs its option {option!r}")
+            wrong.append(((), f"strategy {name!r} needs its option {option!r}"))
+    if wrong:
+        texts = [f"strategy {name!r}, {dotted(at)}: {text}" if at else text for at, text in wrong]
+        raise StrategyError("; ".join(texts), wrong)
     try:
         return factory(**options, **{key: value for key, value in given.items() if key in taken})
     except (TypeError, ValueError) as error:
         raise StrategyError(f"strategy {name!r}: {error}") from error
+
+
+def _odd_numbers(value: object, at: At) -> Iterator[tuple[At, str]]:
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _odd_numbers(one, (*at, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, one in enumerate(value):
+            yield from _odd_numbers(one, (*at, index))
+    elif isinstance(value, int | float) and not abs(value) <= _MOST:
+        yield at, f"must be a finite number, at most {_MOST}"
+
+
+def _wrong_members(value: object, at: At, make: Callable[[StrategySpec], Scheduler]) -> Iterator[tuple[At, str]]:
+    """Of a strategy that is made of others: each is tried, for it alone could name only the first that is wrong."""
+    for index, one in enumerate(value if isinstance(value, list) else []):
+        spec = one.get("strategy") if isinstance(one, Mapping) else None
+        if isinstance(spec, str | Mapping):
+            try:
+                make(spec)
+            except StrategyError as error:
+                for below, text in error.problems:
+                    yield (*at, index, "strategy", *below), text
 
 
 def load_strategy(name: str, strategies_dir: Path | None = None) -> Factory:
@@ -86,7 +132,7 @@ def load_strategy(name: str, strategies_dir: Path | None = None) -> Factory:
     if name in files:
         return _strategy_in(_module_of(files[name]), name)
     known = ", ".join(sorted({*shipped, *plugins, *files}))
-    raise StrategyError(f"no strategy {name!r}; there are: {known}")
+    raise UnknownStrategy(f"no strategy {name!r}; there are: {known}")
 
 
 def _module_of(path: Path) -> ModuleType:

@@ -54,6 +54,23 @@ def test_what_is_not_the_json_expected_is_the_clients_error(body: bytes) -> None
     assert (caught.value.code, caught.value.status) == ("bad_request", 400)
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        (b'{"model": "m", "stream": "maybe"}', "stream", "expected: 'stream' must be true or false"),
+        (b'{"model": "m", "stream": []}', "stream", "expected: 'stream' must be "),
+        (b'{"model": 3}', "model", "expected: 'model' must be text or null"),
+        (b"[1]", None, "expected: it must be a mapping"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named_in_plain_words(body: bytes, param: str | None, says: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted(body, JSON)
+    assert caught.value.param == param
+    assert says in caught.value.message
+    assert "`" not in caught.value.message
+
+
 @pytest.mark.parametrize("stream", ["1", "1.0", '"1"', '"true"', '"True"', '"YES"', '"on"', '"t"', '"y"', "true"])
 def test_engines_take_more_than_true_for_true(stream: str) -> None:
     assert wanted(b'{"model": "m", "stream": %b}' % stream.encode(), JSON) == Wanted("m", True)

@@ -360,7 +360,10 @@ def test_all_problems_at_once_with_their_places(tmp_path: Path) -> None:
             "g.yaml:1: gpus.except.0: there is no GPU 'GPU-sim-1'; there are: 0 (GPU-sim-0)",
         ),
         ('models: {m: {repository: "a\\u001bc"}}', "g.yaml:1: models.m.repository: holds the control character U+001B"),
-        ('models: {m: {repository: a, environment: {"A\\nB": x}}}', "g.yaml:1: models.m.environment.A\nB: its name"),
+        (
+            'models: {m: {repository: a, environment: {"A\\nB": x}}}',
+            "g.yaml:1: models.m.environment.A\\u000aB: its name",
+        ),
         ('models: {m: {repository: a, adapters: ["a\\u0085"]}}', "g.yaml:1: models.m.adapters.0: holds the control"),
         (
             'models: {m: {repository: a, image: "a\\nb"}}',
@@ -526,11 +529,44 @@ def test_a_strategy_and_its_options_are_checked_where_they_stand(tmp_path: Path)
     )
     with pytest.raises(ConfigError) as caught:
         load_settings(file, {})
-    (wrong_shape,) = caught.value.problems
-    assert str(wrong_shape).startswith(f"{file}:10: models.b.strategy: name a strategy, or give a mapping")
-    file.write_text(file.read_text().replace("strategy: 3", "strategy: random"))
-    with pytest.raises(ConfigError) as caught:
-        load_settings(file, {})
-    places = [str(problem).split(": ")[0] for problem in caught.value.problems]
-    assert places == [f"{file}:1", f"{file}:7"]
+    places = [str(problem).split(": ")[:2] for problem in caught.value.problems]
+    assert places == [
+        [f"{file}:3", "strategy.decay"],
+        [f"{file}:7", "models.a.strategy"],
+        [f"{file}:10", "models.b.strategy"],
+    ], "all at once"
+    assert "name a strategy, or give a mapping" in str(caught.value)
     assert "has no option 'decay'; it has: decay_s" in str(caught.value)
+
+
+def test_nothing_is_withheld_until_something_else_is_mended(tmp_path: Path) -> None:
+    text = (
+        "queue_size: -1\nstrategies_dir: /nowhere\nserver: {host: 0.0.0.0}\nmodels:\n  bad: {}\n"
+        "  a: {repository: x, strategy: {name: peak_ewma, decay_s: .nan}}\n"
+        "  b: {repository: x, tensor_parallel_size: 3}\n"
+        "gpus: {source: static, only: [7], devices: [{name: g, memory_mib: 1}]}\n"
+    )
+    found = problems(tmp_path, text)
+    places = ["queue_size", "strategies_dir", "server.host", "models.bad", "models.a.strategy.decay_s"]
+    for place in [*places, "models.b.tensor_parallel_size", "gpus.only.0"]:
+        assert any(f": {place}: " in line for line in found), (place, found)
+
+
+def test_each_part_of_a_chain_is_told_where_it_stands(tmp_path: Path) -> None:
+    text = (
+        "strategy:\n  name: chain\n  scorers:\n    - {strategy: {name: peak_ewma, decay_s: 0}}\n"
+        "    - {strategy: nope, weight: -1}\n  filters: [{strategy: least_connections}]\n"
+    )
+    found = problems(tmp_path, text)
+    assert "g.yaml:5: strategy.scorers.1.weight: must be a number, more than 0" in found
+    assert any(
+        line.startswith("g.yaml:5: strategy.scorers.1.strategy: no strategy 'nope'; there are:") for line in found
+    )
+    assert "g.yaml:4: strategy.scorers.0.strategy.decay_s: must be a number, more than 0" in found
+    assert "g.yaml:6: strategy.filters.0.at_most: is missing" in found
+    assert len(found) == 4
+
+
+def test_a_problem_is_one_line_whatever_the_name(tmp_path: Path) -> None:
+    for text in ('models: {"a\\nb": {repository: x}}\n', "a: \0\n", 'models: {m: {repository: a, "b\\nc": 1}}'):
+        assert not any("\n" in line for line in problems(tmp_path, text))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A changed configuration, as lists of events: what leaves, what is replaced and in which order."""
 
+import math
+
 from tests.unit.fleet.simulation import FleetInTheHead, spec, started, stopped
 from vllm_gateway.fleet import events as e
 from vllm_gateway.fleet.adoption import gone
@@ -195,3 +197,20 @@ def test_fewer_in_the_middle_of_an_update_are_as_few_as_they_should_be_at_once()
     assert len(fleet.of("a", State.STARTING)) == 2
     fleet.reconfigure(spec("a", 1, spec_hash="new"))
     assert len([one for one in fleet.of("a") if not one.leaving]) == 1
+
+
+def test_a_pause_is_told_while_it_lasts_and_no_longer() -> None:
+    fleet = FleetInTheHead(spec("a"), gpus=1)
+    a = fleet.run("a")
+    fleet.hear(e.Died(a.instance_id, "exit status 2", ("error: out of cards",), 2))
+    fleet.hear(e.Gone(a.instance_id))
+    state = fleet.supervisor.models["a"]
+    for one in fleet.of("a", State.STARTING):
+        fleet.hear(e.Died(one.instance_id, "exit status 2", ("error: out of cards",), 2))
+        fleet.hear(e.Gone(one.instance_id))
+    state.active = True
+    pause = state.retry_at - fleet.now
+    assert pause > 0
+    assert str(state.why_fewer_at(fleet.now)).startswith(f"waits {math.ceil(pause)} s after a failed start: ")
+    assert str(state.why_fewer_at(fleet.now + pause - 0.4)).startswith("waits 1 s")
+    assert "after a failed start" not in str(state.why_fewer_at(state.retry_at))
