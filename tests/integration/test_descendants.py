@@ -32,9 +32,18 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_gateway.simulator", *sys.a
 """
 
 
-def settings(folder: Path) -> dict[str, Any]:
+UNMARKED = """
+import os, subprocess, sys
+worker = subprocess.Popen(["/bin/sleep", "600"], env={}, start_new_session=True, stdout=subprocess.DEVNULL)
+with open(os.environ["TELL"], "w") as file:
+    file.write(str(worker.pid))
+os.execv(sys.executable, [sys.executable, "-m", "vllm_gateway.simulator", *sys.argv[1:]])
+"""
+
+
+def settings(folder: Path, script: str = ENGINE) -> dict[str, Any]:
     engine = folder / "engine.py"
-    engine.write_text(ENGINE)
+    engine.write_text(script)
     one = model("a", instances=1)
     one["environment"] = {**one["environment"], "TELL": str(folder / "told")}
     return config(models={"a": one}, process={"command": [sys.executable, str(engine)]})
@@ -84,3 +93,18 @@ async def test_they_end_with_a_gateway_that_is_killed_or_when_it_is_started_agai
         return
     async with running_gateway(tmp_path, settings(tmp_path)):
         assert not lives(worker)
+
+
+@pytest.mark.parametrize("end", ["engine killed", "gateway stopped", "gateway killed"])
+async def test_who_bears_no_mark_ends_with_an_engine_that_has_just_become_ready(end: str, tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, settings(tmp_path, UNMARKED), may_be_killed=True) as gateway:
+        assert (await gateway.chat("a"))[0] == 200
+        worker = worker_in(tmp_path)
+        assert lives(worker)
+        if end == "gateway killed":
+            await kill(gateway, guard=False)
+        elif end == "engine killed":
+            (pid,) = engine_pids(gateway.process.pid).values()
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: not lives(worker))
+    await until(lambda: not lives(worker))

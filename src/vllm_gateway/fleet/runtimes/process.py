@@ -222,7 +222,10 @@ class ProcessRuntime:
         return Running(str(process.pid), _address(listens_on, process.pid, launch.key))
 
     async def open_way(self, running: Running) -> None:
-        """It is open: engines are this user's."""
+        """It is open: engines are this user's. Whom one has started before it listens is seen before it is ready."""
+        if running.address.path and os.access(running.address.path, os.F_OK):
+            with contextlib.suppress(OSError):
+                await self.pids(running.handle)
 
     def _place_for(self, launch: Launch) -> str | int:
         """Raises StartError."""
