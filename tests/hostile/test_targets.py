@@ -36,6 +36,7 @@ CARRIED = {
     ("PUT", "/v1/own/7"): "/v1/own/7",
 }
 UNKNOWN = [
+    "/v1/line%0aend%1b[2J",
     # Of the engine, and not for clients.
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
@@ -128,6 +129,7 @@ async def test_any_other_path_is_unknown(lane: str) -> None:
             error = orjson.loads(reply.body)["error"]
             assert (reply.status, error["code"]) == (404, "not_found"), target
             assert len(error["message"]) < 300
+            assert error["message"].isprintable(), target
             line = await gateway.line(count)
             assert (line["status"], line["outcome"]) == (404, "not_found")
             assert len(str(line["path"])) <= 100

@@ -72,7 +72,7 @@ ALLOWED = {
     "allocator": {"configuration.settings", "files", "telemetry", "simulator.gpu_memory"},
     "telemetry": {"configuration.settings"},
     "simulator": set[str](),
-    "replay": {"files", "scheduling"},
+    "replay": {"bodies.words", "files", "scheduling"},
     "strategies": {"scheduling"},
     "configuration": {"files", "scheduling", "telemetry"},
     "files": set[str](),

@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.journal import Progress
 from vllm_gateway.telemetry.cut import cut
+from vllm_gateway.telemetry.terminal import printable
 
 _READS = (hdrs.METH_GET, hdrs.METH_HEAD)
 
@@ -20,7 +21,7 @@ def only(request: web.BaseRequest, *methods: str) -> None:
     """Raises ApiError method_not_allowed."""
     if request.method not in methods:
         takes = " or ".join(methods)
-        text = f"{cut(request.path)} takes {takes}, not {request.method}."
+        text = f"{printable(cut(request.path), lines=False)} takes {takes}, not {request.method}."
         raise ApiError("method_not_allowed", text, allow=methods)
 
 

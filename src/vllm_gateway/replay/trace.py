@@ -12,6 +12,7 @@ from typing import IO, cast
 
 import msgspec
 
+from vllm_gateway.bodies.words import dotted, words
 from vllm_gateway.files.plain import open_plain
 
 BLOCK_TOKENS = 512  # of the published traces
@@ -114,7 +115,7 @@ def _json_rows(path: Path, text: IO[str]) -> Iterator[tuple[int, _Row]]:
         try:
             yield line, decode(content)
         except msgspec.MsgspecError as error:
-            raise TraceError(f"{path}, line {line}: {error}") from None
+            raise TraceError(f"{path}, line {line}: {_said(error)}") from None
 
 
 def _csv_rows(path: Path, text: IO[str]) -> Iterator[tuple[int, _Row]]:
@@ -129,4 +130,11 @@ def _csv_rows(path: Path, text: IO[str]) -> Iterator[tuple[int, _Row]]:
         try:
             yield table.line_num, msgspec.convert(values, _Row, strict=False)
         except (msgspec.MsgspecError, csv.Error) as error:
-            raise TraceError(f"{path}, line {table.line_num}: {error}") from None
+            raise TraceError(f"{path}, line {table.line_num}: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, msgspec.ValidationError):
+        return str(error)
+    at, text = words(error)
+    return f"{dotted(at)} {text}" if at else f"it {text}"
