@@ -30,7 +30,6 @@ from vllm_gateway.relay import AiohttpClient, CarriedResponse
 from vllm_gateway.relay.loops import came_back
 from vllm_gateway.routing import ModelCard
 from vllm_gateway.telemetry.cut import cut
-from vllm_gateway.telemetry.terminal import printable
 
 _REALTIME = "/v1/realtime"
 
@@ -131,7 +130,7 @@ class Api:
             return await page.answer(request, progress)
         if not methods:
             text = "Clients' base URL ends in /v1. For operators: /gateway/status, /metrics, /health."
-            raise ApiError("not_found", f"No route {printable(cut(path), lines=False)}. {text}")
+            raise ApiError("not_found", f"No route {cut(path)}. {text}")
         only(request, *sorted(methods))
         progress.path = path
         return await self._infer(request, path + query, caller, progress)
