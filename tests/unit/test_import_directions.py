@@ -51,6 +51,7 @@ ALLOWED = {
         "relay",
         "routing",
         "configuration.settings",
+        "configuration.values",
         "configuration.api_keys",
         "streams",
         "telemetry",

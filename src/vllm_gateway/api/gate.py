@@ -18,7 +18,8 @@ from vllm_gateway.api.client_address import ClientAddresses
 from vllm_gateway.api.cors import NO_CORS, Cors, cors_for
 from vllm_gateway.api.errors import ApiError
 from vllm_gateway.api.keys import ApiKeys, Task
-from vllm_gateway.configuration.settings import ANY_ORIGIN, Server
+from vllm_gateway.configuration.settings import Server
+from vllm_gateway.configuration.values import ANY_ORIGIN
 from vllm_gateway.telemetry.cut import cut
 
 FOR_THE_GATE = frozenset({"authorization", "cookie", "origin", "x-api-key"})

@@ -1,164 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of the configuration: every setting and every default stands here."""
 
-import re
 from collections.abc import Collection, Iterator, Sequence
-from ipaddress import ip_address, ip_network
-from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    PlainValidator,
-    ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from vllm_gateway.configuration import parallelism
 from vllm_gateway.configuration.api_keys import AnyKey
+from vllm_gateway.configuration.values import (
+    BareOff,
+    CarriedPath,
+    Count,
+    Endpoint,
+    HostName,
+    ListenHost,
+    Mib,
+    ModelName,
+    Origin,
+    PlainFile,
+    PriorityName,
+    PriorityNumber,
+    Proxy,
+    Repository,
+    Seconds,
+    Strategy,
+    Strict,
+    TextOrNumber,
+    VariableName,
+    Volume,
+    Weight,
+)
 
 
-def _endpoint(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme == "http" and bool(parts.hostname) and bool(parts.port)
-    except ValueError:
-        good = False
-    if not good or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError("an endpoint must be of the form http://host:port")
-    return url.rstrip("/")
-
-
-def _listen_host(host: str) -> str:
-    try:
-        if host:  # else it is every address
-            ip_address(host)
-    except ValueError:
-        if re.fullmatch(r"\w(?:[\w.-]*[\w.])?", host) is None:
-            raise ValueError("must be an address of this machine or a name, as in 127.0.0.1, :: or localhost") from None
-    return host
-
-
-def _variable(name: str) -> str:
-    if not name or "=" in name:
-        raise ValueError("the name of a variable must not be empty, and has no = in it")
-    return name
-
-
-def _repository(name: str) -> str:
-    if name.startswith("-"):
-        raise ValueError("an engine would take it for an option: a repository or a path does not begin with -")
-    return name
-
-
-def _host_name(name: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?", name) is None:
-        raise ValueError("a name of this machine has neither scheme nor port, as in llm.example.com")
-    return name
-
-
-def _origin(text: str) -> str:
-    if text != ANY_ORIGIN and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@]+", text) is None:
-        raise ValueError("an origin has a scheme and no path: https://chat.example.com; '*': pages of all sites")
-    return text
-
-
-def _proxy(text: str) -> str:
-    if text != "unix":
-        ip_network(text)
-    return text
-
-
-def _printable(name: str) -> str:
-    if not name.strip() or not name.isprintable():
-        raise ValueError("the name of a model must not be empty, and its characters printable")
-    return name
-
-
-def _plain_file(name: str) -> str:
-    if name.endswith((".gz", ".csv")):
-        raise ValueError("plain JSON lines are written: name it .jsonl")
-    return name
-
-
-def _volume(text: str) -> str:
-    if re.fullmatch(r"[^:]+:/[^:]+(:r[ow])?", text) is None:
-        raise ValueError("a volume must be of the form /on/the/host:/in/the/engine, :ro at its end for read only")
-    return text
-
-
-def _carried_path(text: str) -> str:
-    if re.fullmatch(r"((GET|POST|PUT|PATCH|DELETE) )?(/([A-Za-z0-9._~-]+|\{[a-z_]+\}))+", text) is None:
-        raise ValueError("a path must be of the form /path or METHOD /path; {name} stands for one segment of it")
-    return text
-
-
-def _strategy(value: object) -> str | dict[str, Any]:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, dict) and isinstance(value.get("name"), str):
-        return value
-    raise ValueError("name a strategy, or give a mapping of its `name` and its options")
-
-
-ANY_ORIGIN = "*"
-_STRATEGY_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
-    ]
-}
-Strategy = Annotated[str | dict[str, Any], PlainValidator(_strategy), WithJsonSchema(_STRATEGY_SCHEMA)]
-MOST = 10**9
-"""No number is larger: 30 years, or 900 TiB. Sums of what is within it can be counted, timed and logged."""
-Count = Annotated[int, Field(le=MOST)]
-Seconds = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
-Mib = Annotated[int, Field(gt=0, le=MOST)]
-Weight = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
-PriorityNumber = Annotated[int, Field(ge=-MOST, le=MOST)]
-Volume = Annotated[str, AfterValidator(_volume)]
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-CarriedPath = Annotated[str, AfterValidator(_carried_path)]
-ModelName = Annotated[str, AfterValidator(_printable)]
-TextOrNumber = Annotated[
-    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"type": ["string", "number", "boolean"]})
-]
-# YAML reads a bare `off` as false.
-_BareOff = BeforeValidator(lambda value: "off" if value is False else value)
-PriorityName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """For Python, it is 1."""
-        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(one, bool) for one in inside):
-            assert info.field_name is not None
-            if _is_of_numbers(cls.model_fields[info.field_name].annotation):
-                raise ValueError("must be a number, not true or false")
-        return value
-
-
-def _is_of_numbers(annotation: object) -> bool:
-    """Whether it is a number, or a list or mapping of numbers."""
-    if get_origin(annotation) is dict:
-        return _is_of_numbers(get_args(annotation)[1])
-    if get_origin(annotation) is Literal:
-        return False
-    return annotation in (int, float) or any(map(_is_of_numbers, get_args(annotation)))
-
-
-class Tls(_Strict):
+class Tls(Strict):
     """Files in PEM form; they are read again when they change."""
 
     certificate: str = Field(min_length=1, description="The server's certificate and its intermediate ones.")
@@ -168,10 +47,10 @@ class Tls(_Strict):
     )
 
 
-class Server(_Strict):
+class Server(Strict):
     """Where clients reach the gateway."""
 
-    host: Annotated[str, AfterValidator(_listen_host)] = "127.0.0.1"
+    host: ListenHost = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     socket: str | None = Field(None, min_length=1, description="A Unix socket for clients, instead of host and port.")
     socket_mode: str = Field(
@@ -185,13 +64,13 @@ class Server(_Strict):
         "a mapping has a name, a role, and key, key_sha256 or key_file.",
     )
     open: bool = Field(False, description="Without keys, serve other machines than this one too.")
-    hosts: tuple[Annotated[str, AfterValidator(_host_name)], ...] = Field(
+    hosts: tuple[HostName, ...] = Field(
         (), description="Without keys: names by which clients may ask for the gateway, besides localhost and addresses."
     )
-    allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    allowed_origins: tuple[Origin, ...] = Field(
         (), description="Sites whose pages may call the paths for clients (CORS): https://chat.example.com."
     )
-    trusted_proxies: tuple[Annotated[str, AfterValidator(_proxy)], ...] = Field(
+    trusted_proxies: tuple[Proxy, ...] = Field(
         (), description="Addresses or networks of proxies whose X-Forwarded-For is believed; unix: of a Unix socket."
     )
     head_timeout_s: Seconds = Field(10, gt=0, description="From the first byte of a request's head to its last one.")
@@ -226,7 +105,7 @@ class Server(_Strict):
     drain_timeout_s: Seconds = Field(30, description="At a stop or take-over: how long requests in flight may take.")
 
 
-class Docker(_Strict):
+class Docker(Strict):
     """The `docker` runtime."""
 
     image: str = "vllm/vllm-openai:latest"
@@ -253,7 +132,7 @@ class Docker(_Strict):
         return self
 
 
-class Process(_Strict):
+class Process(Strict):
     """The `process` runtime: engines are child processes of the gateway."""
 
     command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -261,7 +140,7 @@ class Process(_Strict):
     )
 
 
-class Device(_Strict):
+class Device(Strict):
     """A GPU that NVML cannot tell of, or a simulated one."""
 
     name: str
@@ -269,7 +148,7 @@ class Device(_Strict):
     id: str | None = None
 
 
-class Gpus(_Strict):
+class Gpus(Strict):
     """The GPUs whose memory is shared out."""
 
     source: Literal["nvml", "static", "simulated"] = "nvml"
@@ -330,19 +209,19 @@ def names_gpu(entries: Sequence[str], index: int, gpu_id: str) -> bool:
     )
 
 
-class Log(_Strict):
+class Log(Strict):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON.")
 
 
-class Decisions(_Strict):
+class Decisions(Strict):
     """Why requests went where they went; of strategies that have scores."""
 
     keep: int = Field(100, ge=0, le=10_000, description="How many of each model to keep, for GET /gateway/decisions.")
     log_every: Count = Field(0, ge=0, description="One in this many is logged; 0: none.")
 
 
-class Retry(_Strict):
+class Retry(Strict):
     """Requests whose instance failed before the first byte of its reply are tried on another one."""
 
     attempts: int = Field(3, ge=1, le=10, description="Instances that may get one request; 1: never again.")
@@ -352,7 +231,7 @@ class Retry(_Strict):
     same_after_s: Seconds = Field(1, description="After this, an only instance gets a request again that it failed.")
 
 
-class Ejection(_Strict):
+class Ejection(Strict):
     """An instance whose requests fail gets none for a while. Never the last one of a model."""
 
     consecutive_failures: Count = Field(3, ge=1, description="This many requests in a row without a complete reply.")
@@ -361,7 +240,7 @@ class Ejection(_Strict):
     max_share: float = Field(0.5, gt=0, le=1, description="Most of a model's instances at once; at least one of two.")
 
 
-class Health(_Strict):
+class Health(Strict):
     """Instances that run are watched. One that does not answer, or does not work, gets no requests until it does."""
 
     every_s: Seconds = Field(3, gt=0, description="How often each is asked for its health; two misses in a row count.")
@@ -372,7 +251,7 @@ class Health(_Strict):
     )
 
 
-class Timeouts(_Strict):
+class Timeouts(Strict):
     """How long each part of a request may bring nothing. Only `client_s` can be met by a client that is merely slow."""
 
     connect_s: Seconds = Field(5, gt=0, description="To an instance.")
@@ -382,16 +261,16 @@ class Timeouts(_Strict):
     client_s: Seconds = Field(120, description="Until a client takes the next byte of its reply; 0: no limit.")
 
 
-Resume = Annotated[Literal["exact", "best_effort", "off"], _BareOff]
+Resume = Annotated[Literal["exact", "best_effort", "off"], BareOff]
 ColdStart = Literal["wait", "keepalive"]
 EngineAddress = Literal["socket", "port"]
-Sleep = Annotated[Literal["off", "level_1"], _BareOff]
+Sleep = Annotated[Literal["off", "level_1"], BareOff]
 
 
-class Model(_Strict):
+class Model(Strict):
     """What one user-facing name means, and how to serve it."""
 
-    repository: Annotated[str, AfterValidator(_repository)] | None = Field(
+    repository: Repository | None = Field(
         None, min_length=1, description="Hugging Face repository or a path the engine can read."
     )
     endpoints: tuple[Endpoint, ...] = Field((), description="Engines that you run yourself: http://host:port.")
@@ -399,7 +278,7 @@ class Model(_Strict):
     aliases: tuple[ModelName, ...] = Field((), description="Other names that clients may use.")
     adapters: tuple[ModelName, ...] = Field((), description="LoRA adapters of its engines, as clients name them.")
     engine_arguments: tuple[TextOrNumber, ...] = Field((), description="Added to the engine's command line.")
-    environment: dict[Annotated[str, AfterValidator(_variable)], TextOrNumber] = Field(default_factory=dict, repr=False)
+    environment: dict[VariableName, TextOrNumber] = Field(default_factory=dict, repr=False)
     image: str | None = None
     engine_address: EngineAddress | None = Field(None, description="Overrides the default.")
     tensor_parallel_size: int = Field(1, ge=1, le=64)
@@ -439,7 +318,7 @@ class Model(_Strict):
         return self
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """The whole configuration, validated and frozen."""
 
     server: Server = Server()
@@ -485,7 +364,7 @@ class Settings(_Strict):
         None, min_length=1, description="The folder of all that the gateway keeps; none: systemd's or the user's."
     )
     memory_footprint_file: str = "memory_footprints.json"
-    record_trace: Annotated[str, AfterValidator(_plain_file)] | None = Field(
+    record_trace: PlainFile | None = Field(
         None, description="A file for lengths and hashes of requests, no content: for `vllm-gateway simulate`."
     )
     hf_token: str | None = Field(None, repr=False, description="Passed to engines; never logged.")
