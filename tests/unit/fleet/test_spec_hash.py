@@ -35,10 +35,10 @@ def test_it_is_the_one_of_the_release_before() -> None:
 
 
 def test_what_begins_with_a_dash_is_no_option() -> None:
-    model = Model(repository="-/m")
-    assert vllm.arguments("-dash", model, share=None) == ("--model=-/m", "--served-model-name=-dash")
+    model = Model(repository="org/m")
+    assert vllm.arguments("-dash", model, share=None) == ("--model", "org/m", "--served-model-name=-dash")
     read = parse_arguments(vllm.arguments("-dash.1", model, share=None))
-    assert (read.model, read.name) == ("-/m", "-dash.1")
+    assert (read.model, read.name) == ("org/m", "-dash.1")
 
 
 @pytest.mark.parametrize("ipc", [{"ipc": "host"}, {"ipc": "private", "shm_mib": 64}])
