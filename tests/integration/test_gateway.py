@@ -122,6 +122,19 @@ async def test_a_bad_engine_argument_fails_the_request_at_once_and_operators_see
         assert all(gpu["reserved_mib"] == 0 for gpu in page["gpus"])
 
 
+async def test_a_gateway_that_ends_leaves_the_engines_of_another_one(tmp_path: Path) -> None:
+    models = {"a": model("a")}
+    (tmp_path / "other").mkdir()
+    async with running_gateway(tmp_path, config(gpus=1, models=models)) as gateway:
+        async with running_gateway(tmp_path / "other", config(gpus=1, models=models)) as other:
+            await gateway.chat("a")
+            await other.chat("a")
+            engines = engines_of(gateway.process.pid)
+            await asyncio.sleep(1.2)  # both have looked at who there is
+        assert engines_of(gateway.process.pid) == engines
+        assert (await gateway.chat("a"))[0] == 200
+
+
 async def test_a_killed_engine_is_replaced_and_no_request_fails(tmp_path: Path) -> None:
     models = {"a": model("a")}
     async with running_gateway(tmp_path, config(gpus=1, models=models)) as gateway:

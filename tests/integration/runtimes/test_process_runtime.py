@@ -18,6 +18,7 @@ from tests.waiting import until
 from vllm_gateway.configuration.loading import ENVIRONMENT
 from vllm_gateway.configuration.settings import Process
 from vllm_gateway.fleet.runtimes import Launch, Running, RuntimeDown, StartError, descendants, process
+from vllm_gateway.fleet.runtimes.descendants import own_name
 from vllm_gateway.fleet.runtimes.process import ProcessRuntime
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 
@@ -249,7 +250,7 @@ async def test_who_has_no_mark_ends_with_an_engine_that_is_stopped_before_anybod
 async def test_who_has_no_mark_is_seen_without_being_asked_for(make: Make, fifo: Path) -> None:
     runtime = await make(STRANGE_WORKER)
     running, worker = await start_unseen(runtime, fifo)
-    await until(lambda: worker in runtime._descendants.there())
+    await until(lambda: worker in runtime._descendants.of(own_name()))
     os.kill(int(running.handle), signal.SIGKILL)
     await runtime.wait(running.handle)
     await runtime.remove(running.handle)

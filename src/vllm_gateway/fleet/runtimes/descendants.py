@@ -81,10 +81,11 @@ class Descendants:
                     found.setdefault(known.mark, set()).add(pid)
         return {mark: frozenset(pids) for mark, pids in found.items()}
 
-    def there(self) -> Mapping[int, int]:
-        """All that were there at the last look, and when each began."""
+    def of(self, owner: str) -> Mapping[int, int]:
+        """Those of one gateway that were there at the last look, and when each began; never those of another one."""
         with self._lock:
-            return {pid: known.began for pid, known in self._known.items() if known.mark is not None}
+            known = self._known.items()
+            return {pid: one.began for pid, one in known if one.mark is not None and one.mark.owner == owner}
 
     def _read(self, pid: int, before: Mapping[int, _Known]) -> _Known:
         parent, began = _stat(pid)

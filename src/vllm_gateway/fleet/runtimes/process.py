@@ -301,7 +301,7 @@ class ProcessRuntime:
             pause_s = min(pause_s * _LATER_S, _LAST_LOOK_S)
 
     def _tell_guard_who_is_there(self) -> None:
-        there = self._descendants.there()
+        there = self._descendants.of(self._name)
         for pid in self._told.keys() - there.keys():
             self._tell_guard("~", pid)
         for pid, began in there.items():
