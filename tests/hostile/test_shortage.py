@@ -77,7 +77,7 @@ async def test_an_engine_that_cannot_be_asked_for_its_health_is_not_found_ill() 
 
 @pytest.fixture
 async def runtime(sockets: EngineSockets) -> AsyncIterator[ProcessRuntime]:
-    made = ProcessRuntime(Process(command=(sys.executable, "-c", "")), None, sockets=sockets)
+    made = ProcessRuntime(Process(command=(sys.executable, "-c", "pass")), None, sockets=sockets)
     await made.open()
     yield made
     await made.close()

@@ -16,12 +16,13 @@ from tests.waiting import LIMIT_S
 
 # Something happens in the middle of importing a module.
 _STRUCK = """
-import os, sys
+import os, signal, sys
 class Strikes:
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[1]:
             exec(sys.argv[2])
 sys.meta_path.insert(0, Strikes())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as on a terminal, whatever the tests run in
 from vllm_gateway.cli import main
 sys.exit(main(sys.argv[3:]))
 """
