@@ -19,7 +19,7 @@ async def aside(work: Callable[[], Result], limit_s: float | None = LIMIT_S) -> 
 
     Raises TimeoutError, whose text says so, when it takes longer, and when too many others hang.
     """
-    loop = asyncio.get_running_loop()
+    loop, threads = asyncio.get_running_loop(), _threads
     done: asyncio.Future[Result] = loop.create_future()
 
     def tell(result: Result | None, error: BaseException | None) -> None:
@@ -38,16 +38,16 @@ async def aside(work: Callable[[], Result], limit_s: float | None = LIMIT_S) -> 
         except BaseException as met:
             error = met
         finally:
-            _threads.release()
+            threads.release()
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(tell, result, error)
 
-    if not _threads.acquire(blocking=False):
+    if not threads.acquire(blocking=False):
         raise TimeoutError(f"files do not answer: {_MOST} attempts hang")
     try:
         threading.Thread(target=run, name="files", daemon=True).start()
     except RuntimeError:  # there can be no more threads
-        _threads.release()
+        threads.release()
         raise
     try:
         async with asyncio.timeout(limit_s):
