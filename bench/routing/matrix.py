@@ -64,7 +64,7 @@ _trace: Trace  # in each process of the pool: it is large, and does not change
 
 
 def _begin(trace: Trace) -> None:
-    global _trace  # noqa: PLW0603
+    global _trace  # noqa: PLW0603 - how a pool hands over what is large
     _trace = trace
 
 

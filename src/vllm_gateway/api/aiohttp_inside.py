@@ -29,5 +29,5 @@ def check() -> None:
 
 def _inside(owner: type) -> set[str]:
     """Its methods, and its slots, or what its `__init__` sets."""
-    made = () if "__slots__" in vars(owner) else owner.__init__.__code__.co_names  # type: ignore[misc]
+    made = () if "__slots__" in vars(owner) else owner.__init__.__code__.co_names  # type: ignore[misc]  # of a class
     return {*dir(owner), *made}

@@ -64,7 +64,7 @@ class Address:
     def _open(self, method: str, path: str, timeout_s: float | None) -> HTTPResponse:
         there = _HERE if self._base.startswith(_UNIX) else self._base
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        request = urllib.request.Request(there + path, headers=headers, method=method)  # noqa: S310
+        request = urllib.request.Request(there + path, headers=headers, method=method)  # noqa: S310 - the operator names it
         reply: HTTPResponse = self._opener().open(request, timeout=timeout_s)
         return reply
 

@@ -19,7 +19,7 @@ def is_own(url: str, server: Server) -> bool:
     addresses = _addresses(host)
     if listens in _EVERYWHERE:
         return any(map(_is_of_this_machine, addresses))
-    if listens == "0.0.0.0":  # noqa: S104
+    if listens == "0.0.0.0":  # noqa: S104 - compared, not bound
         return any(one.version == 4 and _is_of_this_machine(one) for one in addresses)
     return host == listens or bool(addresses & _addresses(listens))
 

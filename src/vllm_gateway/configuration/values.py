@@ -48,7 +48,7 @@ def _variable(name: str) -> str:
 
 def _repository(name: str) -> str:
     if name.startswith("-"):
-        raise ValueError("an engine would take it for an option: a repository or a path does not begin with -")
+        raise ValueError("a repository or a path does not begin with -")
     return name
 
 

@@ -28,7 +28,7 @@ async def aside(work: Callable[[], Result], limit_s: float | None = LIMIT_S) -> 
         if error is not None:
             done.set_exception(error)
         else:
-            done.set_result(result)  # type: ignore[arg-type]
+            done.set_result(result)  # type: ignore[arg-type]  # no error: a result
 
     def run() -> None:
         result: Result | None = None

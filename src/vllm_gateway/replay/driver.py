@@ -97,7 +97,7 @@ class _Run:
             for name in self.engines
         ]
         self._clock = Clock()
-        self._strategy = build(World(self._clock, Random(setting.seed), self.engines))  # noqa: S311
+        self._strategy = build(World(self._clock, Random(setting.seed), self.engines))  # noqa: S311 - repeatable
         self._first_byte = getattr(self._strategy, "first_byte", None)
         self._finished = getattr(self._strategy, "finished", None)
         self._metrics_due_s = 0.0 if getattr(self._strategy, "wants_metrics", False) else float("inf")

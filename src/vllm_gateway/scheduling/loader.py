@@ -51,7 +51,7 @@ def make_strategy(
     random: Random | None = None,
 ) -> Scheduler:
     """A new strategy, as the configuration describes it. Raises StrategyError."""
-    random = random or Random()  # noqa: S311
+    random = random or Random()  # noqa: S311 - chooses instances, no secrets
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
     if not isinstance(name, str):

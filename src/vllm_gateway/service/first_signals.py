@@ -32,5 +32,5 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    global _hung_up  # noqa: PLW0603
+    global _hung_up  # noqa: PLW0603 - likewise
     _hung_up = True

@@ -246,7 +246,7 @@ class _Sink:
             known = {name: _shown(name, value) for name, value in fields.items() if value is not None}
             try:
                 text = str(self._render(None, "msg", dict(known)))  # which it empties
-            except Exception:
+            except Exception:  # whatever a value does when it is shown: a line is never lost
                 text = str(self._render(None, "msg", {name: _text(value) for name, value in known.items()}))
             self.writer.put(text.encode("utf-8", "replace") + b"\n")
 

@@ -270,7 +270,7 @@ def test_an_endpoint_that_is_the_gateway_itself(tmp_path: Path, host: str, own: 
             "models: {m: {endpoints: ['http://a:1', 'http://A:1/']}}",
             "models.m.endpoints.1: http://A:1/ stands before it",
         ),
-        ("models: {m: {repository: --help}}", "models.m.repository: an engine would take it for an option"),
+        ("models: {m: {repository: --help}}", "models.m.repository: a repository or a path does not begin with -"),
         ("models: {m: {repository: a, environment: {A=B: x}}}", "models.m.environment.A=B: the name of a variable"),
         ("models: {m: {repository: a, environment: {'': x}}}", "models.m.environment.: the name of a variable"),
         ('models: {m: {repository: a, environment: {A: "b\\0c"}}}', "models.m.environment.A: holds a NUL"),

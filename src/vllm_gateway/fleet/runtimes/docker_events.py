@@ -109,7 +109,7 @@ class DockerEvents:
 
     async def _follow_one_stream(self, client: aiodocker.Docker) -> None:
         """Returns when the stream ends, for whatever reason."""
-        subscription = client.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
+        subscription = client.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]  # aiodocker's
         stream = self._stream = asyncio.create_task(client.events.run(filters=self._filters, since=str(self._since)))
         try:
             self._nudge_everybody()
