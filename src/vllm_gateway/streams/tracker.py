@@ -13,9 +13,10 @@ import orjson
 
 from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.streams.asked import Asked, Kind, Resume, with_token_ids
+from vllm_gateway.streams.event_stream import EventStream
 from vllm_gateway.streams.large import LARGE_EVENT_BYTES, glance, without_prompt_ids
 from vllm_gateway.streams.plain import PLAIN
-from vllm_gateway.streams.sse import LEAST_EVENT_BYTES, MAX_EVENT_BYTES, EventReader, EventTooLong, data_of
+from vllm_gateway.streams.sse import LEAST_EVENT_BYTES, MAX_EVENT_BYTES, EventReader, data_of
 
 # A quote that no backslash precedes opens or closes a text; one before `token_ids":` can only open a name.
 _IDS = re.compile(rb'(?<!\\)"(token_ids|prompt_token_ids)"(\s*+:\s*+)\[([\s\d,]*+)\]')
@@ -49,7 +50,7 @@ def is_refusal(chunk: Mapping[str, Any]) -> bool:
     return isinstance(code, int) and 400 <= code < 500
 
 
-class Tracker:
+class Tracker(EventStream):
     """One stream as the client sees it, from whichever instance its parts come.
 
     `feed` takes what an instance sent and returns what goes to the client. It holds back what would end the stream
@@ -62,12 +63,9 @@ class Tracker:
         "_kept",
         "_kind",
         "_plain",
-        "_reader",
         "_rest",
         "_strange",
         "asked",
-        "done",
-        "failed",
         "finished",
         "head",
         "ids",
@@ -76,7 +74,6 @@ class Tracker:
         "obstacle",
         "pieces",
         "prompt_ids",
-        "refused",
         "resume",
         "shown",
         "texts",
@@ -84,12 +81,10 @@ class Tracker:
     )
 
     def __init__(self, asked: Asked, resume: Resume, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        super().__init__(max_event_bytes)
         self.asked = asked
         self.resume = resume
         self.max_event_bytes = max_event_bytes
-        self.failed: str | None = None
-        self.refused = False  # the engine's answer is an error of the client's
-        self.done = False  # the client has the stream's last event
         self.head: dict[str, Any] = {}  # id, object, created and model of the client's stream
         self.obstacle = asked.obstacle_to(resume)  # why another instance cannot go on
         self.prompt_ids: bytes | None = None  # a JSON list
@@ -104,7 +99,6 @@ class Tracker:
         self.finished = 0  # choices with a finish reason
         self.usage_sent = False
         self._hide_ids = self.obstacle is None and not asked.token_ids
-        self._reader = EventReader(self.max_event_bytes)
         self._kind = asked.kind
         self._before: bytes | None = None  # what plain events begin with, once one has been seen
         self._plain = PLAIN[asked.kind]
@@ -120,10 +114,6 @@ class Tracker:
     def begun(self) -> bool:
         """Whether the client has seen an event."""
         return bool(self.head)
-
-    @property
-    def ended(self) -> bool:
-        return self.done or self.failed is not None
 
     @property
     def is_between_events(self) -> bool:
@@ -184,17 +174,6 @@ class Tracker:
             return None
         self.pieces += 1
         return chunk
-
-    def feed(self, payload: bytes) -> bytes:
-        """What goes on to the client. Nothing does once the stream has ended."""
-        if self.ended:
-            return b""
-        try:
-            events = self._reader.feed(payload)
-        except EventTooLong:
-            self.failed = "event_too_long"
-            return b""
-        return b"".join([self._event(event) for event in events])
 
     def _is_mere_text(self, data: bytes, start: int, end: int) -> bool:
         """Whether it is one event of a reply that goes on: enough of a stream that cannot be continued."""

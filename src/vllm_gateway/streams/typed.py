@@ -15,8 +15,9 @@ import orjson
 
 from vllm_gateway.bodies.payload import Payload
 from vllm_gateway.streams.asked import with_end
+from vllm_gateway.streams.event_stream import EventStream
 from vllm_gateway.streams.large import LARGE_EVENT_BYTES
-from vllm_gateway.streams.sse import MAX_EVENT_BYTES, EventReader, EventTooLong, data_of, event_of
+from vllm_gateway.streams.sse import MAX_EVENT_BYTES, EventReader, data_of, event_of
 from vllm_gateway.streams.steps import Ask, Finish, GiveUp, Step
 from vllm_gateway.streams.tracker import is_one_chunk
 
@@ -77,7 +78,7 @@ RESPONSES = Types(
 TYPED = {types.path: types for types in (MESSAGES, RESPONSES)}
 
 
-class Typed:
+class Typed(EventStream):
     """One stream as the client sees it, from whichever instance its parts come; see `Tracker`."""
 
     __slots__ = (
@@ -86,15 +87,11 @@ class Typed:
         "_greeted",
         "_held",
         "_max_event_bytes",
-        "_reader",
         "_renamed",
         "_target",
         "_types",
-        "done",
-        "failed",
         "is_finished",
         "number",
-        "refused",
         "response_id",
         "tokens",
     )
@@ -103,18 +100,15 @@ class Typed:
         self, types: Types, body: Payload, *, target: str = "", max_event_bytes: int = MAX_EVENT_BYTES
     ) -> None:
         """`target`: path and query, as the client asked."""
+        super().__init__(max_event_bytes)
         self._types = types
         self._target = target or types.path
         self._body = body
         self._max_event_bytes = max_event_bytes
-        self._reader = EventReader(max_event_bytes)
         self._greeted: set[bytes] = set()  # types of greetings that the client has
         self._held: list[bytes] = []  # of no use unless something follows them
         self._again = False  # this is not the instance that began
         self._renamed: tuple[bytes, bytes] | None = None  # its name for the response, and the client's
-        self.failed: str | None = None
-        self.done = False
-        self.refused = False
         self.is_finished = False
         self.number = 0
         self.tokens = 0  # an event is counted as one
@@ -132,10 +126,6 @@ class Typed:
     @property
     def begun(self) -> bool:
         return bool(self._greeted) or self.tokens > 0
-
-    @property
-    def ended(self) -> bool:
-        return self.done or self.failed is not None
 
     @property
     def is_between_events(self) -> bool:
@@ -169,17 +159,6 @@ class Typed:
         self.tokens += 1
         self.number += 1
         return chunk
-
-    def feed(self, payload: bytes) -> bytes:
-        """What goes on to the client. Nothing does once the stream has ended."""
-        if self.ended:
-            return b""
-        try:
-            events = self._reader.feed(payload)
-        except EventTooLong:
-            self.failed = "event_too_long"
-            return b""
-        return b"".join([self._event(event) for event in events])
 
     def _event(self, event: bytes) -> bytes:
         if self.ended:
