@@ -20,6 +20,7 @@ from tests.waiting import LIMIT_S, until
 from vllm_gateway.configuration.settings import Docker, Log
 from vllm_gateway.fleet.runtimes import Launch, Progress, RuntimeDown, StartError, docker_client
 from vllm_gateway.fleet.runtimes.docker import DockerRuntime
+from vllm_gateway.fleet.runtimes.docker_output import ContainerLog
 from vllm_gateway.fleet.runtimes.output import Outputs
 from vllm_gateway.fleet.runtimes.sockets import EngineSockets
 from vllm_gateway.routing import Address
@@ -173,6 +174,18 @@ for n in itertools.count():
     print(n, file=(sys.stdout, sys.stderr)[n % 2], flush=True)
     time.sleep(0.01)
 """
+
+
+async def test_all_pieces_of_a_long_line_are_read(
+    runtime: DockerRuntime, docker: aiodocker.Docker, owner: str, image: str
+) -> None:
+    running = await runtime.start(launch(owner, image, "print('a' * 20_000 + 'b' * 20_000 + 'c')"))
+    await runtime.wait(running.handle)
+    log = ContainerLog(running.handle)
+    said = b"".join([piece async for piece in log.pieces(docker)])
+    assert (said.count(b"a"), said.count(b"b"), said.rstrip()[-1:]) == (20_000, 20_000, b"c")
+    assert [piece async for piece in log.pieces(docker)] == [], "none of them again"
+    await runtime.remove(running.handle)
 
 
 async def test_all_that_a_container_writes_is_read_once_also_while_docker_is_away(

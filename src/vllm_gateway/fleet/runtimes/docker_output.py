@@ -3,6 +3,7 @@
 
 import asyncio
 import re
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from datetime import datetime
 
@@ -13,6 +14,7 @@ from vllm_gateway.fleet.runtimes.output import MOST_LINES
 
 _HEAD_BYTES = 8  # which stream it is, and how long the piece
 _MOST_BYTES = 1 << 20
+_LATE_S = 1
 _CANNOT_BE_READ = "does not support reading"
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z ")
 
@@ -22,11 +24,15 @@ class NotReadable(Exception):
 
 
 class ContainerLog:
-    """Each piece is told once: of what comes a second time, after a gap, Docker's own times tell."""
+    """Each piece is told once: what comes a second time, after a gap, is known by its time, its stream and its text.
+
+    Its time alone would not do: Docker passes on what comes on two streams a little out of order, and the pieces of a
+    long line have the same.
+    """
 
     def __init__(self, container: str) -> None:
         self._path = f"containers/{container}/logs"
-        self._seen = b""  # the time of the last piece
+        self._told: deque[tuple[bytes, int]] = deque(maxlen=MOST_LINES)  # the last ones: when, and a hash
 
     async def pieces(self, client: aiodocker.Docker) -> AsyncIterator[bytes]:
         """All that has not been told, and what comes, until the container or the connection ends.
@@ -34,8 +40,9 @@ class ContainerLog:
         Raises NotReadable, DockerError, aiohttp.ClientError, TimeoutError.
         """
         params = {"follow": "1", "stdout": "1", "stderr": "1", "timestamps": "1", "tail": str(MOST_LINES)}
-        if self._seen:
-            params |= {"since": _epoch(self._seen), "tail": "all"}
+        again = Counter(self._told)
+        if again:
+            params |= {"since": self._since(), "tail": "all"}
         try:
             async with client._query(self._path, params=params, timeout=up_to(None)) as reply:
                 while True:
@@ -47,8 +54,12 @@ class ContainerLog:
                     stamp = _STAMP.match(piece)
                     if stamp is None:
                         yield piece
-                    elif _order(stamp) > self._seen:
-                        self._seen = _order(stamp)
+                        continue
+                    mark = (_order(stamp), hash((head[0], piece)))
+                    if again[mark]:
+                        again[mark] -= 1
+                    else:
+                        self._told.append(mark)
                         yield piece[stamp.end() :]
         except asyncio.IncompleteReadError:
             return
@@ -57,13 +68,20 @@ class ContainerLog:
                 raise NotReadable from error
             raise
 
+    def _since(self) -> str:
+        """A little before the last one, as others may come late; and not before what is remembered."""
+        times = [time for time, _ in self._told]
+        latest, oldest = _seconds(max(times)), _seconds(min(times))
+        seconds, fraction = max((latest[0] - _LATE_S, latest[1]), oldest)
+        return f"{seconds}{fraction}"
+
 
 def _order(stamp: re.Match[bytes]) -> bytes:
     """Docker leaves out zeros at the end of a time."""
     return stamp[1] + (stamp[2] or b".").ljust(10, b"0")
 
 
-def _epoch(seen: bytes) -> str:
-    """As Docker takes it: seconds, and nanoseconds after the point."""
-    text = seen.decode()
-    return f"{int(datetime.fromisoformat(text[:19] + '+00:00').timestamp())}{text[19:]}"
+def _seconds(time: bytes) -> tuple[int, str]:
+    """Since 1970, and the fraction with its point, as Docker takes them."""
+    text = time.decode()
+    return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp()), text[19:]
