@@ -62,11 +62,15 @@ async def read(gateway: GatewayProcess, path: str = LOGS) -> str:
         return await reply.text()
 
 
-async def command(gateway: GatewayProcess, *words: str) -> tuple[int, str]:
+async def begun(gateway: GatewayProcess, *words: str) -> asyncio.subprocess.Process:
     arguments = ["-m", "vllm_gateway.cli", "logs", *words, "--url", gateway.url]
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
+
+
+async def command(gateway: GatewayProcess, *words: str) -> tuple[int, str]:
+    process = await begun(gateway, *words)
     async with asyncio.timeout(LIMIT_S):
         said, _ = await process.communicate()
     assert process.returncode is not None
@@ -153,12 +157,15 @@ async def test_both_instances_of_a_model_side_by_side(tmp_path: Path) -> None:
             (name, "gemma3-4B", "ready") for name in names
         ]
         assert all(one["lines"] > 3 for one in logs)
-        followed = asyncio.create_task(command(gateway, "--follow", "gemma3-4B", "-n", "1"))
-        await until(lambda: len(gateway.events("request_finished", path="/gateway/logs")) >= 5)
-        for one in page["active_containers_by_name"].values():
-            os.kill(await pid_of(gateway, one["name"]), signal.SIGKILL)
-        status, said = await followed
-        assert (status, {line.partition(" | ")[0] for line in said.splitlines()}) == (0, set(names))
+        following = await begun(gateway, "--follow", "gemma3-4B", "-n", "1")
+        assert following.stdout is not None
+        async with asyncio.timeout(LIMIT_S):
+            seen = {(await following.stdout.readline()).decode().partition(" | ")[0] for _ in names}
+            assert seen == set(names)
+            for one in page["active_containers_by_name"].values():
+                os.kill(await pid_of(gateway, one["name"]), signal.SIGKILL)
+            await following.communicate()
+        assert following.returncode == 0
 
 
 async def pid_of(gateway: GatewayProcess, name: str) -> int:
